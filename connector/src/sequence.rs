@@ -1,0 +1,138 @@
+//! Requests and their loads.
+
+use std::time::Instant;
+
+use kvtide_model::{BlockMove, MediaItem, Scope};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::fence::enter;
+use crate::pool::Pool;
+
+/// What all requests of one engine have in common.
+#[pyclass(frozen, module = "kvtide._native")]
+pub(crate) struct Namespace(kvtide_model::Namespace);
+
+#[pymethods]
+impl Namespace {
+    #[new]
+    #[pyo3(signature = (*, model, weights_revision, compute_dtype, kv_dtype, layout, block_tokens, ranks, shard_bytes))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn new(
+        model: String,
+        weights_revision: String,
+        compute_dtype: String,
+        kv_dtype: String,
+        layout: String,
+        block_tokens: u32,
+        ranks: u32,
+        shard_bytes: u64,
+    ) -> Self {
+        Self(kvtide_model::Namespace {
+            model,
+            weights_revision,
+            compute_dtype,
+            kv_dtype,
+            layout,
+            block_tokens,
+            ranks,
+            shard_bytes,
+        })
+    }
+
+    /// An empty sequence. `media` are (identifier, offset in tokens, length in tokens).
+    fn sequence(
+        &self,
+        tenant: Option<String>,
+        cache_salt: Option<String>,
+        lora: Option<String>,
+        media: Vec<(String, usize, usize)>,
+    ) -> Sequence {
+        let root = self.0.root(&Scope { tenant, cache_salt, lora });
+        let media = media.into_iter().map(|(identifier, offset_tokens, length_tokens)| MediaItem {
+            identifier,
+            offset_tokens,
+            length_tokens,
+        });
+        let sequence = kvtide_engine::Sequence::new(root, self.0.block_tokens, media.collect());
+        Sequence(sequence)
+    }
+}
+
+/// One request's tokens and what it holds of the pool.
+#[pyclass(module = "kvtide._native")]
+pub(crate) struct Sequence(kvtide_engine::Sequence);
+
+#[pymethods]
+impl Sequence {
+    /// Appends tokens.
+    fn extend(&mut self, py: Python<'_>, tokens: Vec<u32>) {
+        enter(py, || self.0.extend(&tokens));
+    }
+
+    /// Tokens so far.
+    #[getter]
+    fn tokens(&self) -> usize {
+        self.0.tokens()
+    }
+
+    /// Keys of the blocks from `start` up to `end`.
+    fn keys<'py>(&self, py: Python<'py>, start: usize, end: usize) -> Vec<Bound<'py, PyBytes>> {
+        let keys = self.0.keys().get(start..end).unwrap_or_default();
+        keys.iter().map(|key| PyBytes::new(py, key.as_bytes())).collect()
+    }
+
+    /// Pins what the pool has of the blocks from `start` up to `end`: (blocks, whether complete).
+    fn match_blocks(&mut self, py: Python<'_>, pool: &Pool, start: usize, end: usize) -> (usize, bool) {
+        let verify = pool.config.verify;
+        let matched = enter(py, || self.0.match_blocks(&pool.pool, start, end, verify));
+        (matched.blocks, matched.complete)
+    }
+
+    /// Turns the last match into a load into the engine's `blocks`.
+    fn begin_load(&mut self, start: usize, blocks: Vec<u32>) -> Option<Load> {
+        self.0.begin_load(start, blocks).map(Load)
+    }
+
+    /// Lets go of the last match.
+    fn release(&mut self) {
+        self.0.release();
+    }
+
+    /// Lets go of a match whose deadline has passed.
+    fn expire(&mut self) -> bool {
+        self.0.expire(Instant::now())
+    }
+
+    /// Plans the save of the blocks from `start` on, in the engine's `blocks`: (job, moves, blocks
+    /// throttled); job 0 is nothing to do.
+    fn plan_save<'py>(
+        &self,
+        py: Python<'py>,
+        pool: &Pool,
+        start: usize,
+        blocks: Vec<u32>,
+    ) -> (u64, Bound<'py, PyBytes>, usize) {
+        let plan = enter(py, || self.0.plan_save(&pool.pool, start, &blocks));
+        (plan.job, PyBytes::new(py, &BlockMove::encode_all(&plan.moves)), plan.throttled)
+    }
+}
+
+/// Blocks on their way into the engine's KV cache.
+#[pyclass(frozen, module = "kvtide._native")]
+pub(crate) struct Load(kvtide_engine::Load);
+
+#[pymethods]
+impl Load {
+    /// (moves, blocks that will not be loaded), or None while blocks are still being saved.
+    fn plan<'py>(&self, py: Python<'py>, pool: &Pool) -> Option<(Bound<'py, PyBytes>, Vec<u32>)> {
+        let plan = self.0.plan(Instant::now(), pool.config.join_timeout)?;
+        Some((PyBytes::new(py, &BlockMove::encode_all(&plan.moves)), plan.lost))
+    }
+
+    /// The engine's blocks.
+    #[getter]
+    fn blocks(&self) -> Vec<u32> {
+        self.0.blocks().to_vec()
+    }
+}

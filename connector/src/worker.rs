@@ -1,0 +1,181 @@
+//! The device's side, and the place where torch's pointers enter.
+
+use std::sync::Arc;
+
+use kvtide_engine::SaveJob;
+use kvtide_kernels::copy::Registration;
+use kvtide_kernels::{KvLayout, TensorView};
+use kvtide_model::BlockMove;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyDict;
+
+use crate::fence::{KvtideError, enter, kvtide_error};
+use crate::pool::Segment;
+
+/// A tensor as `register_kv_caches` gets it: (layer name, address, bytes to the end of its storage,
+/// shape, strides in bytes, bytes of an element).
+type Tensor = (String, usize, usize, Vec<usize>, Vec<usize>, usize);
+/// (job, failed places, damaged slots, bytes, seconds).
+type Ended = (u64, Vec<usize>, Vec<(u32, u32)>, u64, f64);
+
+/// Saves and loads for one rank.
+#[pyclass(module = "kvtide._native")]
+pub(crate) struct Worker {
+    /// None once closed.
+    worker: Option<kvtide_engine::Worker>,
+}
+
+fn decode(moves: &[u8]) -> PyResult<Vec<BlockMove>> {
+    BlockMove::decode_all(moves).ok_or_else(|| PyValueError::new_err("moves are not whole"))
+}
+
+fn decode_jobs(jobs: Vec<(u64, PyBackedBytes)>) -> PyResult<Vec<SaveJob>> {
+    let decode_job = |(job, moves): (u64, PyBackedBytes)| Ok(SaveJob { job, moves: decode(&moves)? });
+    jobs.into_iter().map(decode_job).collect()
+}
+
+impl Worker {
+    fn open(&self) -> PyResult<&kvtide_engine::Worker> {
+        self.worker.as_ref().ok_or_else(|| KvtideError::new_err("the worker is closed"))
+    }
+
+    fn open_mut(&mut self) -> PyResult<&mut kvtide_engine::Worker> {
+        self.worker.as_mut().ok_or_else(|| KvtideError::new_err("the worker is closed"))
+    }
+}
+
+#[pymethods]
+impl Worker {
+    /// Registers `tensors` as `rank`'s KV cache of `blocks` blocks and starts the copy threads.
+    /// `owner` is any object that keeps the tensors' storage alive.
+    #[new]
+    fn new(
+        segment: &Segment,
+        rank: u32,
+        device: &str,
+        blocks: u32,
+        tensors: Vec<Tensor>,
+        owner: Py<PyAny>,
+    ) -> PyResult<Self> {
+        let views: Vec<TensorView> = tensors
+            .into_iter()
+            .map(|(name, address, reachable_bytes, shape, strides_bytes, item_bytes)| TensorView {
+                name,
+                address,
+                reachable_bytes,
+                shape,
+                strides_bytes,
+                item_bytes,
+            })
+            .collect();
+        let layer_bytes = segment.0.geometry().layer_bytes();
+        let layout = KvLayout::new(&views, blocks, layer_bytes).map_err(kvtide_error)?;
+        // SAFETY: addresses and storage sizes are torch's own for the tensors vLLM registered as its
+        // KV cache on the CPU (`python/kvtide/worker.py` refuses other devices), and `owner` holds
+        // those tensors. vLLM writes a full block no more until it reallocates it, for which the
+        // scheduler's side makes it wait (`saves_reading`), and does not use blocks that are being
+        // loaded before the load is reported.
+        let registration =
+            unsafe { Registration::new(layout, Arc::clone(&segment.0), rank, Box::new(owner)) };
+        let registration = Arc::new(registration.map_err(kvtide_error)?);
+        let worker = kvtide_engine::Worker::start(registration, device).map_err(kvtide_error)?;
+        Ok(Self { worker: Some(worker) })
+    }
+
+    /// Index of a layer by its name in vLLM.
+    fn layer_index(&self, name: &str) -> PyResult<Option<usize>> {
+        Ok(self.open()?.registration().layout().layer_index(name))
+    }
+
+    /// Saves blocks whose layers are all computed; jobs are (id, moves).
+    fn save_now(&self, py: Python<'_>, jobs: Vec<(u64, PyBackedBytes)>) -> PyResult<()> {
+        let (worker, jobs) = (self.open()?, decode_jobs(jobs)?);
+        enter(py, || worker.save_now(jobs));
+        Ok(())
+    }
+
+    /// Saves blocks that the step beginning now computes.
+    fn begin_step(&mut self, py: Python<'_>, jobs: Vec<(u64, PyBackedBytes)>) -> PyResult<()> {
+        let jobs = decode_jobs(jobs)?;
+        let worker = self.open_mut()?;
+        enter(py, || worker.begin_step(jobs));
+        Ok(())
+    }
+
+    /// The running step has computed a layer.
+    fn layer_computed(&self, py: Python<'_>, layer: usize) -> PyResult<()> {
+        let worker = self.open()?;
+        enter(py, || worker.layer_computed(layer));
+        Ok(())
+    }
+
+    /// The running step has computed all layers.
+    fn end_step(&mut self, py: Python<'_>) -> PyResult<()> {
+        let worker = self.open_mut()?;
+        enter(py, || worker.end_step());
+        Ok(())
+    }
+
+    /// Waits until `jobs` do not read the engine's blocks any more.
+    fn wait_saves(&self, py: Python<'_>, jobs: Vec<u64>) -> PyResult<()> {
+        let worker = self.open()?;
+        enter(py, || worker.wait_saves(&jobs));
+        Ok(())
+    }
+
+    /// Loads blocks for the step beginning now, layer by layer.
+    fn load_layered(&mut self, py: Python<'_>, job: u64, moves: &[u8]) -> PyResult<()> {
+        let moves = decode(moves)?;
+        let worker = self.open_mut()?;
+        enter(py, || worker.load_layered(job, moves));
+        Ok(())
+    }
+
+    /// Waits until the running step's layered load has loaded a layer.
+    fn wait_layer(&self, py: Python<'_>, layer: usize) -> PyResult<()> {
+        let worker = self.open()?;
+        enter(py, || worker.wait_layer(layer));
+        Ok(())
+    }
+
+    /// Waits until the running step's layered load has loaded every layer.
+    fn wait_all_layers(&self, py: Python<'_>) -> PyResult<()> {
+        let worker = self.open()?;
+        enter(py, || worker.wait_all_layers());
+        Ok(())
+    }
+
+    /// Loads blocks beside the steps.
+    fn load_async(&self, py: Python<'_>, job: u64, moves: &[u8]) -> PyResult<()> {
+        let (worker, moves) = (self.open()?, decode(moves)?);
+        enter(py, || worker.load_async(job, moves));
+        Ok(())
+    }
+
+    /// Loads that have ended since the last call.
+    fn take_loads(&self) -> PyResult<Vec<Ended>> {
+        let ended = |(job, outcome): (u64, kvtide_engine::LoadOutcome)| {
+            let damaged = outcome.damaged.iter().map(|s| (s.slot, s.generation)).collect();
+            (job, outcome.failed, damaged, outcome.bytes, outcome.seconds)
+        };
+        Ok(self.open()?.take_loads().into_iter().map(ended).collect())
+    }
+
+    /// Totals since the worker was made.
+    fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let counters = self.open()?.counters();
+        let dict = PyDict::new(py);
+        dict.set_item("saved_bytes", counters.saved_bytes)?;
+        dict.set_item("loaded_bytes", counters.loaded_bytes)?;
+        dict.set_item("refused_saves", counters.refused_saves)?;
+        Ok(dict)
+    }
+
+    /// Lets what was accepted end, joins the threads and lets go of the tensors. May be called again.
+    fn close(&mut self, py: Python<'_>) {
+        let worker = self.worker.take();
+        enter(py, || drop(worker));
+    }
+}

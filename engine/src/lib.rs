@@ -1,0 +1,18 @@
+#![doc = include_str!("../../docs/architecture.md")]
+#![forbid(unsafe_code)]
+
+mod config;
+mod memory;
+mod pool;
+mod sequence;
+mod sync;
+mod worker;
+
+pub use config::{Config, ConfigError, Eviction, LoadMode, Verify};
+pub use memory::available_memory_bytes;
+pub use pool::scrub::Scrubber;
+pub use pool::{
+    Lease, Match, Pool, PoolCounters, PoolEvent, PoolGauges, PoolOptions, Readiness, SavePlan,
+};
+pub use sequence::{Load, LoadPlan, Matched, Sequence};
+pub use worker::{LoadOutcome, SaveJob, Worker, WorkerCounters};

@@ -1,0 +1,98 @@
+//! Pins on a run of blocks, held by whoever is about to use them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvtide_model::SlotRef;
+
+use super::Shared;
+use super::slot_table::SlotState;
+
+/// Whether leased blocks can be loaded now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// All are complete.
+    Ready,
+    /// Some are still being saved.
+    Saving,
+    /// The blocks at these places of the lease were lost: their save failed.
+    Lost(Vec<usize>),
+}
+
+/// Pins consecutive blocks of one request until it is dropped.
+///
+/// A lease that only records a match has a deadline: a request that is never scheduled must not hold
+/// memory for ever. Dropping a lease returns every pin, on any thread, without the pool's lock.
+#[derive(Debug)]
+pub struct Lease {
+    shared: Arc<Shared>,
+    slots: Vec<SlotRef>,
+    expires: Instant,
+}
+
+impl Lease {
+    pub(super) fn new(shared: Arc<Shared>, slots: Vec<SlotRef>, ttl: Duration) -> Self {
+        Self { shared, slots, expires: Instant::now() + ttl }
+    }
+
+    /// The leased blocks, in the order of the request's tokens.
+    #[must_use]
+    pub fn slots(&self) -> &[SlotRef] {
+        &self.slots
+    }
+
+    /// Number of leased blocks.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether nothing is leased.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Whether the deadline has passed.
+    #[must_use]
+    pub fn is_expired(&self, now: Instant) -> bool {
+        now >= self.expires
+    }
+
+    /// Gives back the pins behind the first `blocks`.
+    pub fn truncate(&mut self, blocks: usize) {
+        if blocks < self.slots.len() {
+            let rest = self.slots.split_off(blocks);
+            self.shared.unpin(&rest);
+        }
+    }
+
+    /// Whether the blocks can be loaded now.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let mut saving = false;
+        let mut lost = Vec::new();
+        for (i, &slot) in self.slots.iter().enumerate() {
+            match self.shared.slots.state(slot) {
+                Some(SlotState::Sealed) => {}
+                Some(SlotState::Filling) => saving = true,
+                // A reset dooms slots whose bytes are whole; they stay so while they are pinned.
+                Some(SlotState::Doomed) if self.shared.is_intact(slot) => {}
+                Some(SlotState::Abandoned | SlotState::Doomed | SlotState::Free) | None => {
+                    lost.push(i);
+                }
+            }
+        }
+        match (lost.is_empty(), saving) {
+            (false, _) => Readiness::Lost(lost),
+            (true, true) => Readiness::Saving,
+            (true, false) => Readiness::Ready,
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.shared.unpin(&self.slots);
+    }
+}

@@ -1,0 +1,388 @@
+//! The pool: which blocks are held, where, and who is using them.
+//!
+//! One pool serves all ranks of an engine. It lives in the process of vLLM's scheduler and is called
+//! on its thread, without the GIL; leases are dropped and rows are scrubbed from other threads. All
+//! structure is behind one lock that is held for microseconds; what a worker or a lease changes is
+//! atomic (`slot_table`) or lies in the shared segment.
+//!
+//! A block enters with [`Pool::begin_save`], which hands out a slot and a plan for the workers; it
+//! can be matched from that moment on ([`Pool::lookup`]), is known complete as soon as every rank
+//! has published its shard ([`Pool::poll`]), and leaves when it is evicted, found damaged
+//! ([`Pool::drop_damaged`]) or cleared. Every count here is bounded by the number of slots.
+
+mod counters;
+mod eviction;
+mod index;
+mod lease;
+mod saves;
+pub(crate) mod scrub;
+pub(crate) mod slot_table;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvtide_kernels::segment::{SharedSegment, ShardStatus};
+use kvtide_model::{BlockKey, BlockMove, SlotRef};
+
+use crate::config::Eviction;
+use crate::sync::{Mutex, lock};
+use eviction::EvictionPolicy;
+use index::Index;
+use saves::{InFlightSaves, Saved};
+use slot_table::{FreeSlot, SlotTable};
+
+pub use counters::{PoolCounters, PoolGauges};
+pub use lease::{Lease, Readiness};
+
+/// Blocks that may be in flight to the pool at once. Beyond this a save is throttled: its blocks
+/// were computed faster than memory can be copied, and keeping the engine waiting for a cache would
+/// turn the purpose around. 64 K blocks of 2 MiB are 128 GiB, far beyond what one step makes.
+const SAVING_BLOCKS_MAX: usize = 1 << 16;
+/// Events kept for a consumer that stopped draining them.
+const EVENTS_MAX: usize = 1 << 18;
+
+/// What happened to a block, for those who mirror the pool's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolEvent {
+    /// The block is held and complete.
+    Stored(BlockKey),
+    /// The block is no longer held.
+    Removed(BlockKey),
+    /// No block is held any more.
+    Cleared,
+}
+
+/// A run of matched blocks.
+#[derive(Debug)]
+pub struct Match {
+    /// Pins on them.
+    pub lease: Lease,
+    /// Whether all of them are complete; otherwise some are still being saved.
+    pub complete: bool,
+}
+
+/// A save that workers are to carry out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavePlan {
+    /// The job's id; 0 when there is nothing to do.
+    pub job: u64,
+    /// What to copy.
+    pub moves: Vec<BlockMove>,
+    /// Blocks that were not accepted because too much is in flight or pinned.
+    pub throttled: usize,
+}
+
+/// How a pool behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolOptions {
+    /// Eviction policy.
+    pub eviction: Eviction,
+    /// How long a match is held for a request that is not scheduled.
+    pub lease_ttl: Duration,
+    /// Whether [`Pool::take_events`] is used.
+    pub events: bool,
+}
+
+/// Everything that a lease needs to outlive the pool's handle.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) slots: SlotTable,
+    pub(crate) segment: Arc<SharedSegment>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    index: Index,
+    policy: Box<dyn EvictionPolicy>,
+    free: Vec<FreeSlot>,
+    saves: InFlightSaves,
+    events: Option<Vec<PoolEvent>>,
+    counters: PoolCounters,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    lease_ttl: Duration,
+}
+
+impl Pool {
+    /// An empty pool over all rows of `segment`.
+    #[must_use]
+    pub fn new(segment: Arc<SharedSegment>, options: PoolOptions) -> Self {
+        let rows = segment.geometry().rows();
+        let (slots, free) = SlotTable::new(rows);
+        let state = State {
+            index: Index::new(rows),
+            policy: eviction::policy(options.eviction, rows),
+            free,
+            saves: InFlightSaves::default(),
+            events: options.events.then(Vec::new),
+            counters: PoolCounters::default(),
+        };
+        let shared = Arc::new(Shared { slots, segment, state: Mutex::new(state) });
+        Self { shared, lease_ttl: options.lease_ttl }
+    }
+
+    /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving.
+    ///
+    /// The run ends at the first block that is missing, because what follows cannot be used
+    /// without it.
+    #[must_use]
+    pub fn lookup(&self, keys: &[BlockKey]) -> Match {
+        let mut pinned = Vec::with_capacity(keys.len());
+        let mut complete = true;
+        {
+            let mut state = lock(&self.shared.state);
+            let State { index, policy, counters, .. } = &mut *state;
+            for &key in keys {
+                let Some(slot) = index.find(key) else { break };
+                let Some((slot, sealed)) = self.shared.slots.pin_current(slot) else { break };
+                complete &= sealed;
+                pinned.push(slot);
+                policy.touch(slot.slot);
+            }
+            counters.lookups += 1;
+        }
+        let lease = Lease::new(Arc::clone(&self.shared), pinned, self.lease_ttl);
+        Match { lease, complete }
+    }
+
+    /// Plans the save of the blocks `keys`, which lie in the engine's `blocks`, as far as the pool
+    /// does not hold them already; blocks that it holds are marked as used.
+    #[must_use]
+    pub fn begin_save(&self, keys: &[BlockKey], blocks: &[u32]) -> SavePlan {
+        let mut state = lock(&self.shared.state);
+        let mut plan = SavePlan::default();
+        let mut missing = Vec::new();
+        for (&key, &block) in keys.iter().zip(blocks) {
+            match state.index.find(key) {
+                Some(slot) => state.policy.touch(slot),
+                None => missing.push((key, block)),
+            }
+        }
+        let mut filling = Vec::with_capacity(missing.len());
+        for &(key, block) in &missing {
+            let room = state.saves.blocks() + filling.len() < SAVING_BLOCKS_MAX;
+            let Some(free) = room.then(|| state.take_slot(&self.shared.slots)).flatten() else {
+                break; // What follows could not be used without this block.
+            };
+            let slot = self.shared.slots.fill(free);
+            state.index.insert(key, slot.slot_ref().slot);
+            plan.moves.push(BlockMove { slot: slot.slot_ref(), block });
+            filling.push((slot, block));
+        }
+        // A chain is useless without its head, so the head is entered last and evicted last.
+        for ((slot, _), &(key, _)) in filling.iter().zip(&missing).rev() {
+            state.policy.insert(slot.slot_ref().slot, key);
+        }
+        plan.throttled = missing.len() - filling.len();
+        state.counters.throttled_blocks += plan.throttled as u64;
+        if !filling.is_empty() {
+            plan.job = state.saves.begin(filling);
+        }
+        plan
+    }
+
+    /// Jobs that still read one of the engine's `blocks` and must end before it is overwritten.
+    #[must_use]
+    pub fn saves_reading(&self, blocks: &[u32]) -> Vec<u64> {
+        lock(&self.shared.state).saves.reading(blocks)
+    }
+
+    /// Takes note of the saves that workers have finished since the last call. Returns the blocks
+    /// that are still in flight.
+    pub fn poll(&self) -> usize {
+        let mut state = lock(&self.shared.state);
+        state.poll(&self.shared);
+        state.saves.blocks()
+    }
+
+    /// Waits until no save is in flight, at most for `limit`; returns whether that was reached.
+    #[must_use]
+    pub fn drain(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while self.poll() > 0 {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        true
+    }
+
+    /// Drops blocks whose bytes were found damaged. Stale references are ignored.
+    pub fn drop_damaged(&self, damaged: &[SlotRef]) {
+        let mut state = lock(&self.shared.state);
+        for &slot in damaged {
+            for rank in 0..self.shared.segment.geometry().ranks() {
+                let sealed = self.shared.segment.shard_state(slot.slot, rank);
+                if sealed.is_some_and(|s| s.generation == slot.generation) {
+                    self.shared.segment.condemn_shard(slot.slot, rank, slot.generation);
+                }
+            }
+            if self.shared.slots.doom(slot) {
+                state.forget(slot.slot);
+                state.counters.damaged_blocks += 1;
+                state.free.extend(self.shared.slots.release(slot));
+            }
+        }
+    }
+
+    /// Checks the bytes of leased blocks against their checksums; returns the place of the first
+    /// damaged one, having dropped it.
+    #[must_use]
+    pub fn first_damaged(&self, lease: &Lease) -> Option<usize> {
+        let at = lease.slots().iter().position(|&slot| !self.shared.bytes_match(slot))?;
+        self.drop_damaged(&lease.slots()[at..=at]);
+        Some(at)
+    }
+
+    /// Drops every block. Blocks that are pinned or being saved go as soon as they no longer are.
+    pub fn clear(&self) {
+        let mut state = lock(&self.shared.state);
+        state.poll(&self.shared);
+        for slot in state.index.clear() {
+            state.policy.remove(slot);
+            let slot = self.shared.slots.current(slot);
+            self.shared.slots.doom(slot);
+            state.free.extend(self.shared.slots.release(slot));
+        }
+        state.record(PoolEvent::Cleared);
+    }
+
+    /// What happened since the last call, oldest first.
+    #[must_use]
+    pub fn take_events(&self) -> Vec<PoolEvent> {
+        lock(&self.shared.state).events.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Totals since the pool was made.
+    #[must_use]
+    pub fn counters(&self) -> PoolCounters {
+        lock(&self.shared.state).counters
+    }
+
+    /// What the pool holds now.
+    #[must_use]
+    pub fn gauges(&self) -> PoolGauges {
+        let state = lock(&self.shared.state);
+        PoolGauges {
+            slots: self.shared.slots.len(),
+            free: state.free.len(),
+            saving: state.saves.blocks(),
+            held: state.index.len(),
+            index_bytes: state.index.allocated_bytes(),
+        }
+    }
+
+    /// The segment behind the pool.
+    #[must_use]
+    pub fn segment(&self) -> &Arc<SharedSegment> {
+        &self.shared.segment
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl State {
+    /// A slot to fill: a free one, or one whose block is given up.
+    fn take_slot(&mut self, slots: &SlotTable) -> Option<FreeSlot> {
+        if let Some(free) = self.free.pop() {
+            return Some(free);
+        }
+        let mut freed = None;
+        let Self { policy, index, .. } = self;
+        let victim = policy.victim(&|slot| index.key_of(slot), &mut |slot| {
+            freed = slots.evictable(slot).and_then(|sealed| slots.evict(sealed));
+            freed.is_some()
+        })?;
+        if let Some(key) = index.remove_slot(victim) {
+            self.record(PoolEvent::Removed(key));
+        }
+        self.counters.evicted_blocks += 1;
+        freed
+    }
+
+    fn poll(&mut self, shared: &Shared) {
+        let mut saves = std::mem::take(&mut self.saves);
+        saves.collect(&shared.segment, |ended| match ended {
+            Saved::Complete(filling) => {
+                let slot = filling.slot_ref();
+                if shared.slots.seal(&filling).is_some() {
+                    self.counters.saved_blocks += 1;
+                    self.record(PoolEvent::Stored(self.index.key_of(slot.slot)));
+                } else {
+                    // Cleared while it was being saved.
+                    self.free.extend(shared.slots.release(slot));
+                }
+            }
+            Saved::Failed(filling) => {
+                let slot = filling.slot_ref();
+                self.counters.failed_blocks += 1;
+                if shared.slots.fail(&filling) {
+                    self.forget(slot.slot);
+                }
+                self.free.extend(shared.slots.release(slot));
+            }
+        });
+        self.saves = saves;
+    }
+
+    /// Takes `slot` out of index and policy.
+    fn forget(&mut self, slot: u32) {
+        if let Some(key) = self.index.remove_slot(slot) {
+            self.policy.remove(slot);
+            self.record(PoolEvent::Removed(key));
+        }
+    }
+
+    fn record(&mut self, event: PoolEvent) {
+        if let Some(events) = &mut self.events {
+            if events.len() >= EVENTS_MAX {
+                // The consumer has lost track of the pool; tell it so, once.
+                events.clear();
+                events.push(PoolEvent::Cleared);
+            }
+            events.push(event);
+        }
+    }
+}
+
+impl Shared {
+    /// Returns pins; frees the doomed slots that lost their last one.
+    fn unpin(&self, slots: &[SlotRef]) {
+        for &slot in slots {
+            if self.slots.unpin(slot) {
+                let mut state = lock(&self.state);
+                let freed = self.slots.release(slot);
+                state.free.extend(freed);
+            }
+        }
+    }
+
+    /// Whether every shard of `slot` was completely written and not found damaged.
+    fn is_intact(&self, slot: SlotRef) -> bool {
+        (0..self.segment.geometry().ranks()).all(|rank| {
+            self.segment.shard_state(slot.slot, rank).is_some_and(|state| {
+                state.generation == slot.generation && state.status == ShardStatus::Sealed
+            })
+        })
+    }
+
+    /// Whether the bytes of `slot`, which the caller has pinned, have their checksums.
+    pub(crate) fn bytes_match(&self, slot: SlotRef) -> bool {
+        (0..self.segment.geometry().ranks()).all(|rank| {
+            let state = self.segment.shard_state(slot.slot, rank);
+            state.is_some_and(|state| {
+                state.generation == slot.generation
+                    && state.status == ShardStatus::Sealed
+                    && self.segment.compute_checksum(slot.slot, rank) == Some(state.checksum)
+            })
+        })
+    }
+}

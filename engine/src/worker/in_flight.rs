@@ -1,0 +1,183 @@
+//! Jobs that a device's threads run, and the memory those jobs use.
+//!
+//! A job's resources (the registration that keeps segment and tensors mapped) are owned by this
+//! table from the moment the job is accepted until the thread that runs it reports its end. Whoever
+//! asked for the job may lose interest at any time; that only detaches.
+
+use std::collections::HashMap;
+
+use crate::sync::{Condvar, Mutex, lock};
+
+#[derive(Debug)]
+enum Entry<R, O> {
+    Running { resources: R, detached: bool },
+    Done(O),
+}
+
+/// Jobs by id; `R` is what a job keeps alive, `O` how it ends.
+#[derive(Debug)]
+pub(crate) struct InFlight<R, O> {
+    entries: Mutex<HashMap<u64, Entry<R, O>>>,
+    ended: Condvar,
+}
+
+impl<R, O> InFlight<R, O> {
+    pub(crate) fn new() -> Self {
+        Self { entries: Mutex::new(HashMap::new()), ended: Condvar::new() }
+    }
+
+    /// Accepts a job. `resources` live at least until [`InFlight::complete`].
+    pub(crate) fn begin(&self, job: u64, resources: R) {
+        lock(&self.entries).insert(job, Entry::Running { resources, detached: false });
+    }
+
+    /// The job has ended: nothing touches its memory any more.
+    pub(crate) fn complete(&self, job: u64, outcome: O) {
+        let mut entries = lock(&self.entries);
+        let released = match entries.remove(&job) {
+            Some(Entry::Running { resources, detached }) => {
+                if !detached {
+                    entries.insert(job, Entry::Done(outcome));
+                }
+                Some(resources)
+            }
+            _ => None,
+        };
+        drop(entries);
+        // Unmapping can take long, and must not happen under the lock.
+        drop(released);
+        self.ended.notify_all();
+    }
+
+    /// Nobody will ask for the job's outcome. A job that runs goes on, and keeps its memory.
+    pub(crate) fn detach(&self, job: u64) {
+        let mut entries = lock(&self.entries);
+        match entries.get_mut(&job) {
+            Some(Entry::Running { detached, .. }) => *detached = true,
+            Some(Entry::Done(_)) => drop(entries.remove(&job)),
+            None => {}
+        }
+    }
+
+    /// Waits until the job is not running.
+    pub(crate) fn wait(&self, job: u64) {
+        let mut entries = lock(&self.entries);
+        while matches!(entries.get(&job), Some(Entry::Running { .. })) {
+            entries = self.ended.wait(entries).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+
+    /// Takes the outcomes of all jobs that have ended.
+    pub(crate) fn take_done(&self) -> Vec<(u64, O)> {
+        let mut entries = lock(&self.entries);
+        let done: Vec<u64> =
+            entries.iter().filter(|(_, e)| matches!(e, Entry::Done(_))).map(|(&id, _)| id).collect();
+        done.into_iter()
+            .filter_map(|id| match entries.remove(&id) {
+                Some(Entry::Done(outcome)) => Some((id, outcome)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Jobs that are running.
+    pub(crate) fn running(&self) -> usize {
+        lock(&self.entries).values().filter(|e| matches!(e, Entry::Running { .. })).count()
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn memory_of_a_detached_job_lives_until_the_job_ends() {
+        let table = InFlight::<Arc<()>, ()>::new();
+        let memory = Arc::new(());
+        table.begin(1, Arc::clone(&memory));
+        table.detach(1);
+        assert_eq!(Arc::strong_count(&memory), 2);
+        table.complete(1, ());
+        assert_eq!(Arc::strong_count(&memory), 1);
+        assert!(table.take_done().is_empty(), "nobody asked for the outcome");
+    }
+
+    #[test]
+    fn an_outcome_is_taken_once() {
+        let table = InFlight::<(), u8>::new();
+        table.begin(1, ());
+        assert!(table.take_done().is_empty());
+        table.complete(1, 7);
+        assert_eq!(table.take_done(), [(1, 7)]);
+        assert!(table.take_done().is_empty());
+        table.wait(1);
+    }
+}
+
+/// `make test-loom`.
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicBool, Ordering};
+    use loom::thread;
+
+    /// Memory that knows whether it was released.
+    struct Memory(Arc<AtomicBool>);
+
+    impl Drop for Memory {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn copy_races_detach(free_at_detach: bool) {
+        loom::model(move || {
+            let released = Arc::new(AtomicBool::new(false));
+            let table = Arc::new(InFlight::new());
+            table.begin(1, Memory(Arc::clone(&released)));
+            let device = {
+                let (table, released) = (Arc::clone(&table), Arc::clone(&released));
+                thread::spawn(move || {
+                    assert!(!released.load(Ordering::SeqCst), "copied through released memory");
+                    table.complete(1, ());
+                })
+            };
+            if free_at_detach {
+                lock(&table.entries).remove(&1);
+            } else {
+                table.detach(1);
+            }
+            device.join().unwrap();
+            assert!(released.load(Ordering::SeqCst), "memory outlived its job");
+        });
+    }
+
+    #[test]
+    fn memory_outlives_the_copy_that_uses_it() {
+        copy_races_detach(false);
+    }
+
+    /// The control: freeing when the caller loses interest must be caught.
+    #[test]
+    #[should_panic(expected = "copied through released memory")]
+    fn control_freeing_at_detach_is_caught() {
+        copy_races_detach(true);
+    }
+
+    #[test]
+    fn a_waiter_always_wakes() {
+        loom::model(|| {
+            let table = Arc::new(InFlight::<(), ()>::new());
+            table.begin(1, ());
+            let device = {
+                let table = Arc::clone(&table);
+                thread::spawn(move || table.complete(1, ()))
+            };
+            table.wait(1);
+            device.join().unwrap();
+        });
+    }
+}

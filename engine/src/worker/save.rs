@@ -1,0 +1,130 @@
+//! The thread that copies computed blocks to the pool.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use kvtide_kernels::copy::{CopyBackend, CopyPlan, Direction, Registration};
+use kvtide_model::BlockMove;
+
+use super::step::Layers;
+use super::{Counters, Jobs, SaveJob};
+
+/// Steps whose saves may wait. A step takes milliseconds and a copy keeps pace with it; a thread
+/// this far behind is in trouble, and more waiting would only pile up.
+const QUEUED_STEPS_MAX: usize = 1024;
+
+/// The saves of one step.
+#[derive(Debug)]
+pub(super) struct SaveBatch {
+    pub(super) jobs: Vec<SaveJob>,
+    /// Layers that the forward pass has computed.
+    pub(super) layers: Layers,
+}
+
+/// Runs batches in the order in which they were sent; ends when dropped, after what was accepted.
+#[derive(Debug)]
+pub(super) struct SaveThread {
+    queue: Option<SyncSender<Arc<SaveBatch>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SaveThread {
+    pub(super) fn start(
+        name: String,
+        registration: Arc<Registration>,
+        backend: Box<dyn CopyBackend>,
+        jobs: Arc<Jobs>,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        let (queue, batches) = sync_channel(QUEUED_STEPS_MAX);
+        let runner = Runner { registration, backend, jobs, counters };
+        let thread = std::thread::Builder::new().name(name).spawn(move || runner.run(&batches))?;
+        Ok(Self { queue: Some(queue), thread: Some(thread) })
+    }
+
+    /// Whether there was room for `batch`.
+    pub(super) fn send(&self, batch: Arc<SaveBatch>) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.try_send(batch).is_ok())
+    }
+}
+
+impl Drop for SaveThread {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // A panic has been printed; shutdown goes on.
+        }
+    }
+}
+
+struct Runner {
+    registration: Arc<Registration>,
+    backend: Box<dyn CopyBackend>,
+    jobs: Arc<Jobs>,
+    counters: Arc<Counters>,
+}
+
+impl Runner {
+    fn run(mut self, batches: &Receiver<Arc<SaveBatch>>) {
+        for batch in batches {
+            let saved = self.copy(&batch);
+            for (job, digests) in batch.jobs.iter().zip(saved) {
+                match digests {
+                    Some(digests) => self.publish(&job.moves, &digests),
+                    None => condemn(&self.registration, &job.moves),
+                }
+                self.jobs.complete(job.job, ());
+            }
+        }
+    }
+
+    /// Copies all layers as they become ready; the checksums of every job's blocks, or `None` for a
+    /// job that failed.
+    fn copy(&mut self, batch: &SaveBatch) -> Vec<Option<Vec<u64>>> {
+        let (segment, rank) = (self.registration.segment(), self.registration.rank());
+        for step in batch.jobs.iter().flat_map(|job| &job.moves) {
+            segment.begin_shard(step.slot.slot, rank, step.slot.generation);
+        }
+        let mut digests: Vec<Option<Vec<u64>>> =
+            batch.jobs.iter().map(|job| Some(vec![0; job.moves.len()])).collect();
+        let mut taken = vec![false; self.registration.layout().layers()];
+        while let Some(layer) = batch.layers.next(&taken) {
+            for (job, sums) in batch.jobs.iter().zip(&mut digests) {
+                let plan = CopyPlan {
+                    direction: Direction::Save,
+                    moves: &job.moves,
+                    layers: layer..layer + 1,
+                };
+                let copied = sums.as_mut().map(|sums| self.backend.copy(&plan, Some(sums)));
+                if copied.is_some_and(|result| result.is_err()) {
+                    *sums = None;
+                }
+            }
+            taken[layer] = true;
+        }
+        if taken.contains(&false) {
+            digests.fill(None); // The step was aborted.
+        }
+        digests
+    }
+
+    fn publish(&self, moves: &[BlockMove], digests: &[u64]) {
+        let (segment, rank) = (self.registration.segment(), self.registration.rank());
+        for (step, &checksum) in moves.iter().zip(digests) {
+            segment.seal_shard(step.slot.slot, rank, step.slot.generation, checksum);
+        }
+        let bytes = moves.len() * self.registration.layout().shard_bytes();
+        self.counters.saved_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Tells the pool that these blocks were not saved.
+pub(super) fn condemn(registration: &Registration, moves: &[BlockMove]) {
+    for step in moves {
+        let slot = step.slot;
+        registration.segment().condemn_shard(slot.slot, registration.rank(), slot.generation);
+    }
+}

@@ -1,0 +1,131 @@
+//! A small engine on plain memory: segment, pool, and a worker for every rank.
+
+#![allow(dead_code, reason = "every test file uses its own part of this")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SavePlan, Worker, SaveJob};
+use kvtide_kernels::copy::HostCache;
+use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
+use kvtide_model::{BlockKey, BlockMove};
+use tempfile::TempDir;
+
+pub const LAYERS: u32 = 3;
+pub const LAYER_BYTES: usize = 1000;
+pub const BLOCKS: u32 = 16;
+
+pub struct Node {
+    pub pool: Arc<Pool>,
+    pub segment: Arc<SharedSegment>,
+    pub caches: Vec<Arc<HostCache>>,
+    pub workers: Vec<Worker>,
+    directory: TempDir,
+}
+
+pub fn key(n: u32) -> BlockKey {
+    let mut bytes = [7; 16];
+    bytes[..4].copy_from_slice(&n.wrapping_mul(0x9E37_79B9).to_le_bytes());
+    bytes[4..8].copy_from_slice(&n.to_le_bytes());
+    BlockKey::from_bytes(bytes)
+}
+
+pub fn keys(range: std::ops::Range<u32>) -> Vec<BlockKey> {
+    range.map(key).collect()
+}
+
+impl Node {
+    /// A pool of exactly `rows` rows over `ranks` ranks.
+    pub fn new(rows: u32, ranks: u32, eviction: Eviction) -> Self {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let one = RowGeometry::fit(ranks, LAYERS, LAYER_BYTES, 1 << 30).expect("geometry");
+        let capacity = 8192 + rows as usize * (one.row_stride_bytes() + 16 * ranks as usize);
+        let geometry = RowGeometry::fit(ranks, LAYERS, LAYER_BYTES, capacity).expect("geometry");
+        assert_eq!(geometry.rows(), rows);
+        let options = SegmentOptions {
+            directory: directory.path().to_owned(),
+            instance: "test".into(),
+            huge_pages: HugePages::Off,
+        };
+        let segment = Arc::new(SharedSegment::create_or_attach(&options, geometry).expect("segment"));
+        let options = PoolOptions { eviction, lease_ttl: Duration::from_secs(60), events: true };
+        let pool = Arc::new(Pool::new(Arc::clone(&segment), options));
+        let mut caches = Vec::new();
+        let mut workers = Vec::new();
+        for rank in 0..ranks {
+            let cache = HostCache::new(LAYERS as usize, BLOCKS, LAYER_BYTES).expect("memory");
+            let registration = cache.register(Arc::clone(&segment), rank).expect("registration");
+            workers.push(Worker::start(Arc::new(registration), &format!("test{rank}")).expect("threads"));
+            caches.push(cache);
+        }
+        Self { pool, segment, caches, workers, directory }
+    }
+
+    /// Writes recognisable bytes into the engine's block on every rank.
+    pub fn compute(&self, block: u32, content: u8) {
+        for (rank, cache) in self.caches.iter().enumerate() {
+            for layer in 0..LAYERS as usize {
+                cache.write(layer, block, |i| byte(content, rank, layer, i));
+            }
+        }
+    }
+
+    /// Whether the engine's block holds what `compute` wrote for `content`.
+    pub fn holds(&self, block: u32, content: u8) -> bool {
+        self.caches.iter().enumerate().all(|(rank, cache)| {
+            (0..LAYERS as usize).all(|layer| {
+                let bytes = cache.read(layer, block);
+                bytes.iter().enumerate().all(|(i, &b)| b == byte(content, rank, layer, i))
+            })
+        })
+    }
+
+    /// Saves the engine's `blocks` under `keys` and waits for it.
+    pub fn save(&self, keys: &[BlockKey], blocks: &[u32]) -> SavePlan {
+        let plan = self.pool.begin_save(keys, blocks);
+        for worker in &self.workers {
+            if plan.job != 0 {
+                worker.save_now(vec![SaveJob { job: plan.job, moves: plan.moves.clone() }]);
+            }
+        }
+        assert!(self.pool.drain(Duration::from_secs(10)));
+        plan
+    }
+
+    /// Runs an async load on every rank; their outcomes.
+    pub fn load(&self, job: u64, moves: &[BlockMove]) -> Vec<LoadOutcome> {
+        self.workers.iter().for_each(|worker| worker.load_async(job, moves.to_vec()));
+        self.workers.iter().map(|worker| wait_load(worker, job)).collect()
+    }
+
+    /// Flips one byte of a row, as failing memory or a stray write would.
+    pub fn damage(&self, row: u32, rank: u32, at: usize) {
+        let offset = self.segment.geometry().shard_offset(row, rank).expect("row") + at;
+        flip_byte(self.segment.path(), offset);
+    }
+}
+
+fn byte(content: u8, rank: usize, layer: usize, i: usize) -> u8 {
+    content ^ u8::try_from((rank * 91 + layer * 17 + i) % 251).expect("below 251")
+}
+
+pub fn flip_byte(path: &std::path::Path, offset: usize) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().read(true).write(true).open(path).expect("segment file");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset as u64).expect("read");
+    byte[0] ^= 0x40;
+    file.write_all_at(&byte, offset as u64).expect("write");
+}
+
+pub fn wait_load(worker: &Worker, job: u64) -> LoadOutcome {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        for (id, outcome) in worker.take_loads() {
+            assert_eq!(id, job);
+            return outcome;
+        }
+        assert!(Instant::now() < deadline, "load {job} did not end");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}

@@ -1,0 +1,27 @@
+//! The shared host segment: one file on shared memory that holds a pool's rows.
+//!
+//! ```text
+//! 0         4096          data_offset (page-aligned)                                    end
+//! ├─ header ─┼─ shard headers ─┼─ row 0: rank 0 | rank 1 | … pad ─┼─ row 1 ─┼ … ─────────┤
+//!            └ [row][rank], 16 bytes each
+//! ```
+//!
+//! The scheduler and every worker of an engine open it by the engine's instance id; whoever comes
+//! first creates it ([`SharedSegment::create_or_attach`]). A process that holds the segment holds a
+//! shared `flock` on the file, so the kernel itself knows whether a segment is in use: the last
+//! process to leave removes the file, and a file that a crash left behind is found unlocked and
+//! removed by whoever creates the next segment.
+//!
+//! Rows are written by the worker of the rank they belong to and read by everyone. Who may touch
+//! which row when is decided by the pool; [`ShardState`] makes the outcome visible to it, so a save
+//! is seen complete the moment it is, without a message.
+
+mod directory;
+mod geometry;
+mod shard;
+mod shared;
+
+pub use directory::HugePages;
+pub use geometry::{GeometryError, RowGeometry};
+pub use shard::{ShardState, ShardStatus};
+pub use shared::{SegmentError, SegmentOptions, SharedSegment};

@@ -1,0 +1,142 @@
+"""What kvtide has to know of an engine, and which engines it refuses.
+
+Everything here is read from vLLM's configuration, which scheduler and workers have alike, so both
+sides come to the same geometry without a message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvtide._native import ConfigError, Namespace, Segment, Settings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
+
+ATTENTION_SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
+"""Kinds of KV cache in which a block, once full, never changes and is never dropped early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The shape of an engine's KV cache."""
+
+    instance: str
+    ranks: int
+    blocks: int
+    block_tokens: int
+    layers: int
+    layer_bytes: int
+    """Bytes of a block in one layer on one rank."""
+    layout: str
+
+    @classmethod
+    def of(cls, config: VllmConfig, kv_cache: KVCacheConfig) -> Geometry:
+        """The geometry of an engine, or a ConfigError that names what stands against it."""
+        refuse_flags(config)
+        layers, spec = one_group(kv_cache)
+        transfer = config.kv_transfer_config
+        layer_bytes = getattr(spec, "unpadded_page_size_bytes", spec.page_size_bytes)
+        hashed_tokens = getattr(kv_cache, "hash_block_size", None) or spec.block_size
+        if hashed_tokens != spec.block_size:
+            raise ConfigError(
+                f"--block-size: vLLM shares parts of blocks here ({hashed_tokens} of "
+                f"{spec.block_size} tokens), which kvtide cannot follow; leave the prefix cache's "
+                "hash block size at the block size"
+            )
+        return cls(
+            instance=str(transfer.engine_id),
+            ranks=config.parallel_config.tensor_parallel_size,
+            blocks=kv_cache.num_blocks,
+            block_tokens=spec.block_size,
+            layers=layers,
+            layer_bytes=layer_bytes,
+            layout=f"{getattr(kv_cache, 'kv_cache_layout', None)} {spec}",
+        )
+
+    def segment(self, settings: Settings) -> Segment:
+        """The engine's shared segment."""
+        return Segment(settings, self.instance, self.ranks, self.layers, self.layer_bytes)
+
+    def namespace(self, config: VllmConfig, settings: Settings) -> Namespace:
+        """What seeds the identity of every block of this engine."""
+        model = config.model_config
+        revision = settings.weights_revision or model.revision or ""
+        return Namespace(
+            model=str(model.model),
+            weights_revision=revision,
+            compute_dtype=str(model.dtype),
+            kv_dtype=f"{config.cache_config.cache_dtype} {model.quantization}",
+            layout=self.layout,
+            block_tokens=self.block_tokens,
+            ranks=self.ranks,
+            shard_bytes=self.layers * self.layer_bytes,
+        )
+
+
+def read_settings(config: VllmConfig) -> Settings:
+    """The settings in `kv_connector_extra_config` and the environment."""
+    extra = dict(config.kv_transfer_config.kv_connector_extra_config)
+    return Settings(json.dumps(extra, default=str), dict(os.environ))
+
+
+def refuse_flags(config: VllmConfig) -> None:
+    """Raises ConfigError for flags under which blocks would be lost, mixed up or never saved."""
+    parallel = config.parallel_config
+    for flag, value in (
+        ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
+        ("--data-parallel-size", parallel.data_parallel_size),
+        (
+            "--decode-context-parallel-size",
+            getattr(parallel, "decode_context_parallel_size", 1),
+        ),
+        (
+            "--prefill-context-parallel-size",
+            getattr(parallel, "prefill_context_parallel_size", 1),
+        ),
+        ("--nnodes", getattr(parallel, "nnodes", 1)),
+    ):
+        if value > 1:
+            raise ConfigError(f"{flag} {value}: kvtide does not support it yet; set it to 1")
+    if config.speculative_config is not None:
+        raise ConfigError(
+            "--speculative-config: kvtide does not support speculative decoding yet; remove it"
+        )
+    if getattr(parallel, "enable_dbo", False):
+        raise ConfigError("--enable-dbo: kvtide cannot follow split batches yet; remove it")
+    role = config.kv_transfer_config.kv_role
+    if role != "kv_both":
+        raise ConfigError(f'kv_role: {role!r} is for transfers between engines; set it to "kv_both"')
+
+
+def one_group(kv_cache: KVCacheConfig) -> tuple[int, KVCacheSpec]:
+    """Number of layers, and the one kind of KV cache that all of them have."""
+    groups = kv_cache.kv_cache_groups
+    if len(groups) != 1:
+        kinds = sorted({kind(group.kv_cache_spec) for group in groups})
+        raise ConfigError(
+            f"model: it has {len(groups)} groups of KV cache ({', '.join(kinds)}), and kvtide carries "
+            "models with one; if they differ only in their attention window, start vLLM with "
+            "--disable-hybrid-kv-cache-manager"
+        )
+    spec: Any = groups[0].kv_cache_spec
+    nested = getattr(spec, "kv_cache_specs", None)
+    specs = list(nested.values()) if nested is not None else [spec]
+    for each in specs:
+        if kind(each) not in ATTENTION_SPECS:
+            raise ConfigError(
+                f"model: its KV cache is of kind {kind(each)}, whose blocks do not keep what they "
+                f"once held; kvtide carries {' and '.join(ATTENTION_SPECS)}"
+            )
+    if len({each.page_size_bytes for each in specs}) != 1:
+        raise ConfigError("model: its layers differ in bytes for a block; kvtide cannot carry it yet")
+    return len(groups[0].layer_names), specs[0]
+
+
+def kind(spec: KVCacheSpec) -> str:
+    """The name of a kind of KV cache."""
+    return type(spec).__name__

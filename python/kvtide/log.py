@@ -1,0 +1,42 @@
+"""Log lines, in the style and through the handlers of vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
+
+if TYPE_CHECKING:
+    from kvtide._native import Segment
+
+logger = init_logger("vllm.kvtide")
+"""Below `vllm`, so that vLLM's logging configuration applies."""
+
+GIB = 1 << 30
+
+
+def progress_logger(segment: Segment) -> Callable[[int, int], None]:
+    """Tells of the time that a large segment takes to be mapped."""
+
+    def log(done: int, total: int) -> None:
+        if segment.created and total >= 8 * GIB:
+            logger.info("mapped %d of %d GiB of %s", done // GIB, total // GIB, segment.path)
+
+    return log
+
+
+def describe_segment(segment: Segment) -> None:
+    """Says what memory the pool has."""
+    for path in segment.reclaimed:
+        logger.info("removed %s, which a crashed engine had left behind", path)
+    pages = "huge pages" if segment.on_huge_pages else "no huge pages granted"
+    logger.info(
+        "%s pool of %.2f GiB at %s: %d rows of %.1f KiB (%s)",
+        "created a" if segment.created else "attached to the",
+        segment.total_bytes / GIB,
+        segment.path,
+        segment.rows,
+        segment.row_bytes / 1024,
+        pages,
+    )

@@ -1,0 +1,63 @@
+"""What travels between the scheduler's and the workers' side inside vLLM's own messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+MOVE_BYTES = 12
+"""Bytes of one move: slot, generation and block, each as a little-endian u32."""
+
+
+def block_of(moves: bytes, place: int) -> int:
+    """The engine's block of the move at `place`."""
+    end = (place + 1) * MOVE_BYTES
+    return int.from_bytes(moves[end - 4 : end], "little")
+
+
+@dataclass(slots=True)
+class AsyncLoad:
+    """One request's load beside the steps."""
+
+    job: int
+    request_id: str
+    moves: bytes
+    lost_blocks: list[int]
+    """Blocks that will not be loaded, because the pool lost them after the match."""
+
+
+@dataclass(slots=True)
+class StepPlan(KVConnectorMetadata):
+    """What workers do in one step."""
+
+    wait_saves: list[int] = field(default_factory=list)
+    """Saves that read blocks which this step overwrites: they end before it begins."""
+    save_now: list[tuple[int, bytes]] = field(default_factory=list)
+    """(job, moves) of blocks that earlier steps computed."""
+    save_step: list[tuple[int, bytes]] = field(default_factory=list)
+    """(job, moves) of blocks that are complete once this step has computed them."""
+    layered: tuple[int, bytes] | None = None
+    """(job, moves) of the blocks that this step reads."""
+    loads: list[AsyncLoad] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class WorkerReport(KVConnectorWorkerMetadata):
+    """What a worker tells the scheduler's side, besides what vLLM itself collects."""
+
+    ended: dict[int, int] = field(default_factory=dict)
+    """Layered load job → number of ranks on which it has ended."""
+    damaged: set[tuple[int, int]] = field(default_factory=set)
+    """(slot, generation) of rows whose bytes did not have their checksum."""
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
+        """The reports of two ranks as one."""
+        assert isinstance(other, WorkerReport)
+        ended = dict(self.ended)
+        for job, ranks in other.ended.items():
+            ended[job] = ended.get(job, 0) + ranks
+        return WorkerReport(ended, self.damaged | other.damaged)

@@ -1,0 +1,385 @@
+"""The scheduler's side: what to load, what to save, and what must wait for what.
+
+Called on vLLM's scheduler thread, several times a step; what it costs is added to every step, so a
+running request that completes no block costs one comparison.
+
+Four rules keep blocks whole:
+
+* A save is planned for the step that computes a block (the workers copy each layer when the forward
+  pass has written it), or, when its request finishes, for the next step.
+* vLLM may hand a block to another request while it is still being copied out. Every step names the
+  blocks that it overwrites; the saves that read them end before the step begins. Nothing is held
+  back from vLLM's own block pool, so eviction, preemption and `reset_prefix_cache` are as without us.
+* A layered load cannot be taken back, so only blocks that are complete in host memory are offered
+  for one. All else loads async, where a failure is reported to vLLM and recomputed.
+* Blocks of a request whose load has not ended are never saved.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kvtide._native import Load, Pool, Sequence
+from kvtide.events import EventLog
+from kvtide.geometry import Geometry, read_settings
+from kvtide.log import describe_segment, logger, progress_logger
+from kvtide.messages import AsyncLoad, StepPlan, WorkerReport
+from kvtide.stats import Stats
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+LOADS_MAX = 256
+"""Async loads at once. More only queue behind each other while holding blocks; a request beyond this
+is asked again in the next step."""
+GAUGES_PERIOD_S = 1.0
+"""Gauges change slowly and cost a message each time they are told."""
+EXPIRY_PERIOD_S = 1.0
+"""Between looks for matches that were never used."""
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """One request, from its arrival to its end."""
+
+    request: Request
+    sequence: Sequence
+    blocks: list[int] = field(default_factory=list)
+    """The engine's blocks of this request, in order."""
+    saved: int = 0
+    """Leading blocks that need no more saving."""
+    boundary: int = 0
+    """Tokens at which the next block is complete."""
+    match: tuple[int, int, bool] | None = None
+    """The last answer to vLLM: first block, number of blocks, whether async."""
+
+
+@dataclass(slots=True)
+class PendingLoad:
+    """An async load from allocation until every rank has reported its end."""
+
+    load: Load
+    first: int
+    sent: bool = False
+
+
+class SchedulerSide:
+    """See the module's documentation."""
+
+    def __init__(self, config: VllmConfig, kv_cache: KVCacheConfig) -> None:
+        settings = read_settings(config)
+        geometry = Geometry.of(config, kv_cache)
+        self._settings = settings
+        self._block_tokens = geometry.block_tokens
+        self._ranks = geometry.ranks
+        self._segment = geometry.segment(settings)
+        self._segment.populate(progress_logger(self._segment))
+        describe_segment(self._segment)
+        self._events = EventLog.of(config, geometry.block_tokens)
+        self._pool = Pool(settings, self._segment, self._events is not None)
+        self._namespace = geometry.namespace(config, settings)
+        self._requests: dict[str, RequestState] = {}
+        self._loads: dict[str, PendingLoad] = {}
+        self._layered_now: list[Load] = []
+        self._layered: dict[int, tuple[list[Load], int]] = {}
+        """Layered load job → its leases, and the ranks that have not ended it."""
+        self._finished_saves: list[tuple[int, bytes]] = []
+        self._loading_into: list[int] = []
+        """Blocks that this step's loads overwrite."""
+        self._running = 0
+        """Requests in the last step."""
+        self._next_job = 1
+        self._stats = Stats()
+        self._told_counters: dict[str, int] = {}
+        self._next_gauges = 0.0
+        self._next_expiry = 0.0
+        settle_failure_policy(config, settings.fail_on_load_error)
+
+    # ---- requests
+
+    def on_new_request(self, request: Request) -> None:
+        """Hashes the prompt while the request waits for its turn."""
+        if request.prompt_token_ids is None or getattr(request, "prompt_embeds", None) is not None:
+            return  # Its bytes are not determined by token ids.
+        lora = request.lora_request
+        sequence = self._namespace.sequence(
+            self._settings.tenant,
+            request.cache_salt,
+            None if lora is None else f"{lora.lora_name}\n{lora.lora_path}",
+            [
+                (item.identifier, item.mm_position.offset, item.mm_position.length)
+                for item in request.mm_features
+            ],
+        )
+        sequence.extend(request.prompt_token_ids)
+        self._requests[request.request_id] = RequestState(request, sequence)
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        """Tokens that can be loaded behind the `num_computed_tokens` that the engine has itself."""
+        state = self._requests.get(request.request_id)
+        if state is None or request.skip_reading_prefix_cache:
+            return 0, False
+        if len(self._loads) >= LOADS_MAX:
+            self._stats.count("deferred_lookups", 1)
+            return None, False
+        self._hash_known_tokens(state)
+        first = num_computed_tokens // self._block_tokens
+        # At least one token must be computed, for its logits.
+        end = (request.num_tokens - 1) // self._block_tokens
+        state.match = None
+        if first >= end:
+            return 0, False
+        blocks, complete = state.sequence.match_blocks(self._pool, first, end)
+        if blocks == 0:
+            return 0, False
+        asynchronous = not complete or self._prefers_async()
+        state.match = (first, blocks, asynchronous)
+        return blocks * self._block_tokens, asynchronous
+
+    def _prefers_async(self) -> bool:
+        if self._settings.load == "auto":
+            # Others in the batch would wait for the load with the request that asked for it.
+            return self._running > 0
+        return self._settings.load == "async"
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        """The request has its blocks; `num_external_tokens` of them are to be loaded."""
+        state = self._requests.get(request.request_id)
+        if state is None:
+            return
+        state.blocks = list(blocks.get_block_ids()[0])
+        match, state.match = state.match, None
+        if num_external_tokens == 0:
+            state.sequence.release()
+            return
+        assert match is not None, "vLLM loads what was not matched"
+        first, _, asynchronous = match
+        count = num_external_tokens // self._block_tokens
+        targets = state.blocks[first : first + count]
+        load = state.sequence.begin_load(first, targets)
+        assert load is not None, "a match is held until it is used"
+        self._loading_into.extend(targets)
+        if asynchronous:
+            self._loads[request.request_id] = PendingLoad(load, first)
+        else:
+            self._layered_now.append(load)
+        self._stats.count("hit_tokens", num_external_tokens)
+        kind = "loaded_tokens_async" if asynchronous else "loaded_tokens_layered"
+        self._stats.count(kind, num_external_tokens)
+
+    def request_finished(self, request: Request) -> None:
+        """Plans the save of what the request computed and no step has saved; forgets it."""
+        state = self._requests.pop(request.request_id, None)
+        if state is None or request.request_id in self._loads:
+            return
+        # The last token was sampled and never computed.
+        computed = min(request.num_computed_tokens, request.num_tokens - 1)
+        self._plan_save(state, computed, self._finished_saves)
+
+    # ---- steps
+
+    def build_connector_meta(self, output: SchedulerOutput) -> StepPlan:
+        """Everything that the workers have to do in this step."""
+        pool = self._pool
+        saving = pool.poll()
+        overwritten, self._loading_into = self._loading_into, []
+        advancing = self._note_blocks(output, overwritten)
+        plan = StepPlan(save_now=self._finished_saves)
+        self._finished_saves = []
+        if saving and overwritten:
+            # Before this step's own saves are planned: their blocks are complete afterwards.
+            plan.wait_saves = pool.saves_reading(overwritten)
+        for state, tokens in advancing:
+            self._plan_save(state, tokens, plan.save_step)
+        self._plan_loads(plan)
+        self._running = len(output.num_scheduled_tokens)
+        self._expire_matches()
+        return plan
+
+    def _note_blocks(
+        self, output: SchedulerOutput, overwritten: list[int]
+    ) -> list[tuple[RequestState, int]]:
+        """Follows the block tables; returns the requests that complete a block in this step, with
+        the tokens that will then be computed."""
+        advancing = []
+        requests = self._requests
+        scheduled = output.num_scheduled_tokens
+        for new in output.scheduled_new_reqs:
+            blocks = new.block_ids[0]
+            overwritten.extend(blocks[new.num_computed_tokens // self._block_tokens :])
+            state = requests.get(new.req_id)
+            if state is None:
+                continue
+            state.blocks = list(blocks)
+            state.saved = state.boundary = 0
+            advancing.append((state, new.num_computed_tokens + scheduled[new.req_id]))
+        cached = output.scheduled_cached_reqs
+        resumed = cached.resumed_req_ids
+        for request_id, new_blocks, computed in zip(
+            cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True
+        ):
+            state = requests.get(request_id)
+            if new_blocks is not None:
+                added = new_blocks[0]
+                if request_id in resumed:
+                    overwritten.extend(added[computed // self._block_tokens :])
+                    if state is not None:
+                        state.blocks = list(added)
+                        state.saved = state.boundary = 0
+                else:
+                    overwritten.extend(added)
+                    if state is not None:
+                        state.blocks.extend(added)
+            if state is None:
+                continue
+            tokens = computed + scheduled[request_id]
+            if tokens >= state.boundary:
+                advancing.append((state, tokens))
+        return advancing
+
+    def _plan_save(
+        self, state: RequestState, computed_tokens: int, jobs: list[tuple[int, bytes]]
+    ) -> None:
+        """Appends the save of the blocks that are complete with `computed_tokens`."""
+        known = state.request.num_tokens
+        if not self._settings.save_generated:
+            known = state.request.num_prompt_tokens
+        # Under async scheduling a token is computed before the scheduler knows it.
+        end = min(computed_tokens, known) // self._block_tokens
+        state.boundary = (end + 1) * self._block_tokens
+        first, blocks = state.saved, state.blocks[state.saved : end]
+        if not blocks:
+            return
+        self._hash_known_tokens(state)
+        job, moves, throttled = state.sequence.plan_save(self._pool, first, blocks)
+        state.saved = end
+        if job:
+            jobs.append((job, moves))
+            if self._events is not None:
+                self._events.note_save(state.request, state.sequence, first, end)
+        if throttled:
+            self._stats.count("throttled_blocks", throttled)
+
+    def _plan_loads(self, plan: StepPlan) -> None:
+        pool = self._pool
+        if self._layered_now:
+            loads, self._layered_now = self._layered_now, []
+            plans = [load.plan(pool) for load in loads]
+            # Only complete blocks are offered for a layered load, and they are pinned since.
+            assert all(p is not None and not p[1] for p in plans), "a layered load lost blocks"
+            job = self._take_job()
+            plan.layered = (job, b"".join(moves for moves, _ in filter(None, plans)))
+            self._layered[job] = (loads, self._ranks)
+        for request_id, pending in self._loads.items():
+            if pending.sent:
+                continue
+            planned = pending.load.plan(pool)
+            if planned is None:
+                continue  # It waits for a save that is in flight.
+            moves, lost = planned
+            plan.loads.append(AsyncLoad(self._take_job(), request_id, moves, lost))
+            pending.sent = True
+
+    def update_connector_output(self, output: KVConnectorOutput) -> None:
+        """Workers have ended loads: their blocks need no pins any more."""
+        for request_id in output.finished_recving or ():
+            self._loads.pop(request_id, None)
+        report = output.kv_connector_worker_meta
+        if not isinstance(report, WorkerReport):
+            return
+        for job, ranks in report.ended.items():
+            loads, missing = self._layered.pop(job)
+            if missing > ranks:
+                self._layered[job] = (loads, missing - ranks)
+        if report.damaged:
+            self._pool.drop_damaged(sorted(report.damaged))
+            logger.warning(
+                "%d rows did not have their checksum and were dropped", len(report.damaged)
+            )
+
+    def _hash_known_tokens(self, state: RequestState) -> None:
+        hashed = state.sequence.tokens
+        if hashed < state.request.num_tokens:
+            state.sequence.extend(state.request.all_token_ids[hashed:])
+
+    def _take_job(self) -> int:
+        self._next_job += 1
+        return self._next_job
+
+    def _expire_matches(self) -> None:
+        now = time.monotonic()
+        if now < self._next_expiry:
+            return
+        self._next_expiry = now + EXPIRY_PERIOD_S
+        for state in self._requests.values():
+            if state.match is not None and state.sequence.expire():
+                state.match = None
+
+    # ---- the rest
+
+    def take_events(self) -> list[KVCacheEvent]:
+        """What the pool has stored and dropped since the last call."""
+        return [] if self._events is None else self._events.take(self._pool)
+
+    def take_stats(self) -> Stats | None:
+        """What was counted since the last call, or None."""
+        now = time.monotonic()
+        if now >= self._next_gauges:
+            self._next_gauges = now + GAUGES_PERIOD_S
+            counters = self._pool.counters()
+            for name, value in counters.items():
+                self._stats.count(name, value - self._told_counters.get(name, 0))
+            self._told_counters = counters
+            self._stats.gauge(self._pool.gauges() | {"loads": len(self._loads)})
+        if self._stats.is_empty():
+            return None
+        stats, self._stats = self._stats, Stats()
+        return stats
+
+    def reset_cache(self) -> bool:
+        """Drops everything. Saves in flight end and are then forgotten."""
+        self._pool.clear()
+        logger.info("the pool was cleared")
+        return True
+
+    def shutdown(self) -> None:
+        """Lets go of the pool; the last process of the engine to do so removes the segment."""
+        self._requests.clear()
+        self._loads.clear()
+        self._layered.clear()
+        self._layered_now.clear()
+        for name in ("_pool", "_segment"):
+            self.__dict__.pop(name, None)
+
+
+def settle_failure_policy(config: VllmConfig, as_configured: bool) -> None:
+    """Makes vLLM recompute what fails to load, unless the user asked for its policy.
+
+    The scheduler reads the policy after it has made its connector. Its default fails the request,
+    which suits transfers between engines; for a cache, a miss is always an answer.
+    """
+    transfer = config.kv_transfer_config
+    if transfer.kv_load_failure_policy == "recompute":
+        return
+    if as_configured:
+        logger.warning(
+            "on_load_error is \"policy\" and kv_load_failure_policy is %r: requests fail when a "
+            "load fails", transfer.kv_load_failure_policy
+        )
+        return
+    transfer.kv_load_failure_policy = "recompute"
+    logger.info("a load that fails is recomputed (on_load_error: \"policy\" turns this off)")
+
+

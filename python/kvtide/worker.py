@@ -1,0 +1,196 @@
+"""The worker's side: carries out the scheduler's plan for one rank.
+
+Called on the thread that runs the model. Nothing here waits for a copy, except where the next
+computation needs its result: `handle_preemptions` for saves whose blocks are about to be
+overwritten, `wait_for_layer_load` for the layer that is about to be read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
+from kvtide._native import KvtideError, Worker
+from kvtide.geometry import Geometry, read_settings
+from kvtide.log import logger
+from kvtide.messages import StepPlan, WorkerReport, block_of
+from kvtide.stats import Stats
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+
+class WorkerSide:
+    """See the module's documentation."""
+
+    def __init__(self, config: VllmConfig, kv_cache: KVCacheConfig) -> None:
+        self._geometry = Geometry.of(config, kv_cache)
+        self._segment = self._geometry.segment(read_settings(config))
+        self._worker: Worker | None = None
+        self._layers: dict[str, int] = {}
+        self._hooked: set[int] = set()
+        """Layers whose hooks were seen to run."""
+        self._plan: StepPlan | None = None
+        self._prepared: StepPlan | None = None
+        self._async: dict[int, tuple[str, bytes, list[int]]] = {}
+        """Async load job → request, moves, blocks known lost before it began."""
+        self._layered: dict[int, bytes] = {}
+        self._received: set[str] = set()
+        self._bad_blocks: set[int] = set()
+        self._report = WorkerReport()
+        self._stats = Stats()
+        self._told_counters: dict[str, int] = {}
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Takes the engine's KV cache into use."""
+        rank = get_tensor_model_parallel_rank()
+        self._segment.populate(lambda _done, _total: None)
+        self._worker = Worker(
+            self._segment,
+            rank,
+            f"cpu{rank}",
+            self._geometry.blocks,
+            [view_of(name, tensor) for name, tensor in kv_caches.items()],
+            list(kv_caches.values()),
+        )
+        self._layers = {name: index for index, name in enumerate(kv_caches)}
+
+    # ---- one step, in the order in which vLLM calls
+
+    def handle_preemptions(self, plan: StepPlan) -> None:
+        """Saves what earlier steps computed, and waits for saves that this step would spoil."""
+        worker = self._open()
+        if plan.save_now:
+            worker.save_now(plan.save_now)
+        if plan.wait_saves:
+            worker.wait_saves(plan.wait_saves)
+        self._prepared = plan
+
+    def bind(self, plan: StepPlan) -> None:
+        """The step begins."""
+        assert self._prepared is plan, "vLLM calls handle_preemptions in every step"
+        self._plan = plan
+        if plan.save_step:
+            self._open().begin_step(plan.save_step)
+
+    def start_load_kv(self, context: ForwardContext) -> None:
+        """Starts all loads of the step; everything that will be waited for is queued on return."""
+        plan, worker = self._plan, self._open()
+        if plan is None:
+            return
+        if plan.layered is not None:
+            job, moves = plan.layered
+            self._layered[job] = moves
+            worker.load_layered(job, moves)
+            # Layers whose hooks will not run in this step would be read before they are loaded.
+            if context.attn_metadata is None or len(self._hooked) < len(self._layers):
+                worker.wait_all_layers()
+        for load in plan.loads:
+            self._async[load.job] = (load.request_id, load.moves, load.lost_blocks)
+            worker.load_async(load.job, load.moves)
+
+    def wait_for_layer_load(self, name: str) -> None:
+        """The layer is about to be read."""
+        layer = self._layers[name]
+        plan = self._plan
+        if plan is not None and plan.layered is not None:
+            self._open().wait_layer(layer)
+
+    def save_kv_layer(self, name: str) -> None:
+        """The layer has been written."""
+        layer = self._layers[name]
+        self._hooked.add(layer)
+        plan = self._plan
+        if plan is not None and plan.save_step:
+            self._open().layer_computed(layer)
+
+    def end_step(self) -> None:
+        """All layers have been written; called once or twice a step."""
+        plan = self._plan
+        if plan is not None and (plan.save_step or plan.layered is not None):
+            self._open().end_step()
+
+    def get_finished(self) -> set[str]:
+        """Requests whose async load has ended, well or not."""
+        for job, failed, damaged, size, seconds in self._open().take_loads():
+            self._report.damaged.update(damaged)
+            self._stats.count("load_bytes", size)
+            self._stats.observe_load(seconds)
+            if job in self._layered:
+                del self._layered[job]
+                self._report.ended[job] = 1
+                # Too late for this request; the rows are dropped, so that it stays the only one.
+                self._stats.count("layered_failures", len(failed))
+                continue
+            request_id, moves, lost = self._async.pop(job)
+            bad = [block_of(moves, place) for place in failed] + lost
+            if bad:
+                self._bad_blocks.update(bad)
+                self._stats.count("load_failures", len(bad))
+                logger.warning("%d blocks of request %s failed to load", len(bad), request_id)
+            self._received.add(request_id)
+        received, self._received = self._received, set()
+        return received
+
+    def take_bad_blocks(self) -> set[int]:
+        """Blocks that must be recomputed, of requests that `get_finished` has named."""
+        bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def take_report(self) -> WorkerReport | None:
+        """What the scheduler's side has to know."""
+        if not self._report.ended and not self._report.damaged:
+            return None
+        report, self._report = self._report, WorkerReport()
+        return report
+
+    def take_stats(self) -> Stats | None:
+        """What was counted since the last call, or None."""
+        counters = self._open().counters()
+        if counters != self._told_counters:
+            for name in ("saved_bytes", "refused_saves"):
+                self._stats.count(name, counters[name] - self._told_counters.get(name, 0))
+            self._told_counters = counters
+        if self._stats.is_empty():
+            return None
+        stats, self._stats = self._stats, Stats()
+        return stats
+
+    def clear(self) -> None:
+        """The step has ended."""
+        self._plan = None
+
+    def shutdown(self) -> None:
+        """Lets copies in flight end, then lets go of tensors and segment."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+        self.__dict__.pop("_segment", None)
+
+    def _open(self) -> Worker:
+        if self._worker is None:
+            raise KvtideError("the KV cache is not registered, or the connector was shut down")
+        return self._worker
+
+
+def view_of(name: str, tensor: torch.Tensor) -> tuple[str, int, int, list[int], list[int], int]:
+    """A registered tensor as the engine wants it; see `_native.Worker`."""
+    if tensor.device.type != "cpu":
+        raise KvtideError(
+            f"layer {name} lies on {tensor.device}: this version copies KV caches in host memory "
+            "only; run vLLM's CPU build"
+        )
+    size: Any = tensor.element_size()
+    offset = tensor.storage_offset() * size
+    return (
+        name,
+        tensor.data_ptr(),
+        tensor.untyped_storage().nbytes() - offset,
+        list(tensor.shape),
+        [stride * size for stride in tensor.stride()],
+        size,
+    )
