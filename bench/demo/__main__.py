@@ -18,14 +18,23 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
-from tqdm import tqdm
+try:
+    import httpx
+    from tqdm import tqdm
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"demo: error: {missing.name} is not installed for {sys.executable}. Run `make demo`, or "
+        "use the Python of the environment that python/env/provision.py makes."
+    )
 
 from bench.demo import client, metrics, plot, report, server, workload
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROVISION = REPOSITORY / "python" / "env" / "provision.py"
 MODELS = REPOSITORY / "python" / "env" / "models.py"
+# At the defaults: two of SmolLM2's longest prompts, under half of the workload's distinct tokens.
+GPU_CACHE_TOKENS = 4352
+MODEL_NAME = "SmolLM2-135M-Instruct"
 # Saves end shortly after the last answer; the counters are read once they have.
 SETTLE_S = 1.0
 
@@ -59,7 +68,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     traffic.add_argument("--seed", type=int, default=1)
     serving = parser.add_argument_group("server")
     serving.add_argument(
-        "--gpu-cache-mib", type=int, default=192, help="vLLM's own KV cache; SmolLM2: 22 tokens/MiB"
+        "--gpu-cache-mib",
+        type=int,
+        help=f"vLLM's own KV cache; room for {GPU_CACHE_TOKENS} tokens if not given",
     )
     serving.add_argument("--host-gb", type=float, default=1.0, help="kvtide's host memory")
     serving.add_argument("--block-size", type=int, default=32, help="tokens; a multiple of 32")
@@ -204,10 +215,15 @@ def run_demo(options: argparse.Namespace) -> int:
             f"kvtide is not installed beside {python}. Run `make demo`, which builds it, "
             "or add --baseline-only."
         )
+    if options.model and not (options.model / "config.json").is_file():
+        raise DemoError(f"{options.model} is no model folder: it has no config.json")
     model = options.model or Path(output_of([python, MODELS, "smollm2"], "models.py"))
     cast = workload.conversations(
         options.conversations, options.turns, options.shops, options.entries, options.seed
     )
+    per_token = server.kv_bytes_per_token(model, options.dtype)
+    given = options.gpu_cache_mib
+    gpu_cache_bytes = given << 20 if given else GPU_CACHE_TOKENS * per_token
     runs = []
     for name in names:
         config = server.ServerConfig(
@@ -215,7 +231,7 @@ def run_demo(options: argparse.Namespace) -> int:
             model=model,
             dtype=options.dtype,
             log=options.out / f"{name}.log",
-            gpu_cache_mib=options.gpu_cache_mib,
+            gpu_cache_bytes=gpu_cache_bytes,
             block_size=options.block_size,
             concurrency=options.concurrency,
             boot_timeout_s=options.boot_timeout,
@@ -226,11 +242,12 @@ def run_demo(options: argparse.Namespace) -> int:
     settings = {
         key: value if isinstance(value, int | float | None) else str(value)
         for key, value in vars(options).items()
+        if key not in ("out", "json", "port", "model")
     }
     result = report.build(
         runs,
-        model=model.name,
-        settings=settings,
+        model=MODEL_NAME if model.name.startswith("smollm2-") else model.name,
+        settings=settings | {"gpu_cache_tokens": gpu_cache_bytes // per_token},
         environment=server.ENVIRONMENT,
         machine=report.describe_machine(),
         command=shlex.join(["python", "-m", "bench.demo", *sys.argv[1:]]),

@@ -30,8 +30,8 @@ def draw(report: dict, target: Path) -> None:
     machine = report.get("machine", {})
     versions = report.get("versions", {})
     figure.suptitle(
-        f"Multi-turn chat, {report.get('model', '')}, vLLM {versions.get('vllm', '?')}, "
-        f"{machine.get('cores', '?')} cores of {machine.get('cpu', '?')}",
+        f"Multi-turn chat, {report.get('model', '?')}, vLLM {versions.get('vllm', '?')}, "
+        f"{machine.get('cores', '?')} CPU cores ({machine.get('cpu', '?')})",
         fontsize=10,
     )
     target.parent.mkdir(parents=True, exist_ok=True)

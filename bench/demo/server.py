@@ -45,7 +45,7 @@ class ServerConfig:
     model: Path
     dtype: str
     log: Path
-    gpu_cache_mib: int
+    gpu_cache_bytes: int
     block_size: int
     concurrency: int
     boot_timeout_s: float
@@ -70,11 +70,20 @@ class ServerConfig:
         command += ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
         command += ["--dtype", self.dtype, "--enforce-eager", "--enable-prefix-caching"]
         command += ["--block-size", str(self.block_size), "--max-model-len", "auto"]
-        command += ["--kv-cache-memory-bytes", str(self.gpu_cache_mib << 20)]
+        command += ["--kv-cache-memory-bytes", str(self.gpu_cache_bytes)]
         command += ["--max-num-seqs", str(max(self.concurrency, 2))]
         if transfer := self.transfer_config():
             command += ["--kv-transfer-config", json.dumps(transfer)]
         return command
+
+
+def kv_bytes_per_token(model: Path, dtype: str) -> int:
+    """Bytes of KV cache that one token takes, over all layers, from the model's config.json."""
+    shape = json.loads((model / "config.json").read_text())
+    head_dim = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
+    element_bytes = {"float32": 4, "bfloat16": 2}[dtype]
+    # Keys and values.
+    return 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * head_dim * element_bytes
 
 
 def free_port() -> int:
@@ -109,14 +118,32 @@ class Server:
             raise ServerError(f"the server exited ({status}).\n{log_tail(self.config.log)}")
 
 
+def group_is_gone(process: subprocess.Popen) -> bool:
+    """True once neither the server nor anything it started runs."""
+    # Reaps the server itself, which as a zombie would keep its group in being.
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 def stop(process: subprocess.Popen) -> None:
-    """Ends the server and every process it started, politely first."""
-    for number, grace_s in ((signal.SIGTERM, STOP_GRACE_S), (signal.SIGKILL, None)):
-        # The group outlives its leader while any member runs, and is gone when none does.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=grace_s)
+    """Ends the server and every process it started: politely, then, or on a second ^C, not."""
+    gone = group_is_gone(process)
+    try:
+        if not gone:
+            os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_GRACE_S
+        # The engine process may outlive the API server, and has the KV cache to put away.
+        while not (gone := group_is_gone(process)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        if not gone:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def wait_until_ready(

@@ -1,1 +1,95 @@
-//! Benchmarks of kvtide.
+//! What the benchmarks have in common: an engine on plain memory.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvtide_engine::{Eviction, Pool, PoolOptions, SaveJob, Worker};
+use kvtide_kernels::copy::HostCache;
+use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
+use kvtide_model::{BlockKey, ChainRoot, Namespace, Scope};
+use tempfile::TempDir;
+
+/// A segment on shared memory that is removed with this.
+pub struct Memory {
+    /// The segment.
+    pub segment: Arc<SharedSegment>,
+    /// Holds the directory until the segment is gone.
+    _directory: TempDir,
+}
+
+impl Memory {
+    /// A populated segment for one rank with at least `rows` rows.
+    ///
+    /// # Panics
+    /// When the machine has not got the memory.
+    #[must_use]
+    pub fn new(rows: usize, layers: u32, layer_bytes: usize) -> Self {
+        let shared = Path::new("/dev/shm");
+        let directory = tempfile::tempdir_in(shared).expect("a directory on shared memory");
+        let one = RowGeometry::fit(1, layers, layer_bytes, usize::MAX / 8).expect("geometry");
+        let capacity = 8192 + rows * (one.row_stride_bytes() + 16);
+        let geometry = RowGeometry::fit(1, layers, layer_bytes, capacity).expect("geometry");
+        let options = SegmentOptions {
+            directory: directory.path().to_owned(),
+            instance: "bench".into(),
+            huge_pages: HugePages::Off,
+        };
+        let segment = SharedSegment::create_or_attach(&options, geometry).expect("memory");
+        segment.populate(&|_, _| {}).expect("memory");
+        Self {
+            segment: Arc::new(segment),
+            _directory: directory,
+        }
+    }
+
+    /// A pool over the segment.
+    #[must_use]
+    pub fn pool(&self) -> Arc<Pool> {
+        let options = PoolOptions {
+            eviction: Eviction::S3Fifo,
+            lease_ttl: Duration::from_secs(600),
+            events: false,
+        };
+        Arc::new(Pool::new(Arc::clone(&self.segment), options))
+    }
+
+    /// Saves `keys` into `pool`, all from the engine's block 0.
+    ///
+    /// # Panics
+    /// When the machine has not got the memory.
+    pub fn save(&self, pool: &Pool, keys: &[BlockKey]) {
+        let geometry = self.segment.geometry();
+        let cache = HostCache::new(geometry.layers() as usize, 1, geometry.layer_bytes());
+        let registration = cache
+            .expect("memory")
+            .register(Arc::clone(&self.segment), 0);
+        let worker = Worker::start(Arc::new(registration.expect("geometry")), "bench");
+        let worker = worker.expect("threads");
+        let plan = pool.begin_save(keys, &vec![0; keys.len()]);
+        assert_eq!(plan.moves.len(), keys.len(), "the pool is too small");
+        worker.save_now(vec![SaveJob {
+            job: plan.job,
+            moves: plan.moves,
+        }]);
+        assert!(pool.drain(Duration::from_secs(60)), "saves did not end");
+    }
+}
+
+/// The root of all chains in the benchmarks.
+#[must_use]
+pub fn root() -> ChainRoot {
+    Namespace {
+        model: "bench".into(),
+        ..Namespace::default()
+    }
+    .root(&Scope::default())
+}
+
+/// A prompt of `count` tokens; `seed` tells prompts apart.
+#[must_use]
+pub fn prompt(seed: u32, count: u32) -> Vec<u32> {
+    (0..count)
+        .map(|i| i.wrapping_add(seed).wrapping_mul(2_654_435_761) % 128_000)
+        .collect()
+}

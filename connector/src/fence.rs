@@ -4,8 +4,18 @@ use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 
-create_exception!(kvtide, KvtideError, PyException, "The pool cannot be set up or used.");
-create_exception!(kvtide, ConfigError, PyValueError, "A setting that cannot be used; names key and fix.");
+create_exception!(
+    kvtide,
+    KvtideError,
+    PyException,
+    "The pool cannot be set up or used."
+);
+create_exception!(
+    kvtide,
+    ConfigError,
+    PyValueError,
+    "A setting that cannot be used; names key and fix."
+);
 
 /// Runs `work` without the interpreter lock.
 pub(crate) fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {

@@ -51,7 +51,8 @@ impl Segment {
         let segment = &self.0;
         let told = AtomicUsize::new(0);
         let tell = |done: usize, total: usize| {
-            if total > 0 && told.fetch_max(done * 10 / total, Ordering::Relaxed) < done * 10 / total {
+            if total > 0 && told.fetch_max(done * 10 / total, Ordering::Relaxed) < done * 10 / total
+            {
                 // A progress line that cannot be written must not keep the engine from starting.
                 Python::attach(|py| drop(progress.call1(py, (done, total))));
             }
@@ -76,7 +77,11 @@ impl Segment {
 
     #[getter]
     fn reclaimed(&self) -> Vec<String> {
-        self.0.reclaimed().iter().map(|path| path.display().to_string()).collect()
+        self.0
+            .reclaimed()
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect()
     }
 
     #[getter]
@@ -109,11 +114,19 @@ impl Pool {
     #[new]
     fn new(settings: &Settings, segment: &Segment, events: bool) -> PyResult<Self> {
         let config = settings.0.clone();
-        let options =
-            PoolOptions { eviction: config.eviction, lease_ttl: config.lease_ttl, events };
+        let options = PoolOptions {
+            eviction: config.eviction,
+            lease_ttl: config.lease_ttl,
+            events,
+        };
         let pool = Arc::new(kvtide_engine::Pool::new(Arc::clone(&segment.0), options));
-        let scrubber = Scrubber::start(&pool, config.scrub_bytes_per_second).map_err(kvtide_error)?;
-        Ok(Self { pool, config, _scrubber: scrubber })
+        let scrubber =
+            Scrubber::start(&pool, config.scrub_bytes_per_second).map_err(kvtide_error)?;
+        Ok(Self {
+            pool,
+            config,
+            _scrubber: scrubber,
+        })
     }
 
     /// Takes note of finished saves; returns the blocks still in flight.
@@ -128,8 +141,10 @@ impl Pool {
 
     /// Drops blocks whose bytes were found damaged, given as (slot, generation).
     fn drop_damaged(&self, py: Python<'_>, damaged: Vec<(u32, u32)>) {
-        let damaged: Vec<SlotRef> =
-            damaged.into_iter().map(|(slot, generation)| SlotRef { slot, generation }).collect();
+        let damaged: Vec<SlotRef> = damaged
+            .into_iter()
+            .map(|(slot, generation)| SlotRef { slot, generation })
+            .collect();
         enter(py, || self.pool.drop_damaged(&damaged));
     }
 

@@ -48,12 +48,18 @@ impl Namespace {
         lora: Option<String>,
         media: Vec<(String, usize, usize)>,
     ) -> Sequence {
-        let root = self.0.root(&Scope { tenant, cache_salt, lora });
-        let media = media.into_iter().map(|(identifier, offset_tokens, length_tokens)| MediaItem {
-            identifier,
-            offset_tokens,
-            length_tokens,
+        let root = self.0.root(&Scope {
+            tenant,
+            cache_salt,
+            lora,
         });
+        let media = media
+            .into_iter()
+            .map(|(identifier, offset_tokens, length_tokens)| MediaItem {
+                identifier,
+                offset_tokens,
+                length_tokens,
+            });
         let sequence = kvtide_engine::Sequence::new(root, self.0.block_tokens, media.collect());
         Sequence(sequence)
     }
@@ -79,11 +85,19 @@ impl Sequence {
     /// Keys of the blocks from `start` up to `end`.
     fn keys<'py>(&self, py: Python<'py>, start: usize, end: usize) -> Vec<Bound<'py, PyBytes>> {
         let keys = self.0.keys().get(start..end).unwrap_or_default();
-        keys.iter().map(|key| PyBytes::new(py, key.as_bytes())).collect()
+        keys.iter()
+            .map(|key| PyBytes::new(py, key.as_bytes()))
+            .collect()
     }
 
     /// Pins what the pool has of the blocks from `start` up to `end`: (blocks, whether complete).
-    fn match_blocks(&mut self, py: Python<'_>, pool: &Pool, start: usize, end: usize) -> (usize, bool) {
+    fn match_blocks(
+        &mut self,
+        py: Python<'_>,
+        pool: &Pool,
+        start: usize,
+        end: usize,
+    ) -> (usize, bool) {
         let verify = pool.config.verify;
         let matched = enter(py, || self.0.match_blocks(&pool.pool, start, end, verify));
         (matched.blocks, matched.complete)
@@ -114,7 +128,11 @@ impl Sequence {
         blocks: Vec<u32>,
     ) -> (u64, Bound<'py, PyBytes>, usize) {
         let plan = enter(py, || self.0.plan_save(&pool.pool, start, &blocks));
-        (plan.job, PyBytes::new(py, &BlockMove::encode_all(&plan.moves)), plan.throttled)
+        (
+            plan.job,
+            PyBytes::new(py, &BlockMove::encode_all(&plan.moves)),
+            plan.throttled,
+        )
     }
 }
 
@@ -127,7 +145,10 @@ impl Load {
     /// (moves, blocks that will not be loaded), or None while blocks are still being saved.
     fn plan<'py>(&self, py: Python<'py>, pool: &Pool) -> Option<(Bound<'py, PyBytes>, Vec<u32>)> {
         let plan = self.0.plan(Instant::now(), pool.config.join_timeout)?;
-        Some((PyBytes::new(py, &BlockMove::encode_all(&plan.moves)), plan.lost))
+        Some((
+            PyBytes::new(py, &BlockMove::encode_all(&plan.moves)),
+            plan.lost,
+        ))
     }
 
     /// The engine's blocks.

@@ -17,9 +17,13 @@ impl Settings {
     #[new]
     fn new(extra_json: &str, environment: BTreeMap<String, String>) -> PyResult<Self> {
         let extra = serde_json::from_str(extra_json).map_err(|error| {
-            ConfigError::new_err(format!("kv_connector_extra_config: {error}; give a JSON object"))
+            ConfigError::new_err(format!(
+                "kv_connector_extra_config: {error}; give a JSON object"
+            ))
         })?;
-        Config::read(&extra, &environment, available_memory_bytes()).map(Self).map_err(config_error)
+        Config::read(&extra, &environment, available_memory_bytes())
+            .map(Self)
+            .map_err(config_error)
     }
 
     #[getter]

@@ -32,17 +32,26 @@ fn decode(moves: &[u8]) -> PyResult<Vec<BlockMove>> {
 }
 
 fn decode_jobs(jobs: Vec<(u64, PyBackedBytes)>) -> PyResult<Vec<SaveJob>> {
-    let decode_job = |(job, moves): (u64, PyBackedBytes)| Ok(SaveJob { job, moves: decode(&moves)? });
+    let decode_job = |(job, moves): (u64, PyBackedBytes)| {
+        Ok(SaveJob {
+            job,
+            moves: decode(&moves)?,
+        })
+    };
     jobs.into_iter().map(decode_job).collect()
 }
 
 impl Worker {
     fn open(&self) -> PyResult<&kvtide_engine::Worker> {
-        self.worker.as_ref().ok_or_else(|| KvtideError::new_err("the worker is closed"))
+        self.worker
+            .as_ref()
+            .ok_or_else(|| KvtideError::new_err("the worker is closed"))
     }
 
     fn open_mut(&mut self) -> PyResult<&mut kvtide_engine::Worker> {
-        self.worker.as_mut().ok_or_else(|| KvtideError::new_err("the worker is closed"))
+        self.worker
+            .as_mut()
+            .ok_or_else(|| KvtideError::new_err("the worker is closed"))
     }
 }
 
@@ -61,14 +70,16 @@ impl Worker {
     ) -> PyResult<Self> {
         let views: Vec<TensorView> = tensors
             .into_iter()
-            .map(|(name, address, reachable_bytes, shape, strides_bytes, item_bytes)| TensorView {
-                name,
-                address,
-                reachable_bytes,
-                shape,
-                strides_bytes,
-                item_bytes,
-            })
+            .map(
+                |(name, address, reachable_bytes, shape, strides_bytes, item_bytes)| TensorView {
+                    name,
+                    address,
+                    reachable_bytes,
+                    shape,
+                    strides_bytes,
+                    item_bytes,
+                },
+            )
             .collect();
         let layer_bytes = segment.0.geometry().layer_bytes();
         let layout = KvLayout::new(&views, blocks, layer_bytes).map_err(kvtide_error)?;
@@ -81,7 +92,9 @@ impl Worker {
             unsafe { Registration::new(layout, Arc::clone(&segment.0), rank, Box::new(owner)) };
         let registration = Arc::new(registration.map_err(kvtide_error)?);
         let worker = kvtide_engine::Worker::start(registration, device).map_err(kvtide_error)?;
-        Ok(Self { worker: Some(worker) })
+        Ok(Self {
+            worker: Some(worker),
+        })
     }
 
     /// Index of a layer by its name in vLLM.
@@ -157,7 +170,11 @@ impl Worker {
     /// Loads that have ended since the last call.
     fn take_loads(&self) -> PyResult<Vec<Ended>> {
         let ended = |(job, outcome): (u64, kvtide_engine::LoadOutcome)| {
-            let damaged = outcome.damaged.iter().map(|s| (s.slot, s.generation)).collect();
+            let damaged = outcome
+                .damaged
+                .iter()
+                .map(|s| (s.slot, s.generation))
+                .collect();
             (job, outcome.failed, damaged, outcome.bytes, outcome.seconds)
         };
         Ok(self.open()?.take_loads().into_iter().map(ended).collect())

@@ -110,7 +110,10 @@ const SETTINGS: &[Setting] = &[
         aliases: &["AIBRIX_KV_CACHE_OL_L1_CACHE_EVICTION_POLICY"],
         expects: "\"s3fifo\" or \"lru\"",
         apply: |config, value| {
-            config.eviction = choose(value, &[("s3fifo", Eviction::S3Fifo), ("lru", Eviction::Lru)])?;
+            config.eviction = choose(
+                value,
+                &[("s3fifo", Eviction::S3Fifo), ("lru", Eviction::Lru)],
+            )?;
             Some(())
         },
     },
@@ -119,8 +122,11 @@ const SETTINGS: &[Setting] = &[
         aliases: &[],
         expects: "\"auto\", \"layered\" or \"async\"",
         apply: |config, value| {
-            let modes =
-                [("auto", LoadMode::Auto), ("layered", LoadMode::Layered), ("async", LoadMode::Async)];
+            let modes = [
+                ("auto", LoadMode::Auto),
+                ("layered", LoadMode::Layered),
+                ("async", LoadMode::Async),
+            ];
             config.load_mode = choose(value, &modes)?;
             Some(())
         },
@@ -194,7 +200,8 @@ const SETTINGS: &[Setting] = &[
         aliases: &[],
         expects: "an existing directory on shared memory, such as \"/dev/shm\"",
         apply: |config, value| {
-            config.segment_directory = Some(PathBuf::from(value.as_str()?)).filter(|d| d.is_dir())?;
+            config.segment_directory =
+                Some(PathBuf::from(value.as_str()?)).filter(|d| d.is_dir())?;
             Some(())
         },
     },
@@ -203,8 +210,11 @@ const SETTINGS: &[Setting] = &[
         aliases: &[],
         expects: "\"auto\", \"off\" or \"require\"",
         apply: |config, value| {
-            let choices =
-                [("auto", HugePages::Auto), ("off", HugePages::Off), ("require", HugePages::Require)];
+            let choices = [
+                ("auto", HugePages::Auto),
+                ("off", HugePages::Off),
+                ("require", HugePages::Require),
+            ];
             config.huge_pages = choose(value, &choices)?;
             Some(())
         },
@@ -241,14 +251,18 @@ impl Config {
             known(key, key)?;
         }
         for name in environment.keys() {
-            let Some(key) = name.strip_prefix(VARIABLE_PREFIX) else { continue };
+            let Some(key) = name.strip_prefix(VARIABLE_PREFIX) else {
+                continue;
+            };
             // Switches of the test suite, such as KVTIDE_REQUIRE_CUDA.
             if !OTHER_VARIABLES.contains(&name.as_str()) && !key.starts_with("REQUIRE_") {
                 known(&key.to_lowercase(), name)?;
             }
         }
         for setting in SETTINGS {
-            let Some((source, value)) = setting.find(extra, environment) else { continue };
+            let Some((source, value)) = setting.find(extra, environment) else {
+                continue;
+            };
             (setting.apply)(&mut config, &value).ok_or_else(|| ConfigError {
                 problem: format!("{value} is not {}", setting.expects),
                 fix: format!("set it to {}", setting.expects),
@@ -300,7 +314,9 @@ impl Setting {
             return Some((self.key.to_owned(), value.clone()));
         }
         let own = format!("{VARIABLE_PREFIX}{}", self.key.to_uppercase());
-        let names = [own.as_str()].into_iter().chain(self.aliases.iter().copied());
+        let names = [own.as_str()]
+            .into_iter()
+            .chain(self.aliases.iter().copied());
         names
             .filter_map(|name| environment.get(name).map(|text| (name, text)))
             .map(|(name, text)| (name.to_owned(), Value::String(text.clone())))
@@ -313,9 +329,10 @@ fn known(key: &str, source: &str) -> Result<(), ConfigError> {
     if SETTINGS.iter().any(|setting| setting.key == key) {
         return Ok(());
     }
-    let nearest = SETTINGS.iter().map(|s| s.key).max_by(|a, b| {
-        strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key))
-    });
+    let nearest = SETTINGS
+        .iter()
+        .map(|s| s.key)
+        .max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
     let keys: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();
     Err(ConfigError {
         key: source.to_owned(),
@@ -329,7 +346,10 @@ fn known(key: &str, source: &str) -> Result<(), ConfigError> {
 }
 
 fn number(value: &Value) -> Option<f64> {
-    value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|n: &f64| n.is_finite())
+    value
+        .as_f64()
+        .or_else(|| value.as_str()?.trim().parse().ok())
+        .filter(|n: &f64| n.is_finite())
 }
 
 #[expect(
@@ -342,25 +362,37 @@ fn whole(value: f64) -> Option<u64> {
 }
 
 fn milliseconds(value: &Value) -> Option<Duration> {
-    let count = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok())?;
-    (1..=86_400_000).contains(&count).then(|| Duration::from_millis(count))
+    let count = value
+        .as_u64()
+        .or_else(|| value.as_str()?.trim().parse().ok())?;
+    (1..=86_400_000)
+        .contains(&count)
+        .then(|| Duration::from_millis(count))
 }
 
 fn boolean(value: &Value) -> Option<bool> {
-    value.as_bool().or_else(|| match value.as_str()?.to_lowercase().as_str() {
-        "true" | "1" => Some(true),
-        "false" | "0" => Some(false),
-        _ => None,
-    })
+    value
+        .as_bool()
+        .or_else(|| match value.as_str()?.to_lowercase().as_str() {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        })
 }
 
 /// Compares without case and punctuation, so that "S3-FIFO" and "s3fifo" are the same.
 fn choose<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Option<T> {
     let plain = |text: &str| {
-        text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase()
+        text.chars()
+            .filter(char::is_ascii_alphanumeric)
+            .collect::<String>()
+            .to_lowercase()
     };
     let wanted = plain(value.as_str()?);
-    choices.iter().find(|(name, _)| *name == wanted).map(|&(_, choice)| choice)
+    choices
+        .iter()
+        .find(|(name, _)| *name == wanted)
+        .map(|&(_, choice)| choice)
 }
 
 #[cfg(test)]
@@ -369,9 +401,15 @@ mod tests {
     use super::*;
 
     fn read(extra: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        let environment =
-            environment.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
-        Config::read(&serde_json::from_str(extra).unwrap(), &environment, 64 << 30)
+        let environment = environment
+            .iter()
+            .map(|&(k, v)| (k.to_owned(), v.to_owned()))
+            .collect();
+        Config::read(
+            &serde_json::from_str(extra).unwrap(),
+            &environment,
+            64 << 30,
+        )
     }
 
     #[test]
@@ -389,25 +427,45 @@ mod tests {
 
     #[test]
     fn aibrix_eviction_names_are_understood() {
-        let policy = |name| read("{}", &[("AIBRIX_KV_CACHE_OL_L1_CACHE_EVICTION_POLICY", name)]);
+        let policy = |name| {
+            read(
+                "{}",
+                &[("AIBRIX_KV_CACHE_OL_L1_CACHE_EVICTION_POLICY", name)],
+            )
+        };
         assert_eq!(policy("S3FIFO").unwrap().eviction, Eviction::S3Fifo);
         assert_eq!(policy("LRU").unwrap().eviction, Eviction::Lru);
         let error = policy("FIFO").unwrap_err();
         assert_eq!(error.key, "AIBRIX_KV_CACHE_OL_L1_CACHE_EVICTION_POLICY");
-        assert!(error.to_string().contains(r#""s3fifo" or "lru""#), "{error}");
+        assert!(
+            error.to_string().contains(r#""s3fifo" or "lru""#),
+            "{error}"
+        );
     }
 
     #[test]
     fn an_unknown_key_is_refused_with_the_nearest_one() {
-        let error = read(r#"{"host_capacity": 3}"#, &[]).unwrap_err().to_string();
-        assert!(error.starts_with("host_capacity: ") && error.contains("did you mean host_capacity_gb"));
-        let error = read("{}", &[("KVTIDE_EVICTON", "lru")]).unwrap_err().to_string();
+        let error = read(r#"{"host_capacity": 3}"#, &[])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("host_capacity: ") && error.contains("did you mean host_capacity_gb")
+        );
+        let error = read("{}", &[("KVTIDE_EVICTON", "lru")])
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("KVTIDE_EVICTON: ") && error.contains("did you mean eviction"));
     }
 
     #[test]
     fn variables_of_the_test_suite_are_not_settings() {
-        assert!(read("{}", &[("KVTIDE_REQUIRE_CUDA", "1"), ("KVTIDE_CACHE", "/tmp")]).is_ok());
+        assert!(
+            read(
+                "{}",
+                &[("KVTIDE_REQUIRE_CUDA", "1"), ("KVTIDE_CACHE", "/tmp")]
+            )
+            .is_ok()
+        );
     }
 
     #[test]
@@ -436,7 +494,12 @@ mod tests {
 
     #[test]
     fn more_memory_than_the_host_has_is_refused() {
-        let error = read(r#"{"host_capacity_gb": 65}"#, &[]).unwrap_err().to_string();
-        assert!(error.contains("65.00 GiB are asked for and the host has 64.00 GiB"), "{error}");
+        let error = read(r#"{"host_capacity_gb": 65}"#, &[])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("65.00 GiB are asked for and the host has 64.00 GiB"),
+            "{error}"
+        );
     }
 }

@@ -12,7 +12,9 @@ pub fn available_memory_bytes() -> u64 {
 }
 
 fn mem_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -20,7 +22,11 @@ fn mem_available(meminfo: &str) -> Option<u64> {
 /// Control groups version 2, as seen from inside a container.
 fn control_group_room() -> Option<u64> {
     let number = |name: &str| -> Option<u64> {
-        fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse().ok()
+        fs::read_to_string(format!("/sys/fs/cgroup/{name}"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     };
     number("memory.max")?.checked_sub(number("memory.current")?)
 }

@@ -27,7 +27,10 @@ impl Sequence {
     /// An empty sequence; see [`ChainHasher::new`].
     #[must_use]
     pub fn new(root: ChainRoot, block_tokens: u32, media: Vec<MediaItem>) -> Self {
-        Self { chain: ChainHasher::new(root, block_tokens, media), matched: None }
+        Self {
+            chain: ChainHasher::new(root, block_tokens, media),
+            matched: None,
+        }
     }
 
     /// Appends tokens and hashes the blocks that they complete.
@@ -62,7 +65,10 @@ impl Sequence {
         {
             lease.truncate(place);
         }
-        let matched = Matched { blocks: lease.len(), complete };
+        let matched = Matched {
+            blocks: lease.len(),
+            complete,
+        };
         if matched.blocks > 0 {
             self.matched = Some((from, lease));
         }
@@ -76,7 +82,11 @@ impl Sequence {
         let (start, mut lease) = self.matched.take()?;
         (start == from && lease.len() >= blocks.len()).then(|| {
             lease.truncate(blocks.len());
-            Load { lease, blocks, since: Instant::now() }
+            Load {
+                lease,
+                blocks,
+                since: Instant::now(),
+            }
         })
     }
 
@@ -87,13 +97,19 @@ impl Sequence {
 
     /// Lets go of a match whose deadline has passed; whether there was one.
     pub fn expire(&mut self, now: Instant) -> bool {
-        self.matched.take_if(|(_, lease)| lease.is_expired(now)).is_some()
+        self.matched
+            .take_if(|(_, lease)| lease.is_expired(now))
+            .is_some()
     }
 
     /// Plans the save of the blocks from `from` on, which lie in the engine's `blocks`.
     #[must_use]
     pub fn plan_save(&self, pool: &Pool, from: usize, blocks: &[u32]) -> SavePlan {
-        let keys = self.chain.keys().get(from..from + blocks.len()).unwrap_or_default();
+        let keys = self
+            .chain
+            .keys()
+            .get(from..from + blocks.len())
+            .unwrap_or_default();
         pool.begin_save(keys, blocks)
     }
 }
@@ -130,8 +146,13 @@ impl Load {
         let usable = lost.first().copied().unwrap_or(self.blocks.len());
         let pairs = self.lease.slots().iter().zip(&self.blocks).take(usable);
         Some(LoadPlan {
-            moves: pairs.map(|(&slot, &block)| BlockMove { slot, block }).collect(),
-            lost: lost.iter().filter_map(|&place| self.blocks.get(place).copied()).collect(),
+            moves: pairs
+                .map(|(&slot, &block)| BlockMove { slot, block })
+                .collect(),
+            lost: lost
+                .iter()
+                .filter_map(|&place| self.blocks.get(place).copied())
+                .collect(),
         })
     }
 

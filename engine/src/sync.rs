@@ -14,5 +14,7 @@ pub(crate) use std::sync::{
 /// Locks `mutex`, also after a panic elsewhere: what our locks guard is consistent between any two
 /// statements that can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

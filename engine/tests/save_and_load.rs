@@ -7,7 +7,11 @@ use kvtide_engine::{Eviction, Readiness, SaveJob};
 use kvtide_model::{BlockMove, SlotRef};
 
 fn moves(slots: &[SlotRef], blocks: std::ops::Range<u32>) -> Vec<BlockMove> {
-    slots.iter().zip(blocks).map(|(&slot, block)| BlockMove { slot, block }).collect()
+    slots
+        .iter()
+        .zip(blocks)
+        .map(|(&slot, block)| BlockMove { slot, block })
+        .collect()
 }
 
 #[test]
@@ -18,9 +22,17 @@ fn saved_blocks_come_back_on_every_rank() {
 
     let found = node.pool.lookup(&keys(0..6));
     assert!(found.complete);
-    assert_eq!(found.lease.len(), 4, "the run ends at the first missing block");
+    assert_eq!(
+        found.lease.len(),
+        4,
+        "the run ends at the first missing block"
+    );
     let outcomes = node.load(1, &moves(found.lease.slots(), 8..12));
-    assert!(outcomes.iter().all(|o| o.failed.is_empty() && o.damaged.is_empty()));
+    assert!(
+        outcomes
+            .iter()
+            .all(|o| o.failed.is_empty() && o.damaged.is_empty())
+    );
     (0..4u8).for_each(|i| assert!(node.holds(8 + u32::from(i), 10 + i)));
 }
 
@@ -28,7 +40,10 @@ fn saved_blocks_come_back_on_every_rank() {
 fn a_save_follows_the_forward_pass_layer_by_layer() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
     let plan = node.pool.begin_save(&keys(0..1), &[5]);
-    let job = SaveJob { job: plan.job, moves: plan.moves };
+    let job = SaveJob {
+        job: plan.job,
+        moves: plan.moves,
+    };
     node.workers[0].begin_step(vec![job]);
     // Layers are computed in any order, each before it is announced.
     for layer in [2, 0, 1] {
@@ -41,14 +56,18 @@ fn a_save_follows_the_forward_pass_layer_by_layer() {
     let found = node.pool.lookup(&keys(0..1));
     let outcome = node.load(1, &moves(found.lease.slots(), 6..7)).remove(0);
     assert!(outcome.failed.is_empty());
-    (0..3).for_each(|layer| assert_eq!(node.caches[0].read(layer, 5), node.caches[0].read(layer, 6)));
+    (0..3)
+        .for_each(|layer| assert_eq!(node.caches[0].read(layer, 5), node.caches[0].read(layer, 6)));
 }
 
 #[test]
 fn a_step_that_never_ends_leaves_nothing_behind() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
     let plan = node.pool.begin_save(&keys(0..2), &[0, 1]);
-    node.workers[0].begin_step(vec![SaveJob { job: plan.job, moves: plan.moves }]);
+    node.workers[0].begin_step(vec![SaveJob {
+        job: plan.job,
+        moves: plan.moves,
+    }]);
     node.workers[0].layer_computed(0);
     node.workers[0].begin_step(vec![]); // the forward pass failed
     assert!(node.pool.drain(std::time::Duration::from_secs(10)));
@@ -68,7 +87,10 @@ fn a_layered_load_is_ahead_of_the_layer_that_waits() {
     for layer in 0..LAYERS as usize {
         node.workers[0].wait_layer(layer);
         for i in 0..4 {
-            assert_eq!(node.caches[0].read(layer, i), node.caches[0].read(layer, 4 + i));
+            assert_eq!(
+                node.caches[0].read(layer, i),
+                node.caches[0].read(layer, 4 + i)
+            );
         }
     }
     node.workers[0].end_step();
@@ -86,7 +108,10 @@ fn a_damaged_row_is_found_by_the_load_that_reads_it_and_then_missing() {
     node.damage(bad.slot, 1, 1234);
     let outcomes = node.load(1, &moves(found.lease.slots(), 8..11));
     assert!(outcomes[0].failed.is_empty(), "rank 0's shard is whole");
-    assert_eq!((&outcomes[1].failed[..], &outcomes[1].damaged[..]), (&[1][..], &[bad][..]));
+    assert_eq!(
+        (&outcomes[1].failed[..], &outcomes[1].damaged[..]),
+        (&[1][..], &[bad][..])
+    );
     node.pool.drop_damaged(&outcomes[1].damaged);
     drop(found);
     assert_eq!(node.pool.lookup(&keys(0..3)).lease.len(), 1);
@@ -103,7 +128,15 @@ fn a_stale_plan_loads_nothing() {
     let stale = node.save(&keys(0..1), &[0]).moves;
     node.save(&keys(1..3), &[1, 2]); // evicts the first
     node.compute(9, 99);
-    let outcome = node.load(1, &[BlockMove { block: 9, ..stale[0] }]).remove(0);
+    let outcome = node
+        .load(
+            1,
+            &[BlockMove {
+                block: 9,
+                ..stale[0]
+            }],
+        )
+        .remove(0);
     assert_eq!(outcome.failed, [0]);
     assert!(node.holds(9, 99), "the engine's block was not touched");
 }
@@ -112,10 +145,16 @@ fn a_stale_plan_loads_nothing() {
 fn a_plan_out_of_range_fails_and_harms_nobody() {
     let node = Node::new(2, 1, Eviction::Lru);
     let plan = node.pool.begin_save(&keys(0..1), &[BLOCKS]);
-    node.workers[0].save_now(vec![SaveJob { job: plan.job, moves: plan.moves }]);
+    node.workers[0].save_now(vec![SaveJob {
+        job: plan.job,
+        moves: plan.moves,
+    }]);
     assert!(node.pool.drain(std::time::Duration::from_secs(10)));
     assert_eq!(node.pool.counters().failed_blocks, 1);
-    let slot = SlotRef { slot: 77, generation: 1 };
+    let slot = SlotRef {
+        slot: 77,
+        generation: 1,
+    };
     assert_eq!(node.load(2, &[BlockMove { slot, block: 0 }])[0].failed, [0]);
 }
 
@@ -124,7 +163,10 @@ fn a_request_joins_a_save_in_flight() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
     node.compute(0, 5);
     let plan = node.pool.begin_save(&keys(0..1), &[0]);
-    node.workers[0].begin_step(vec![SaveJob { job: plan.job, moves: plan.moves }]);
+    node.workers[0].begin_step(vec![SaveJob {
+        job: plan.job,
+        moves: plan.moves,
+    }]);
     let found = node.pool.lookup(&keys(0..1));
     assert!(!found.complete);
     assert_eq!(found.lease.readiness(), Readiness::Saving);
@@ -138,7 +180,10 @@ fn a_block_that_is_still_read_is_named_before_it_is_overwritten() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
     let plan = node.pool.begin_save(&keys(0..2), &[3, 4]);
     let job = plan.job;
-    node.workers[0].begin_step(vec![SaveJob { job, moves: plan.moves }]);
+    node.workers[0].begin_step(vec![SaveJob {
+        job,
+        moves: plan.moves,
+    }]);
     assert_eq!(node.pool.saves_reading(&[4, 9]), [job]);
     assert!(node.pool.saves_reading(&[9]).is_empty());
     node.workers[0].end_step();
@@ -152,7 +197,10 @@ fn dropping_a_worker_ends_what_it_accepted() {
     let node = Node::new(8, 1, Eviction::S3Fifo);
     (0..4u8).for_each(|i| node.compute(i.into(), i));
     let plan = node.pool.begin_save(&keys(0..4), &[0, 1, 2, 3]);
-    node.workers[0].save_now(vec![SaveJob { job: plan.job, moves: plan.moves }]);
+    node.workers[0].save_now(vec![SaveJob {
+        job: plan.job,
+        moves: plan.moves,
+    }]);
     let Node { pool, workers, .. } = &node;
     let _ = workers;
     let pool = std::sync::Arc::clone(pool);

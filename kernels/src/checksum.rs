@@ -11,9 +11,12 @@ pub(crate) const CHUNK_BYTES: usize = 32 << 10;
 
 /// Digest of the bytes of one layer of a shard; `offset_bytes` is the layer's place in the shard.
 pub(crate) fn layer_digest(layer: &[u8], offset_bytes: usize) -> u64 {
-    layer.chunks(CHUNK_BYTES).enumerate().fold(0, |sum: u64, (i, chunk)| {
-        sum.wrapping_add(chunk_digest(chunk, offset_bytes + i * CHUNK_BYTES))
-    })
+    layer
+        .chunks(CHUNK_BYTES)
+        .enumerate()
+        .fold(0, |sum: u64, (i, chunk)| {
+            sum.wrapping_add(chunk_digest(chunk, offset_bytes + i * CHUNK_BYTES))
+        })
 }
 
 /// Digest of one chunk that starts `offset_bytes` into its shard.
@@ -27,7 +30,9 @@ pub fn shard_checksum(shard: &[u8], layer_bytes: usize) -> u64 {
     shard
         .chunks(layer_bytes.max(1))
         .enumerate()
-        .fold(0, |sum: u64, (i, layer)| sum.wrapping_add(layer_digest(layer, i * layer_bytes)))
+        .fold(0, |sum: u64, (i, layer)| {
+            sum.wrapping_add(layer_digest(layer, i * layer_bytes))
+        })
 }
 
 #[cfg(test)]
@@ -50,7 +55,10 @@ mod tests {
         let layer = |value: u8| vec![value; 4096];
         let forward = [layer(1), layer(2)].concat();
         let swapped = [layer(2), layer(1)].concat();
-        assert_ne!(shard_checksum(&forward, 4096), shard_checksum(&swapped, 4096));
+        assert_ne!(
+            shard_checksum(&forward, 4096),
+            shard_checksum(&swapped, 4096)
+        );
     }
 
     #[test]

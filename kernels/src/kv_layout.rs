@@ -72,7 +72,9 @@ pub enum LayoutError {
         reachable: usize,
     },
     /// A block falls into too many pieces.
-    #[error("layer {layer}: a block lies in {runs} pieces, at most {MAX_RUNS_PER_LAYER} are copied")]
+    #[error(
+        "layer {layer}: a block lies in {runs} pieces, at most {MAX_RUNS_PER_LAYER} are copied"
+    )]
     TooScattered {
         /// Layer's name.
         layer: String,
@@ -116,12 +118,22 @@ impl KvLayout {
     ///
     /// # Errors
     /// [`LayoutError`] names the layer and what is wrong with it.
-    pub fn new(tensors: &[TensorView], blocks: u32, layer_bytes: usize) -> Result<Self, LayoutError> {
+    pub fn new(
+        tensors: &[TensorView],
+        blocks: u32,
+        layer_bytes: usize,
+    ) -> Result<Self, LayoutError> {
         if tensors.is_empty() {
             return Err(LayoutError::NoLayers);
         }
-        let layers = tensors.iter().map(|tensor| Layer::new(tensor, blocks as usize, layer_bytes));
-        Ok(Self { blocks, layer_bytes, layers: layers.collect::<Result<_, _>>()? })
+        let layers = tensors
+            .iter()
+            .map(|tensor| Layer::new(tensor, blocks as usize, layer_bytes));
+        Ok(Self {
+            blocks,
+            layer_bytes,
+            layers: layers.collect::<Result<_, _>>()?,
+        })
     }
 
     /// Blocks of the engine's KV cache; block ids lie below this.
@@ -154,14 +166,28 @@ impl KvLayout {
         self.layer_bytes * self.layers.len()
     }
 
+    /// Whether a block's bytes in `layer` are contiguous.
+    pub(crate) fn is_one_run(&self, layer: usize) -> bool {
+        self.layers
+            .get(layer)
+            .is_some_and(|layer| layer.run_offsets.len() == 1)
+    }
+
     /// Contiguous pieces of `block` in `layer`, as (address, bytes), in the order of their address.
     ///
     /// `None` when block or layer is out of range.
-    pub(crate) fn runs(&self, layer: usize, block: u32) -> Option<impl Iterator<Item = (usize, usize)>> {
+    pub(crate) fn runs(
+        &self,
+        layer: usize,
+        block: u32,
+    ) -> Option<impl Iterator<Item = (usize, usize)>> {
         let layer = self.layers.get(layer)?;
         (block < self.blocks).then(|| {
             let start = layer.base + block as usize * layer.block_stride;
-            layer.run_offsets.iter().map(move |offset| (start + offset, layer.run_bytes))
+            layer
+                .run_offsets
+                .iter()
+                .map(move |offset| (start + offset, layer.run_bytes))
         })
     }
 }
@@ -199,10 +225,15 @@ impl Layer {
                 .and_then(|reach| reach.checked_add(extent))
                 .ok_or_else(overlap)?;
         }
-        let runs = outer.iter().try_fold(1usize, |n, &(length, _)| n.checked_mul(length));
+        let runs = outer
+            .iter()
+            .try_fold(1usize, |n, &(length, _)| n.checked_mul(length));
         let runs = runs.unwrap_or(usize::MAX);
         if runs > MAX_RUNS_PER_LAYER {
-            return Err(LayoutError::TooScattered { layer: name(), runs });
+            return Err(LayoutError::TooScattered {
+                layer: name(),
+                runs,
+            });
         }
         let mut run_offsets = vec![0];
         for &(length, stride) in outer.iter().rev() {
@@ -213,7 +244,11 @@ impl Layer {
         }
         if runs * run_bytes != layer_bytes {
             let bytes = runs * run_bytes;
-            return Err(LayoutError::UnequalLayers { layer: name(), bytes, expected: layer_bytes });
+            return Err(LayoutError::UnequalLayers {
+                layer: name(),
+                bytes,
+                expected: layer_bytes,
+            });
         }
         let needed = (blocks - 1)
             .checked_mul(block_stride)
@@ -221,12 +256,22 @@ impl Layer {
             .ok_or_else(overlap)?;
         if needed > tensor.reachable_bytes || tensor.address.checked_add(needed).is_none() {
             let reachable = tensor.reachable_bytes;
-            return Err(LayoutError::OutOfBounds { layer: name(), needed, reachable });
+            return Err(LayoutError::OutOfBounds {
+                layer: name(),
+                needed,
+                reachable,
+            });
         }
         if blocks > 1 && !blocks_are_disjoint(block_stride, &run_offsets, run_bytes, blocks) {
             return Err(overlap());
         }
-        Ok(Self { name: name(), base: tensor.address, block_stride, run_offsets, run_bytes })
+        Ok(Self {
+            name: name(),
+            base: tensor.address,
+            block_stride,
+            run_offsets,
+            run_bytes,
+        })
     }
 
     /// Separates the dimension that counts blocks: `(block stride, the other dimensions)`, each
@@ -239,7 +284,11 @@ impl Layer {
         blocks: usize,
     ) -> Result<(usize, Vec<(usize, usize)>), LayoutError> {
         let shape = &tensor.shape;
-        let counts = |d: usize| shape.get(d).is_some_and(|&n| n >= blocks && n % blocks.max(1) == 0);
+        let counts = |d: usize| {
+            shape
+                .get(d)
+                .is_some_and(|&n| n >= blocks && n % blocks.max(1) == 0)
+        };
         let dimension = if shape.len() == 5 && shape[0] == 2 && counts(1) {
             1
         } else if counts(0) && blocks > 0 {
@@ -251,7 +300,10 @@ impl Layer {
                 blocks,
             });
         };
-        let pairs = shape.iter().copied().zip(tensor.strides_bytes.iter().copied());
+        let pairs = shape
+            .iter()
+            .copied()
+            .zip(tensor.strides_bytes.iter().copied());
         let mut dims: Vec<(usize, usize)> = pairs.collect();
         let (length, stride) = dims.remove(dimension);
         let kernel_blocks = length / blocks;
@@ -268,7 +320,9 @@ fn blocks_are_disjoint(stride: usize, offsets: &[usize], run_bytes: usize, block
     let extent = offsets.last().map_or(0, |last| last + run_bytes);
     let gaps: Range<usize> = 0..offsets.len().saturating_sub(1);
     let woven = stride >= run_bytes
-        && gaps.into_iter().all(|i| offsets[i + 1] - offsets[i] >= blocks * stride);
+        && gaps
+            .into_iter()
+            .all(|i| offsets[i + 1] - offsets[i] >= blocks * stride);
     stride >= extent || woven
 }
 
@@ -316,7 +370,10 @@ mod tests {
         let block = 16 * 4 * 32 * 2;
         let tensor = view(&shape, &contiguous(&shape), 2, 16 * block);
         let layout = KvLayout::new(&[tensor], 8, 2 * block).unwrap();
-        assert_eq!(runs(&layout, 1), [(0x1000 + block, block), (0x1000 + 9 * block, block)]);
+        assert_eq!(
+            runs(&layout, 1),
+            [(0x1000 + block, block), (0x1000 + 9 * block, block)]
+        );
     }
 
     #[test]
@@ -338,7 +395,12 @@ mod tests {
     #[test]
     fn layers_interleaved_in_one_storage_keep_their_stride() {
         // Blocks of all layers side by side: the block stride is a multiple of one layer's bytes.
-        let tensor = view(&[8, 4, 32, 64], &[8192 * 6, 2048, 64, 1], 2, (7 * 6 + 1) * 16384);
+        let tensor = view(
+            &[8, 4, 32, 64],
+            &[8192 * 6, 2048, 64, 1],
+            2,
+            (7 * 6 + 1) * 16384,
+        );
         let layout = KvLayout::new(&[tensor], 8, 16384).unwrap();
         assert_eq!(runs(&layout, 7), [(0x1000 + 7 * 6 * 16384, 16384)]);
     }
@@ -356,11 +418,26 @@ mod tests {
             refuse(&|t| t.reachable_bytes -= 1, 32768),
             LayoutError::OutOfBounds { .. }
         ));
-        assert!(matches!(refuse(&|t| t.strides_bytes[0] = 0, 32768), LayoutError::Overlap { .. }));
-        assert!(matches!(refuse(&|t| t.strides_bytes[2] = 4, 32768), LayoutError::Overlap { .. }));
-        assert!(matches!(refuse(&|t| t.shape[0] = 9, 32768), LayoutError::NoBlockDimension { .. }));
-        assert!(matches!(refuse(&|_| {}, 32767), LayoutError::UnequalLayers { .. }));
-        assert!(matches!(refuse(&|t| t.item_bytes = 0, 32768), LayoutError::Malformed { .. }));
+        assert!(matches!(
+            refuse(&|t| t.strides_bytes[0] = 0, 32768),
+            LayoutError::Overlap { .. }
+        ));
+        assert!(matches!(
+            refuse(&|t| t.strides_bytes[2] = 4, 32768),
+            LayoutError::Overlap { .. }
+        ));
+        assert!(matches!(
+            refuse(&|t| t.shape[0] = 9, 32768),
+            LayoutError::NoBlockDimension { .. }
+        ));
+        assert!(matches!(
+            refuse(&|_| {}, 32767),
+            LayoutError::UnequalLayers { .. }
+        ));
+        assert!(matches!(
+            refuse(&|t| t.item_bytes = 0, 32768),
+            LayoutError::Malformed { .. }
+        ));
         assert!(matches!(
             refuse(&|t| t.strides_bytes[0] = usize::MAX / 2, 32768),
             LayoutError::Overlap { .. }

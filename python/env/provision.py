@@ -89,7 +89,10 @@ def cache_root() -> Path:
 def run(command: list[str | Path], what: str, fix: str) -> None:
     """Runs a command with its output on stderr; raises with `fix` when it fails."""
     try:
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        # Inherited descriptors: an installer that outlives a killed run keeps its lock held.
+        subprocess.run(
+            command, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr, close_fds=False
+        )
     except FileNotFoundError as error:
         raise ProvisionError(f"{what}: {error.filename} not found. {fix}") from error
     except subprocess.CalledProcessError as error:
@@ -98,9 +101,10 @@ def run(command: list[str | Path], what: str, fix: str) -> None:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Holds `path` as a lock between processes; the kernel releases it if the holder dies."""
+    """Holds `path` as a lock; the kernel releases it once holder and children are gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:
+        os.set_inheritable(handle.fileno(), True)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -95,7 +95,7 @@ class SchedulerSide:
         self._loading_into: list[int] = []
         """Blocks that this step's loads overwrite."""
         self._running = 0
-        """Requests in the last step."""
+        """Requests of the last step that have not finished since."""
         self._next_job = 1
         self._stats = Stats()
         self._told_counters: dict[str, int] = {}
@@ -181,6 +181,7 @@ class SchedulerSide:
 
     def request_finished(self, request: Request) -> None:
         """Plans the save of what the request computed and no step has saved; forgets it."""
+        self._running = max(0, self._running - 1)
         state = self._requests.pop(request.request_id, None)
         if state is None or request.request_id in self._loads:
             return

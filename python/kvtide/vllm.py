@@ -9,6 +9,8 @@ kvtide: `kvtide.scheduler` in the engine's process and `kvtide.worker` in every 
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +63,7 @@ class OffloadingConnectorV1Type3(KVConnectorBase_V1):
             self._scheduler = SchedulerSide(vllm_config, kv_cache_config)
         else:
             self._worker = WorkerSide(vllm_config, kv_cache_config)
+        _open_connectors.add(self)
 
     @property
     def _as_scheduler(self) -> SchedulerSide:
@@ -188,6 +191,16 @@ class OffloadingConnectorV1Type3(KVConnectorBase_V1):
         per_engine_labelvalues: dict[int, list[object]],
     ) -> KVConnectorPromMetrics | None:
         return PromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+
+_open_connectors: weakref.WeakSet[OffloadingConnectorV1Type3] = weakref.WeakSet()
+
+
+@atexit.register
+def _shutdown_open_connectors() -> None:
+    """An engine inside another program may end with it, without being shut down."""
+    for connector in list(_open_connectors):
+        connector.shutdown()
 
 
 class AIBrixOffloadingConnectorV1Type3(OffloadingConnectorV1Type3):

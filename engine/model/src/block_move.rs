@@ -29,7 +29,11 @@ impl BlockMove {
     #[must_use]
     pub fn encode_all(moves: &[Self]) -> Vec<u8> {
         let words = |m: &Self| [m.slot.slot, m.slot.generation, m.block];
-        moves.iter().flat_map(words).flat_map(u32::to_le_bytes).collect()
+        moves
+            .iter()
+            .flat_map(words)
+            .flat_map(u32::to_le_bytes)
+            .collect()
     }
 
     /// Decodes what [`BlockMove::encode_all`] wrote; `None` if the length is not a whole number of
@@ -43,7 +47,10 @@ impl BlockMove {
                 .iter()
                 .map(|triple| {
                     let [slot, generation, block] = triple.map(u32::from_le_bytes);
-                    Self { slot: SlotRef { slot, generation }, block }
+                    Self {
+                        slot: SlotRef { slot, generation },
+                        block,
+                    }
                 })
                 .collect()
         })

@@ -47,12 +47,18 @@ impl ChainHasher {
     /// Appends tokens.
     pub fn extend(&mut self, tokens: &[u32]) {
         let block_bytes = self.block_tokens * 4;
-        self.keys.reserve((self.tail.len() / 4 + tokens.len()) / self.block_tokens);
+        self.keys
+            .reserve((self.tail.len() / 4 + tokens.len()) / self.block_tokens);
         let mut rest = tokens;
         while !rest.is_empty() {
             let missing = self.block_tokens - self.tail.len() / 4;
             let (now, later) = rest.split_at(missing.min(rest.len()));
-            self.tail.extend(now.iter().flat_map(|token| token.to_le_bytes()));
+            let start = self.tail.len();
+            self.tail.resize(start + now.len() * 4, 0);
+            let (bytes, _) = self.tail[start..].as_chunks_mut::<4>();
+            for (bytes, token) in bytes.iter_mut().zip(now) {
+                *bytes = token.to_le_bytes();
+            }
             rest = later;
             if self.tail.len() == block_bytes {
                 self.close_block();
@@ -78,7 +84,11 @@ impl ChainHasher {
         for item in &self.media {
             if item.offset_tokens < end && item.offset_tokens + item.length_tokens > start {
                 encode::field(&mut self.tail, "media", item.identifier.as_bytes());
-                encode::field(&mut self.tail, "offset", &(item.offset_tokens as u64).to_le_bytes());
+                encode::field(
+                    &mut self.tail,
+                    "offset",
+                    &(item.offset_tokens as u64).to_le_bytes(),
+                );
             }
         }
         let hash = blake3::keyed_hash(&self.state, &self.tail);
@@ -97,8 +107,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn root(salt: &str) -> ChainRoot {
-        let scope = Scope { cache_salt: Some(salt.into()), ..Scope::default() };
-        Namespace { model: "m".into(), ..Namespace::default() }.root(&scope)
+        let scope = Scope {
+            cache_salt: Some(salt.into()),
+            ..Scope::default()
+        };
+        Namespace {
+            model: "m".into(),
+            ..Namespace::default()
+        }
+        .root(&scope)
     }
 
     fn keys(root: ChainRoot, tokens: &[u32], media: Vec<MediaItem>) -> Vec<BlockKey> {
@@ -115,8 +132,10 @@ mod tests {
         assert_eq!(text, KNOWN);
     }
 
-    const KNOWN: [&str; 2] =
-        ["6f17d8eefbd57883444e6a0443f5e35e", "e45d3676a1aa3d3afb20bb0f9d3ca8c3"];
+    const KNOWN: [&str; 2] = [
+        "6f17d8eefbd57883444e6a0443f5e35e",
+        "e45d3676a1aa3d3afb20bb0f9d3ca8c3",
+    ];
 
     #[test]
     fn a_media_item_changes_only_the_blocks_from_its_first_on() {
@@ -126,8 +145,10 @@ mod tests {
             offset_tokens: 6,
             length_tokens: 3,
         };
-        let (cat, dog) =
-            (keys(root("s"), &tokens, vec![item("cat")]), keys(root("s"), &tokens, vec![item("dog")]));
+        let (cat, dog) = (
+            keys(root("s"), &tokens, vec![item("cat")]),
+            keys(root("s"), &tokens, vec![item("dog")]),
+        );
         assert_eq!(cat[0], dog[0]);
         assert!((1..4).all(|i| cat[i] != dog[i]));
     }

@@ -55,11 +55,19 @@ impl Namespace {
     pub fn root(&self, scope: &Scope) -> ChainRoot {
         let mut encoded = Vec::with_capacity(256);
         encode::field(&mut encoded, "model", self.model.as_bytes());
-        encode::field(&mut encoded, "weights_revision", self.weights_revision.as_bytes());
+        encode::field(
+            &mut encoded,
+            "weights_revision",
+            self.weights_revision.as_bytes(),
+        );
         encode::field(&mut encoded, "compute_dtype", self.compute_dtype.as_bytes());
         encode::field(&mut encoded, "kv_dtype", self.kv_dtype.as_bytes());
         encode::field(&mut encoded, "layout", self.layout.as_bytes());
-        encode::field(&mut encoded, "block_tokens", &self.block_tokens.to_le_bytes());
+        encode::field(
+            &mut encoded,
+            "block_tokens",
+            &self.block_tokens.to_le_bytes(),
+        );
         encode::field(&mut encoded, "ranks", &self.ranks.to_le_bytes());
         encode::field(&mut encoded, "shard_bytes", &self.shard_bytes.to_le_bytes());
         let namespace_key = blake3::derive_key("kvtide block identity, format 1", &encoded);
@@ -86,23 +94,59 @@ mod tests {
         };
         let open = Scope::default();
         let variants = [
-            Namespace { model: "n".into(), ..base.clone() },
-            Namespace { weights_revision: "r".into(), ..base.clone() },
-            Namespace { compute_dtype: "float16".into(), ..base.clone() },
-            Namespace { kv_dtype: "fp8".into(), ..base.clone() },
-            Namespace { layout: "HND".into(), ..base.clone() },
-            Namespace { block_tokens: 32, ..base.clone() },
-            Namespace { ranks: 2, ..base.clone() },
-            Namespace { shard_bytes: 1, ..base.clone() },
+            Namespace {
+                model: "n".into(),
+                ..base.clone()
+            },
+            Namespace {
+                weights_revision: "r".into(),
+                ..base.clone()
+            },
+            Namespace {
+                compute_dtype: "float16".into(),
+                ..base.clone()
+            },
+            Namespace {
+                kv_dtype: "fp8".into(),
+                ..base.clone()
+            },
+            Namespace {
+                layout: "HND".into(),
+                ..base.clone()
+            },
+            Namespace {
+                block_tokens: 32,
+                ..base.clone()
+            },
+            Namespace {
+                ranks: 2,
+                ..base.clone()
+            },
+            Namespace {
+                shard_bytes: 1,
+                ..base.clone()
+            },
         ];
         for variant in variants {
             assert_ne!(variant.root(&open), base.root(&open), "{variant:?}");
         }
         let scopes = [
-            Scope { tenant: Some("t".into()), ..Scope::default() },
-            Scope { cache_salt: Some("t".into()), ..Scope::default() },
-            Scope { lora: Some("t".into()), ..Scope::default() },
-            Scope { tenant: Some(String::new()), ..Scope::default() },
+            Scope {
+                tenant: Some("t".into()),
+                ..Scope::default()
+            },
+            Scope {
+                cache_salt: Some("t".into()),
+                ..Scope::default()
+            },
+            Scope {
+                lora: Some("t".into()),
+                ..Scope::default()
+            },
+            Scope {
+                tenant: Some(String::new()),
+                ..Scope::default()
+            },
         ];
         for (i, scope) in scopes.iter().enumerate() {
             assert_ne!(base.root(scope), base.root(&open), "{scope:?}");
@@ -114,8 +158,16 @@ mod tests {
 
     #[test]
     fn moving_bytes_between_fields_changes_the_root() {
-        let one = Namespace { model: "ab".into(), weights_revision: "c".into(), ..Namespace::default() };
-        let two = Namespace { model: "a".into(), weights_revision: "bc".into(), ..Namespace::default() };
+        let one = Namespace {
+            model: "ab".into(),
+            weights_revision: "c".into(),
+            ..Namespace::default()
+        };
+        let two = Namespace {
+            model: "a".into(),
+            weights_revision: "bc".into(),
+            ..Namespace::default()
+        };
         assert_ne!(one.root(&Scope::default()), two.root(&Scope::default()));
     }
 }

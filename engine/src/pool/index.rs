@@ -22,20 +22,26 @@ impl Index {
 
     /// The slot of `key`.
     pub(crate) fn find(&self, key: BlockKey) -> Option<u32> {
-        self.table.find(key.table_hash(), |&slot| self.keys[slot as usize] == key).copied()
+        self.table
+            .find(key.table_hash(), |&slot| self.keys[slot as usize] == key)
+            .copied()
     }
 
     /// Enters `key`, which is not in the index, at `slot`.
     pub(crate) fn insert(&mut self, key: BlockKey, slot: u32) {
         self.keys[slot as usize] = key;
         let keys = &self.keys;
-        self.table.insert_unique(key.table_hash(), slot, |&s| keys[s as usize].table_hash());
+        self.table
+            .insert_unique(key.table_hash(), slot, |&s| keys[s as usize].table_hash());
     }
 
     /// Removes the entry of `slot`, if there is one; returns its key.
     pub(crate) fn remove_slot(&mut self, slot: u32) -> Option<BlockKey> {
         let key = self.keys[slot as usize];
-        let entry = self.table.find_entry(key.table_hash(), |&s| s == slot).ok()?;
+        let entry = self
+            .table
+            .find_entry(key.table_hash(), |&s| s == slot)
+            .ok()?;
         entry.remove();
         Some(key)
     }

@@ -32,7 +32,11 @@ pub struct Lease {
 
 impl Lease {
     pub(super) fn new(shared: Arc<Shared>, slots: Vec<SlotRef>, ttl: Duration) -> Self {
-        Self { shared, slots, expires: Instant::now() + ttl }
+        Self {
+            shared,
+            slots,
+            expires: Instant::now() + ttl,
+        }
     }
 
     /// The leased blocks, in the order of the request's tokens.

@@ -21,7 +21,7 @@ pub(crate) mod slot_table;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvtide_kernels::segment::{SharedSegment, ShardStatus};
+use kvtide_kernels::segment::{ShardStatus, SharedSegment};
 use kvtide_model::{BlockKey, BlockMove, SlotRef};
 
 use crate::config::Eviction;
@@ -122,8 +122,15 @@ impl Pool {
             events: options.events.then(Vec::new),
             counters: PoolCounters::default(),
         };
-        let shared = Arc::new(Shared { slots, segment, state: Mutex::new(state) });
-        Self { shared, lease_ttl: options.lease_ttl }
+        let shared = Arc::new(Shared {
+            slots,
+            segment,
+            state: Mutex::new(state),
+        });
+        Self {
+            shared,
+            lease_ttl: options.lease_ttl,
+        }
     }
 
     /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving.
@@ -136,10 +143,17 @@ impl Pool {
         let mut complete = true;
         {
             let mut state = lock(&self.shared.state);
-            let State { index, policy, counters, .. } = &mut *state;
+            let State {
+                index,
+                policy,
+                counters,
+                ..
+            } = &mut *state;
             for &key in keys {
                 let Some(slot) = index.find(key) else { break };
-                let Some((slot, sealed)) = self.shared.slots.pin_current(slot) else { break };
+                let Some((slot, sealed)) = self.shared.slots.pin_current(slot) else {
+                    break;
+                };
                 complete &= sealed;
                 pinned.push(slot);
                 policy.touch(slot.slot);
@@ -171,7 +185,10 @@ impl Pool {
             };
             let slot = self.shared.slots.fill(free);
             state.index.insert(key, slot.slot_ref().slot);
-            plan.moves.push(BlockMove { slot: slot.slot_ref(), block });
+            plan.moves.push(BlockMove {
+                slot: slot.slot_ref(),
+                block,
+            });
             filling.push((slot, block));
         }
         // A chain is useless without its head, so the head is entered last and evicted last.
@@ -220,7 +237,9 @@ impl Pool {
             for rank in 0..self.shared.segment.geometry().ranks() {
                 let sealed = self.shared.segment.shard_state(slot.slot, rank);
                 if sealed.is_some_and(|s| s.generation == slot.generation) {
-                    self.shared.segment.condemn_shard(slot.slot, rank, slot.generation);
+                    self.shared
+                        .segment
+                        .condemn_shard(slot.slot, rank, slot.generation);
                 }
             }
             if self.shared.slots.doom(slot) {
@@ -235,7 +254,10 @@ impl Pool {
     /// damaged one, having dropped it.
     #[must_use]
     pub fn first_damaged(&self, lease: &Lease) -> Option<usize> {
-        let at = lease.slots().iter().position(|&slot| !self.shared.bytes_match(slot))?;
+        let at = lease
+            .slots()
+            .iter()
+            .position(|&slot| !self.shared.bytes_match(slot))?;
         self.drop_damaged(&lease.slots()[at..=at]);
         Some(at)
     }
@@ -256,7 +278,11 @@ impl Pool {
     /// What happened since the last call, oldest first.
     #[must_use]
     pub fn take_events(&self) -> Vec<PoolEvent> {
-        lock(&self.shared.state).events.as_mut().map(std::mem::take).unwrap_or_default()
+        lock(&self.shared.state)
+            .events
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
     }
 
     /// Totals since the pool was made.
@@ -368,9 +394,11 @@ impl Shared {
     /// Whether every shard of `slot` was completely written and not found damaged.
     fn is_intact(&self, slot: SlotRef) -> bool {
         (0..self.segment.geometry().ranks()).all(|rank| {
-            self.segment.shard_state(slot.slot, rank).is_some_and(|state| {
-                state.generation == slot.generation && state.status == ShardStatus::Sealed
-            })
+            self.segment
+                .shard_state(slot.slot, rank)
+                .is_some_and(|state| {
+                    state.generation == slot.generation && state.status == ShardStatus::Sealed
+                })
         })
     }
 

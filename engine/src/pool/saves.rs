@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use kvtide_kernels::segment::{SharedSegment, ShardStatus};
+use kvtide_kernels::segment::{ShardStatus, SharedSegment};
 
 use super::slot_table::FillingSlot;
 
@@ -43,8 +43,12 @@ impl InFlightSaves {
     pub(super) fn begin(&mut self, blocks: Vec<(FillingSlot, u32)>) -> u64 {
         self.next_id += 1;
         self.blocks += blocks.len();
-        self.sources.extend(blocks.iter().map(|&(_, block)| (block, self.next_id)));
-        self.jobs.push_back(SaveJob { id: self.next_id, blocks: blocks.into() });
+        self.sources
+            .extend(blocks.iter().map(|&(_, block)| (block, self.next_id)));
+        self.jobs.push_back(SaveJob {
+            id: self.next_id,
+            blocks: blocks.into(),
+        });
         self.next_id
     }
 
@@ -53,8 +57,10 @@ impl InFlightSaves {
         if self.sources.is_empty() {
             return Vec::new();
         }
-        let mut jobs: Vec<u64> =
-            blocks.iter().filter_map(|block| self.sources.get(block).copied()).collect();
+        let mut jobs: Vec<u64> = blocks
+            .iter()
+            .filter_map(|block| self.sources.get(block).copied())
+            .collect();
         jobs.sort_unstable();
         jobs.dedup();
         jobs
@@ -64,13 +70,21 @@ impl InFlightSaves {
     pub(super) fn collect(&mut self, segment: &SharedSegment, mut ended: impl FnMut(Saved)) {
         while let Some(job) = self.jobs.front_mut() {
             while let Some((slot, _)) = job.blocks.front() {
-                let Some(ok) = outcome(segment, slot) else { return };
-                let Some((slot, block)) = job.blocks.pop_front() else { return };
+                let Some(ok) = outcome(segment, slot) else {
+                    return;
+                };
+                let Some((slot, block)) = job.blocks.pop_front() else {
+                    return;
+                };
                 self.blocks -= 1;
                 if self.sources.get(&block) == Some(&job.id) {
                     self.sources.remove(&block);
                 }
-                ended(if ok { Saved::Complete(slot) } else { Saved::Failed(slot) });
+                ended(if ok {
+                    Saved::Complete(slot)
+                } else {
+                    Saved::Failed(slot)
+                });
             }
             self.jobs.pop_front();
         }

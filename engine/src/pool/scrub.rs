@@ -26,28 +26,38 @@ impl Scrubber {
     /// When the operating system refuses another thread.
     pub fn start(pool: &Arc<Pool>, bytes_per_second: u64) -> std::io::Result<Option<Self>> {
         let row_bytes = pool.segment().geometry().row_bytes() as u64;
-        let Some(rows_per_second) = bytes_per_second.checked_div(row_bytes.max(1)).filter(|_| bytes_per_second > 0)
+        let Some(rows_per_second) = bytes_per_second
+            .checked_div(row_bytes.max(1))
+            .filter(|_| bytes_per_second > 0)
         else {
             return Ok(None);
         };
         // One burst a tick keeps the thread asleep nearly always.
         let (rows, tick) = match rows_per_second {
-            0..10 => (1, Duration::from_secs_f64(row_bytes as f64 / bytes_per_second as f64)),
+            0..10 => (
+                1,
+                Duration::from_secs_f64(row_bytes as f64 / bytes_per_second as f64),
+            ),
             _ => (rows_per_second / 10, Duration::from_millis(100)),
         };
         let (stop, stopped) = sync_channel(1);
         let weak = Arc::downgrade(pool);
-        let thread = std::thread::Builder::new().name("kvtide-scrub".into()).spawn(move || {
-            let mut next = 0u32;
-            while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
-                let Some(pool) = weak.upgrade() else { return };
-                for _ in 0..rows {
-                    scrub_row(&pool, next);
-                    next = (next + 1) % pool.segment().geometry().rows();
+        let thread = std::thread::Builder::new()
+            .name("kvtide-scrub".into())
+            .spawn(move || {
+                let mut next = 0u32;
+                while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
+                    let Some(pool) = weak.upgrade() else { return };
+                    for _ in 0..rows {
+                        scrub_row(&pool, next);
+                        next = (next + 1) % pool.segment().geometry().rows();
+                    }
                 }
-            }
-        })?;
-        Ok(Some(Self { stop: Some(stop), thread: Some(thread) }))
+            })?;
+        Ok(Some(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        }))
     }
 }
 
@@ -63,7 +73,9 @@ impl Drop for Scrubber {
 
 fn scrub_row(pool: &Pool, row: u32) {
     let shared: &Shared = pool.shared();
-    let Some(sealed) = shared.slots.evictable(row) else { return };
+    let Some(sealed) = shared.slots.evictable(row) else {
+        return;
+    };
     let slot = sealed.slot_ref();
     if !shared.slots.pin(slot) {
         return;

@@ -71,7 +71,10 @@ const PINS_MAX: u32 = (1 << PINS_BITS) - 1;
 impl Word {
     fn pinned(self) -> Option<Self> {
         let live = matches!(self.state, SlotState::Filling | SlotState::Sealed);
-        (live && self.pins < PINS_MAX).then_some(Self { pins: self.pins + 1, ..self })
+        (live && self.pins < PINS_MAX).then_some(Self {
+            pins: self.pins + 1,
+            ..self
+        })
     }
 
     fn pack(self) -> u64 {
@@ -95,7 +98,11 @@ impl Word {
             3 => SlotState::Abandoned,
             _ => SlotState::Doomed,
         };
-        Self { generation: u32::from_le_bytes([g0, g1, g2, g3]), state, pins: low & PINS_MAX }
+        Self {
+            generation: u32::from_le_bytes([g0, g1, g2, g3]),
+            state,
+            pins: low & PINS_MAX,
+        }
     }
 }
 
@@ -106,7 +113,12 @@ pub(crate) struct SlotTable(Box<[AtomicU64]>);
 impl SlotTable {
     /// `slots` free slots, and the table that follows them.
     pub(crate) fn new(slots: u32) -> (Self, Vec<FreeSlot>) {
-        let word = Word { generation: 0, state: SlotState::Free, pins: 0 }.pack();
+        let word = Word {
+            generation: 0,
+            state: SlotState::Free,
+            pins: 0,
+        }
+        .pack();
         let table = (0..slots).map(|_| AtomicU64::new(word)).collect();
         // Lowest first: a new pool fills its rows in the order in which they were populated.
         (Self(table), (0..slots).rev().map(FreeSlot).collect())
@@ -125,14 +137,22 @@ impl SlotTable {
     /// Whether `slot` is sealed, in any generation, and unpinned; the generation it has.
     pub(crate) fn evictable(&self, slot: u32) -> Option<SealedSlot> {
         let word = Word::unpack(self.0.get(slot as usize)?.load(Ordering::Acquire));
-        (word.state == SlotState::Sealed && word.pins == 0)
-            .then_some(SealedSlot(SlotRef { slot, generation: word.generation }))
+        (word.state == SlotState::Sealed && word.pins == 0).then_some(SealedSlot(SlotRef {
+            slot,
+            generation: word.generation,
+        }))
     }
 
     /// The generation that `slot` has now.
     pub(crate) fn current(&self, slot: u32) -> SlotRef {
-        let word = self.0.get(slot as usize).map_or(0, |word| word.load(Ordering::Acquire));
-        SlotRef { slot, generation: Word::unpack(word).generation }
+        let word = self
+            .0
+            .get(slot as usize)
+            .map_or(0, |word| word.load(Ordering::Acquire));
+        SlotRef {
+            slot,
+            generation: Word::unpack(word).generation,
+        }
     }
 
     /// Pins `slot` in whatever generation it has, if it holds or awaits a block; tells which
@@ -140,7 +160,10 @@ impl SlotTable {
     pub(crate) fn pin_current(&self, slot: u32) -> Option<(SlotRef, bool)> {
         let word = self.update(slot, Word::pinned)?;
         let generation = word.generation;
-        Some((SlotRef { slot, generation }, word.state == SlotState::Sealed))
+        Some((
+            SlotRef { slot, generation },
+            word.state == SlotState::Sealed,
+        ))
     }
 
     /// Free → Filling, in a new generation.
@@ -158,7 +181,8 @@ impl SlotTable {
 
     /// The writer succeeded: Filling → Sealed, or Abandoned → Doomed, which returns `None`.
     pub(crate) fn seal(&self, slot: &FillingSlot) -> Option<SealedSlot> {
-        self.writer_done(slot, SlotState::Sealed).then_some(SealedSlot(slot.0))
+        self.writer_done(slot, SlotState::Sealed)
+            .then_some(SealedSlot(slot.0))
     }
 
     /// The writer failed: Filling or Abandoned → Doomed; whether it was not abandoned before.
@@ -171,8 +195,14 @@ impl SlotTable {
         self.transition(slot.0, |word| {
             was_filling = word.state == SlotState::Filling;
             match word.state {
-                SlotState::Filling => Some(Word { state: next, ..word }),
-                SlotState::Abandoned => Some(Word { state: SlotState::Doomed, ..word }),
+                SlotState::Filling => Some(Word {
+                    state: next,
+                    ..word
+                }),
+                SlotState::Abandoned => Some(Word {
+                    state: SlotState::Doomed,
+                    ..word
+                }),
                 SlotState::Free | SlotState::Sealed | SlotState::Doomed => None,
             }
         });
@@ -184,21 +214,28 @@ impl SlotTable {
         self.transition(slot, Word::pinned)
     }
 
-    /// Removes a pin; `true` when it was the last one of a doomed slot.
+    /// Removes a pin that the caller holds; `true` when it was the last one of a doomed slot.
+    ///
+    /// A pinned slot keeps its generation, so there is nothing to compare first.
     pub(crate) fn unpin(&self, slot: SlotRef) -> bool {
-        let mut last = false;
-        self.transition(slot, |word| {
-            last = word.state == SlotState::Doomed && word.pins == 1;
-            word.pins.checked_sub(1).map(|pins| Word { pins, ..word })
-        });
-        last
+        let Some(word) = self.0.get(slot.slot as usize) else {
+            return false;
+        };
+        let before = Word::unpack(word.fetch_sub(1, Ordering::AcqRel));
+        debug_assert!(
+            before.generation == slot.generation && before.pins > 0,
+            "not pinned"
+        );
+        before.state == SlotState::Doomed && before.pins == 1
     }
 
     /// Sealed → Free, if nobody pins it.
     pub(crate) fn evict(&self, slot: SealedSlot) -> Option<FreeSlot> {
         self.transition(slot.0, |word| {
-            (word.state == SlotState::Sealed && word.pins == 0)
-                .then_some(Word { state: SlotState::Free, ..word })
+            (word.state == SlotState::Sealed && word.pins == 0).then_some(Word {
+                state: SlotState::Free,
+                ..word
+            })
         })
         .then_some(FreeSlot(slot.0.slot))
     }
@@ -206,8 +243,14 @@ impl SlotTable {
     /// Sealed → Doomed, or Filling → Abandoned.
     pub(crate) fn doom(&self, slot: SlotRef) -> bool {
         self.transition(slot, |word| match word.state {
-            SlotState::Filling => Some(Word { state: SlotState::Abandoned, ..word }),
-            SlotState::Sealed => Some(Word { state: SlotState::Doomed, ..word }),
+            SlotState::Filling => Some(Word {
+                state: SlotState::Abandoned,
+                ..word
+            }),
+            SlotState::Sealed => Some(Word {
+                state: SlotState::Doomed,
+                ..word
+            }),
             SlotState::Free | SlotState::Abandoned | SlotState::Doomed => None,
         })
     }
@@ -215,8 +258,10 @@ impl SlotTable {
     /// Doomed → Free, if nobody pins it.
     pub(crate) fn release(&self, slot: SlotRef) -> Option<FreeSlot> {
         self.transition(slot, |word| {
-            (word.state == SlotState::Doomed && word.pins == 0)
-                .then_some(Word { state: SlotState::Free, ..word })
+            (word.state == SlotState::Doomed && word.pins == 0).then_some(Word {
+                state: SlotState::Free,
+                ..word
+            })
         })
         .then_some(FreeSlot(slot.slot))
     }
@@ -224,7 +269,9 @@ impl SlotTable {
     /// Applies `change` to the slot's word unless its generation is another or `change` declines.
     fn transition(&self, slot: SlotRef, mut change: impl FnMut(Word) -> Option<Word>) -> bool {
         self.update(slot.slot, |word| {
-            (word.generation == slot.generation).then(|| change(word)).flatten()
+            (word.generation == slot.generation)
+                .then(|| change(word))
+                .flatten()
         })
         .is_some()
     }
@@ -345,7 +392,11 @@ mod models {
             };
             let evicted = table.evictable(sealed.0.slot).is_some();
             if evicted {
-                let word = Word { generation: sealed.0.generation, state: SlotState::Free, pins: 0 };
+                let word = Word {
+                    generation: sealed.0.generation,
+                    state: SlotState::Free,
+                    pins: 0,
+                };
                 table.0[0].store(word.pack(), Ordering::Release);
             }
             let pinned = lease.join().unwrap();

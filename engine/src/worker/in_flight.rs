@@ -23,19 +23,31 @@ pub(crate) struct InFlight<R, O> {
 
 impl<R, O> InFlight<R, O> {
     pub(crate) fn new() -> Self {
-        Self { entries: Mutex::new(HashMap::new()), ended: Condvar::new() }
+        Self {
+            entries: Mutex::new(HashMap::new()),
+            ended: Condvar::new(),
+        }
     }
 
     /// Accepts a job. `resources` live at least until [`InFlight::complete`].
     pub(crate) fn begin(&self, job: u64, resources: R) {
-        lock(&self.entries).insert(job, Entry::Running { resources, detached: false });
+        lock(&self.entries).insert(
+            job,
+            Entry::Running {
+                resources,
+                detached: false,
+            },
+        );
     }
 
     /// The job has ended: nothing touches its memory any more.
     pub(crate) fn complete(&self, job: u64, outcome: O) {
         let mut entries = lock(&self.entries);
         let released = match entries.remove(&job) {
-            Some(Entry::Running { resources, detached }) => {
+            Some(Entry::Running {
+                resources,
+                detached,
+            }) => {
                 if !detached {
                     entries.insert(job, Entry::Done(outcome));
                 }
@@ -63,15 +75,21 @@ impl<R, O> InFlight<R, O> {
     pub(crate) fn wait(&self, job: u64) {
         let mut entries = lock(&self.entries);
         while matches!(entries.get(&job), Some(Entry::Running { .. })) {
-            entries = self.ended.wait(entries).unwrap_or_else(std::sync::PoisonError::into_inner);
+            entries = self
+                .ended
+                .wait(entries)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
         }
     }
 
     /// Takes the outcomes of all jobs that have ended.
     pub(crate) fn take_done(&self) -> Vec<(u64, O)> {
         let mut entries = lock(&self.entries);
-        let done: Vec<u64> =
-            entries.iter().filter(|(_, e)| matches!(e, Entry::Done(_))).map(|(&id, _)| id).collect();
+        let done: Vec<u64> = entries
+            .iter()
+            .filter(|(_, e)| matches!(e, Entry::Done(_)))
+            .map(|(&id, _)| id)
+            .collect();
         done.into_iter()
             .filter_map(|id| match entries.remove(&id) {
                 Some(Entry::Done(outcome)) => Some((id, outcome)),
@@ -82,7 +100,10 @@ impl<R, O> InFlight<R, O> {
 
     /// Jobs that are running.
     pub(crate) fn running(&self) -> usize {
-        lock(&self.entries).values().filter(|e| matches!(e, Entry::Running { .. })).count()
+        lock(&self.entries)
+            .values()
+            .filter(|e| matches!(e, Entry::Running { .. }))
+            .count()
     }
 }
 
@@ -141,7 +162,10 @@ mod models {
             let device = {
                 let (table, released) = (Arc::clone(&table), Arc::clone(&released));
                 thread::spawn(move || {
-                    assert!(!released.load(Ordering::SeqCst), "copied through released memory");
+                    assert!(
+                        !released.load(Ordering::SeqCst),
+                        "copied through released memory"
+                    );
                     table.complete(1, ());
                 })
             };

@@ -55,36 +55,67 @@ impl LoadThread {
         let (layered, layered_loads) = sync_channel(QUEUED_LOADS_MAX);
         let (beside, beside_loads) = sync_channel(QUEUED_LOADS_MAX);
         let (wake, woken) = sync_channel(1);
-        let runner = Runner { registration, backend, loads: Arc::clone(&loads), counters };
+        let runner = Runner {
+            registration,
+            backend,
+            loads: Arc::clone(&loads),
+            counters,
+        };
         let work = move || runner.run(&layered_loads, &beside_loads, &woken);
         let thread = std::thread::Builder::new().name(name).spawn(work)?;
-        let queues = Some(Queues { layered, beside, wake });
-        Ok(Self { queues, thread: Some(thread), loads })
+        let queues = Some(Queues {
+            layered,
+            beside,
+            wake,
+        });
+        Ok(Self {
+            queues,
+            thread: Some(thread),
+            loads,
+        })
     }
 
     pub(super) fn load_layered(&self, job: u64, moves: Vec<BlockMove>, layers: Arc<Layers>) {
-        let load = Load { job, moves, accepted: Instant::now(), layers: Some(Arc::clone(&layers)) };
+        let load = Load {
+            job,
+            moves,
+            accepted: Instant::now(),
+            layers: Some(Arc::clone(&layers)),
+        };
         if !self.send(load, |queues| &queues.layered) {
             layers.abort();
         }
     }
 
     pub(super) fn load_async(&self, job: u64, moves: Vec<BlockMove>) {
-        let load = Load { job, moves, accepted: Instant::now(), layers: None };
+        let load = Load {
+            job,
+            moves,
+            accepted: Instant::now(),
+            layers: None,
+        };
         self.send(load, |queues| &queues.beside);
     }
 
     /// Queues a load, or fails it if there is no room.
     fn send(&self, load: Load, queue: fn(&Queues) -> &SyncSender<Load>) -> bool {
         let (job, blocks) = (load.job, load.moves.len());
-        let Some(queues) = &self.queues else { return false };
+        let Some(queues) = &self.queues else {
+            return false;
+        };
         let sent = queue(queues).try_send(load).is_ok();
         if sent {
             // A full channel holds a token already.
             let _ = queues.wake.try_send(());
         } else {
             let failed = (0..blocks).collect();
-            self.loads.complete(job, LoadOutcome { failed, ..LoadOutcome::default() });
+            self.loads.complete(
+                job,
+                LoadOutcome {
+                    failed,
+                    ..LoadOutcome::default()
+                },
+            );
         }
         sent
     }
@@ -157,9 +188,11 @@ impl Runner {
     fn begin(&self, load: &Load) -> Progress {
         let (segment, rank) = (self.registration.segment(), self.registration.rank());
         let holds = |step: &BlockMove| {
-            segment.shard_state(step.slot.slot, rank).is_some_and(|state| {
-                state.status == ShardStatus::Sealed && state.generation == step.slot.generation
-            })
+            segment
+                .shard_state(step.slot.slot, rank)
+                .is_some_and(|state| {
+                    state.status == ShardStatus::Sealed && state.generation == step.slot.generation
+                })
         };
         Progress {
             digests: vec![0; load.moves.len()],
@@ -175,10 +208,18 @@ impl Runner {
         progress: &mut Progress,
     ) {
         for place in moves {
-            let Some(step) = load.moves.get(place..=place).filter(|_| !progress.failed[place]) else {
+            let Some(step) = load
+                .moves
+                .get(place..=place)
+                .filter(|_| !progress.failed[place])
+            else {
                 continue;
             };
-            let plan = CopyPlan { direction: Direction::Load, moves: step, layers: layers.clone() };
+            let plan = CopyPlan {
+                direction: Direction::Load,
+                moves: step,
+                layers: layers.clone(),
+            };
             let sums = &mut progress.digests[place..=place];
             progress.failed[place] = self.backend.copy(&plan, Some(sums)).is_err();
         }
@@ -187,9 +228,16 @@ impl Runner {
     fn end(&self, load: Load, progress: Progress) {
         let (segment, rank) = (self.registration.segment(), self.registration.rank());
         let mut outcome = LoadOutcome::default();
-        let checks = load.moves.iter().zip(&progress.digests).zip(&progress.failed).enumerate();
+        let checks = load
+            .moves
+            .iter()
+            .zip(&progress.digests)
+            .zip(&progress.failed)
+            .enumerate();
         for (place, ((step, &digest), &failed)) in checks {
-            let expected = segment.shard_state(step.slot.slot, rank).map(|state| state.checksum);
+            let expected = segment
+                .shard_state(step.slot.slot, rank)
+                .map(|state| state.checksum);
             if failed {
                 outcome.failed.push(place);
             } else if expected != Some(digest) {
@@ -200,7 +248,9 @@ impl Runner {
             }
         }
         outcome.seconds = load.accepted.elapsed().as_secs_f64();
-        self.counters.loaded_bytes.fetch_add(outcome.bytes, Ordering::Relaxed);
+        self.counters
+            .loaded_bytes
+            .fetch_add(outcome.bytes, Ordering::Relaxed);
         self.loads.complete(load.job, outcome);
     }
 }

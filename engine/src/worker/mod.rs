@@ -89,9 +89,8 @@ impl Worker {
         let saves = Arc::new(Jobs::new());
         let loads = Arc::new(Loads::new());
         let counters = Arc::new(Counters::default());
-        let backend = || -> Box<dyn CopyBackend> {
-            Box::new(MemcpyBackend::new(Arc::clone(&registration)))
-        };
+        let backend =
+            || -> Box<dyn CopyBackend> { Box::new(MemcpyBackend::new(Arc::clone(&registration))) };
         let save_thread = SaveThread::start(
             format!("{device}-save"),
             Arc::clone(&registration),
@@ -159,7 +158,10 @@ impl Worker {
             return None;
         }
         let layers = self.registration.layout().layers();
-        let batch = Arc::new(SaveBatch { jobs, layers: Layers::new(layers) });
+        let batch = Arc::new(SaveBatch {
+            jobs,
+            layers: Layers::new(layers),
+        });
         for job in &batch.jobs {
             self.saves.begin(job.job, Arc::clone(&self.registration));
             // Nobody asks how a save ended: the segment says so.
@@ -169,7 +171,9 @@ impl Worker {
             return Some(batch);
         }
         let refused: usize = batch.jobs.iter().map(|job| job.moves.len()).sum();
-        self.counters.refused_saves.fetch_add(refused as u64, Ordering::Relaxed);
+        self.counters
+            .refused_saves
+            .fetch_add(refused as u64, Ordering::Relaxed);
         for job in &batch.jobs {
             save::condemn(&self.registration, &job.moves);
             self.saves.complete(job.job, ());
@@ -181,7 +185,8 @@ impl Worker {
     pub fn load_layered(&mut self, job: u64, moves: Vec<BlockMove>) {
         let layers = Arc::new(Layers::new(self.registration.layout().layers()));
         self.loads.begin(job, Arc::clone(&self.registration));
-        self.load_thread.load_layered(job, moves, Arc::clone(&layers));
+        self.load_thread
+            .load_layered(job, moves, Arc::clone(&layers));
         self.layered = Some(layers);
     }
 

@@ -1,9 +1,9 @@
 //! The thread that copies computed blocks to the pool.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvtide_kernels::copy::{CopyBackend, CopyPlan, Direction, Registration};
@@ -40,14 +40,26 @@ impl SaveThread {
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         let (queue, batches) = sync_channel(QUEUED_STEPS_MAX);
-        let runner = Runner { registration, backend, jobs, counters };
-        let thread = std::thread::Builder::new().name(name).spawn(move || runner.run(&batches))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread) })
+        let runner = Runner {
+            registration,
+            backend,
+            jobs,
+            counters,
+        };
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || runner.run(&batches))?;
+        Ok(Self {
+            queue: Some(queue),
+            thread: Some(thread),
+        })
     }
 
     /// Whether there was room for `batch`.
     pub(super) fn send(&self, batch: Arc<SaveBatch>) -> bool {
-        self.queue.as_ref().is_some_and(|queue| queue.try_send(batch).is_ok())
+        self.queue
+            .as_ref()
+            .is_some_and(|queue| queue.try_send(batch).is_ok())
     }
 }
 
@@ -88,8 +100,11 @@ impl Runner {
         for step in batch.jobs.iter().flat_map(|job| &job.moves) {
             segment.begin_shard(step.slot.slot, rank, step.slot.generation);
         }
-        let mut digests: Vec<Option<Vec<u64>>> =
-            batch.jobs.iter().map(|job| Some(vec![0; job.moves.len()])).collect();
+        let mut digests: Vec<Option<Vec<u64>>> = batch
+            .jobs
+            .iter()
+            .map(|job| Some(vec![0; job.moves.len()]))
+            .collect();
         let mut taken = vec![false; self.registration.layout().layers()];
         while let Some(layer) = batch.layers.next(&taken) {
             for (job, sums) in batch.jobs.iter().zip(&mut digests) {
@@ -98,7 +113,9 @@ impl Runner {
                     moves: &job.moves,
                     layers: layer..layer + 1,
                 };
-                let copied = sums.as_mut().map(|sums| self.backend.copy(&plan, Some(sums)));
+                let copied = sums
+                    .as_mut()
+                    .map(|sums| self.backend.copy(&plan, Some(sums)));
                 if copied.is_some_and(|result| result.is_err()) {
                     *sums = None;
                 }
@@ -117,7 +134,9 @@ impl Runner {
             segment.seal_shard(step.slot.slot, rank, step.slot.generation, checksum);
         }
         let bytes = moves.len() * self.registration.layout().shard_bytes();
-        self.counters.saved_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.counters
+            .saved_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -125,6 +144,8 @@ impl Runner {
 pub(super) fn condemn(registration: &Registration, moves: &[BlockMove]) {
     for step in moves {
         let slot = step.slot;
-        registration.segment().condemn_shard(slot.slot, registration.rank(), slot.generation);
+        registration
+            .segment()
+            .condemn_shard(slot.slot, registration.rank(), slot.generation);
     }
 }

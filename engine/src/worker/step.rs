@@ -18,7 +18,10 @@ struct State {
 impl Layers {
     pub(super) fn new(count: usize) -> Self {
         Self {
-            state: Mutex::new(State { done: vec![false; count], aborted: false }),
+            state: Mutex::new(State {
+                done: vec![false; count],
+                aborted: false,
+            }),
             changed: Condvar::new(),
         }
     }
@@ -57,7 +60,10 @@ impl Layers {
             if state.aborted {
                 return false;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -73,7 +79,10 @@ impl Layers {
             if state.aborted || taken.iter().all(|&taken| taken) {
                 return None;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

@@ -1,11 +1,14 @@
 //! A small engine on plain memory: segment, pool, and a worker for every rank.
-
-#![allow(dead_code, reason = "every test file uses its own part of this")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "every test file uses its own part of this"
+)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SavePlan, Worker, SaveJob};
+use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SaveJob, SavePlan, Worker};
 use kvtide_kernels::copy::HostCache;
 use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::{BlockKey, BlockMove};
@@ -47,18 +50,33 @@ impl Node {
             instance: "test".into(),
             huge_pages: HugePages::Off,
         };
-        let segment = Arc::new(SharedSegment::create_or_attach(&options, geometry).expect("segment"));
-        let options = PoolOptions { eviction, lease_ttl: Duration::from_secs(60), events: true };
+        let segment =
+            Arc::new(SharedSegment::create_or_attach(&options, geometry).expect("segment"));
+        let options = PoolOptions {
+            eviction,
+            lease_ttl: Duration::from_secs(60),
+            events: true,
+        };
         let pool = Arc::new(Pool::new(Arc::clone(&segment), options));
         let mut caches = Vec::new();
         let mut workers = Vec::new();
         for rank in 0..ranks {
             let cache = HostCache::new(LAYERS as usize, BLOCKS, LAYER_BYTES).expect("memory");
-            let registration = cache.register(Arc::clone(&segment), rank).expect("registration");
-            workers.push(Worker::start(Arc::new(registration), &format!("test{rank}")).expect("threads"));
+            let registration = cache
+                .register(Arc::clone(&segment), rank)
+                .expect("registration");
+            workers.push(
+                Worker::start(Arc::new(registration), &format!("test{rank}")).expect("threads"),
+            );
             caches.push(cache);
         }
-        Self { pool, segment, caches, workers, directory }
+        Self {
+            pool,
+            segment,
+            caches,
+            workers,
+            directory,
+        }
     }
 
     /// Writes recognisable bytes into the engine's block on every rank.
@@ -75,7 +93,10 @@ impl Node {
         self.caches.iter().enumerate().all(|(rank, cache)| {
             (0..LAYERS as usize).all(|layer| {
                 let bytes = cache.read(layer, block);
-                bytes.iter().enumerate().all(|(i, &b)| b == byte(content, rank, layer, i))
+                bytes
+                    .iter()
+                    .enumerate()
+                    .all(|(i, &b)| b == byte(content, rank, layer, i))
             })
         })
     }
@@ -85,7 +106,10 @@ impl Node {
         let plan = self.pool.begin_save(keys, blocks);
         for worker in &self.workers {
             if plan.job != 0 {
-                worker.save_now(vec![SaveJob { job: plan.job, moves: plan.moves.clone() }]);
+                worker.save_now(vec![SaveJob {
+                    job: plan.job,
+                    moves: plan.moves.clone(),
+                }]);
             }
         }
         assert!(self.pool.drain(Duration::from_secs(10)));
@@ -94,13 +118,23 @@ impl Node {
 
     /// Runs an async load on every rank; their outcomes.
     pub fn load(&self, job: u64, moves: &[BlockMove]) -> Vec<LoadOutcome> {
-        self.workers.iter().for_each(|worker| worker.load_async(job, moves.to_vec()));
-        self.workers.iter().map(|worker| wait_load(worker, job)).collect()
+        self.workers
+            .iter()
+            .for_each(|worker| worker.load_async(job, moves.to_vec()));
+        self.workers
+            .iter()
+            .map(|worker| wait_load(worker, job))
+            .collect()
     }
 
     /// Flips one byte of a row, as failing memory or a stray write would.
     pub fn damage(&self, row: u32, rank: u32, at: usize) {
-        let offset = self.segment.geometry().shard_offset(row, rank).expect("row") + at;
+        let offset = self
+            .segment
+            .geometry()
+            .shard_offset(row, rank)
+            .expect("row")
+            + at;
         flip_byte(self.segment.path(), offset);
     }
 }
@@ -111,7 +145,11 @@ fn byte(content: u8, rank: usize, layer: usize, i: usize) -> u8 {
 
 pub fn flip_byte(path: &std::path::Path, offset: usize) {
     use std::os::unix::fs::FileExt;
-    let file = std::fs::File::options().read(true).write(true).open(path).expect("segment file");
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("segment file");
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset as u64).expect("read");
     byte[0] ^= 0x40;
@@ -121,7 +159,7 @@ pub fn flip_byte(path: &std::path::Path, offset: usize) {
 pub fn wait_load(worker: &Worker, job: u64) -> LoadOutcome {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        for (id, outcome) in worker.take_loads() {
+        if let Some((id, outcome)) = worker.take_loads().pop() {
             assert_eq!(id, job);
             return outcome;
         }

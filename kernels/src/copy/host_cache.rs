@@ -29,7 +29,12 @@ impl HostCache {
     pub fn new(layers: usize, blocks: u32, layer_bytes: usize) -> io::Result<Arc<Self>> {
         let bytes = layers * blocks as usize * layer_bytes;
         let memory = MmapOptions::new().len(bytes.max(1)).map_anon()?.into();
-        Ok(Arc::new(Self { memory, layers, blocks, layer_bytes }))
+        Ok(Arc::new(Self {
+            memory,
+            layers,
+            blocks,
+            layer_bytes,
+        }))
     }
 
     /// Registers the cache as `rank`'s tensors.
@@ -45,7 +50,11 @@ impl HostCache {
         let views: Vec<TensorView> = (0..self.layers)
             .map(|layer| TensorView {
                 name: format!("layers.{layer}"),
-                address: self.memory.as_mut_ptr().wrapping_add(layer * stride).expose_provenance(),
+                address: self
+                    .memory
+                    .as_mut_ptr()
+                    .wrapping_add(layer * stride)
+                    .expose_provenance(),
                 reachable_bytes: stride,
                 shape: vec![self.blocks as usize, self.layer_bytes],
                 strides_bytes: vec![self.layer_bytes, 1],
@@ -62,9 +71,14 @@ impl HostCache {
 
     /// Address of a block's bytes in one layer.
     fn block(&self, layer: usize, block: u32) -> *mut u8 {
-        assert!(layer < self.layers && block < self.blocks, "layer {layer}, block {block}");
+        assert!(
+            layer < self.layers && block < self.blocks,
+            "layer {layer}, block {block}"
+        );
         let index = layer * self.blocks as usize + block as usize;
-        self.memory.as_mut_ptr().wrapping_add(index * self.layer_bytes)
+        self.memory
+            .as_mut_ptr()
+            .wrapping_add(index * self.layer_bytes)
     }
 
     /// Overwrites one layer of a block, byte by byte as `byte_at` tells.
@@ -82,7 +96,11 @@ impl HostCache {
         let mut bytes = vec![0; self.layer_bytes];
         // SAFETY: as in `write`; the destination is a fresh allocation of the same length.
         unsafe {
-            ptr::copy_nonoverlapping(self.block(layer, block), bytes.as_mut_ptr(), self.layer_bytes);
+            ptr::copy_nonoverlapping(
+                self.block(layer, block),
+                bytes.as_mut_ptr(),
+                self.layer_bytes,
+            );
         }
         bytes
     }

@@ -5,6 +5,7 @@
 
 mod host_cache;
 mod memcpy;
+mod stream;
 
 use std::any::Any;
 use std::fmt;
@@ -85,7 +86,12 @@ impl Registration {
                 expected_layer_bytes: geometry.layer_bytes(),
             });
         }
-        Ok(Self { layout, segment, rank, _owner: owner })
+        Ok(Self {
+            layout,
+            segment,
+            rank,
+            _owner: owner,
+        })
     }
 
     /// The tensors' layout.

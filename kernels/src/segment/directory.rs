@@ -25,8 +25,17 @@ pub enum HugePages {
 
 /// Name of the segment of `instance` inside a directory.
 pub(super) fn file_name(instance: &str) -> String {
-    let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-    format!("{PREFIX}{}", instance.chars().map(safe).take(200).collect::<String>())
+    let safe = |c: char| {
+        if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    format!(
+        "{PREFIX}{}",
+        instance.chars().map(safe).take(200).collect::<String>()
+    )
 }
 
 /// Serialises creation and removal of segments in `directory`; held until dropped.
@@ -34,6 +43,20 @@ pub(super) fn lock(directory: &Path) -> io::Result<File> {
     let handle = File::open(directory)?;
     flock(&handle, FlockOperation::LockExclusive)?;
     Ok(handle)
+}
+
+/// As [`lock`], for a process that is leaving: it does not wait long for another that is creating
+/// its segment.
+pub(super) fn lock_soon(directory: &Path) -> Option<File> {
+    const TRIES: u32 = 50;
+    let handle = File::open(directory).ok()?;
+    for _ in 0..TRIES {
+        if flock(&handle, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Some(handle);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    None
 }
 
 /// Removes the segments in `directory` that no process holds; the caller holds [`lock`].
@@ -44,12 +67,16 @@ pub(super) fn reclaim(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let ours = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(PREFIX));
+        let ours = path
+            .file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with(PREFIX));
         if !ours {
             continue;
         }
         // Not ours to open, or gone: nothing to reclaim.
-        let Ok(file) = File::options().read(true).write(true).open(&path) else { continue };
+        let Ok(file) = File::options().read(true).write(true).open(&path) else {
+            continue;
+        };
         if is_unused(&file) && fs::remove_file(&path).is_ok() {
             removed.push(path);
         }

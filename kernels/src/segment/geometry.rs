@@ -51,8 +51,17 @@ impl RowGeometry {
         layer_bytes: usize,
         capacity_bytes: usize,
     ) -> Result<Self, GeometryError> {
-        let impossible = GeometryError::Impossible { ranks, layers, layer_bytes };
-        let one = Self { ranks, layers, layer_bytes, rows: 1 };
+        let impossible = GeometryError::Impossible {
+            ranks,
+            layers,
+            layer_bytes,
+        };
+        let one = Self {
+            ranks,
+            layers,
+            layer_bytes,
+            rows: 1,
+        };
         let product = (ranks as usize)
             .checked_mul(layers as usize)
             .and_then(|n| n.checked_mul(layer_bytes))
@@ -62,12 +71,17 @@ impl RowGeometry {
         }
         let needed_bytes = one.total_bytes();
         if capacity_bytes < needed_bytes {
-            return Err(GeometryError::TooSmall { capacity_bytes, needed_bytes });
+            return Err(GeometryError::TooSmall {
+                capacity_bytes,
+                needed_bytes,
+            });
         }
         let per_row = one.row_stride_bytes() + ranks as usize * SHARD_HEADER_BYTES;
         // The table is padded to a row boundary: leave room for it.
         let rows = (capacity_bytes - HEADER_BYTES - ROW_ALIGN_BYTES) / per_row;
-        let rows = u32::try_from(rows).unwrap_or(u32::MAX).clamp(1, u32::MAX - 1);
+        let rows = u32::try_from(rows)
+            .unwrap_or(u32::MAX)
+            .clamp(1, u32::MAX - 1);
         Ok(Self { rows, ..one })
     }
 
@@ -146,7 +160,12 @@ impl RowGeometry {
 
     /// The geometry as the words stored in the segment's header.
     pub(crate) fn to_words(self) -> [u64; 4] {
-        [self.ranks.into(), self.layers.into(), self.layer_bytes as u64, self.rows.into()]
+        [
+            self.ranks.into(),
+            self.layers.into(),
+            self.layer_bytes as u64,
+            self.rows.into(),
+        ]
     }
 }
 
@@ -160,13 +179,21 @@ mod tests {
         let error = RowGeometry::fit(2, 32, 65536, 1 << 20).unwrap_err();
         assert_eq!(
             error,
-            GeometryError::TooSmall { capacity_bytes: 1 << 20, needed_bytes: 4096 + 4096 + (4 << 20) }
+            GeometryError::TooSmall {
+                capacity_bytes: 1 << 20,
+                needed_bytes: 4096 + 4096 + (4 << 20)
+            }
         );
     }
 
     #[test]
     fn zero_and_overflowing_sizes_are_refused() {
-        for (ranks, layers, bytes) in [(0, 1, 1), (1, 0, 1), (1, 1, 0), (u32::MAX, u32::MAX, 1 << 40)] {
+        for (ranks, layers, bytes) in [
+            (0, 1, 1),
+            (1, 0, 1),
+            (1, 1, 0),
+            (u32::MAX, u32::MAX, 1 << 40),
+        ] {
             assert!(matches!(
                 RowGeometry::fit(ranks, layers, bytes, usize::MAX),
                 Err(GeometryError::Impossible { .. })

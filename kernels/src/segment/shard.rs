@@ -44,7 +44,8 @@ const BAD: u64 = 2;
 
 impl ShardHeader {
     fn store(&self, generation: u32, status: u64) {
-        self.state.store(u64::from(generation) << 32 | status, Ordering::Release);
+        self.state
+            .store(u64::from(generation) << 32 | status, Ordering::Release);
     }
 
     pub(crate) fn begin(&self, generation: u32) {
@@ -71,6 +72,10 @@ impl ShardHeader {
             FILLING => ShardStatus::Filling,
             _ => ShardStatus::Bad,
         };
-        ShardState { generation: u32::from_le_bytes([g0, g1, g2, g3]), status, checksum }
+        ShardState {
+            generation: u32::from_le_bytes([g0, g1, g2, g3]),
+            status,
+            checksum,
+        }
     }
 }

@@ -57,7 +57,9 @@ pub enum SegmentError {
         needed_bytes: usize,
     },
     /// A segment of this name has another layout.
-    #[error("{path} belongs to an engine of another geometry: give every engine its own instance id")]
+    #[error(
+        "{path} belongs to an engine of another geometry: give every engine its own instance id"
+    )]
     Mismatch {
         /// The file.
         path: String,
@@ -91,7 +93,11 @@ pub struct SharedSegment {
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SegmentError {
     let path = path.display().to_string();
-    move |source| SegmentError::Io { operation, path, source }
+    move |source| SegmentError::Io {
+        operation,
+        path,
+        source,
+    }
 }
 
 impl SharedSegment {
@@ -134,7 +140,9 @@ impl SharedSegment {
             reclaimed.extend(directory::reclaim(mount).map_err(io_error("read", mount))?);
         }
         if mount.is_none() && options.huge_pages == HugePages::Require {
-            return Err(SegmentError::NoHugePages { needed_bytes: bytes });
+            return Err(SegmentError::NoHugePages {
+                needed_bytes: bytes,
+            });
         }
         let on_huge_pages = mount.is_some();
         let path = mount.as_ref().unwrap_or(directory).join(name);
@@ -153,7 +161,8 @@ impl SharedSegment {
         options.read(true).write(true).create_new(true).mode(0o600);
         let file = options.open(&path).map_err(io_error("create", &path))?;
         let made = Self::reserve(&file, &path, geometry, on_huge_pages).and_then(|map| {
-            flock(&file, FlockOperation::LockShared).map_err(|e| io_error("lock", &path)(e.into()))?;
+            flock(&file, FlockOperation::LockShared)
+                .map_err(|e| io_error("lock", &path)(e.into()))?;
             Ok(map)
         });
         let map = made.inspect_err(|_| {
@@ -181,7 +190,11 @@ impl SharedSegment {
         on_huge_pages: bool,
     ) -> Result<MmapRaw, SegmentError> {
         let bytes = geometry.total_bytes();
-        let length = if on_huge_pages { directory::huge_page_round(bytes) } else { bytes };
+        let length = if on_huge_pages {
+            directory::huge_page_round(bytes)
+        } else {
+            bytes
+        };
         let parent = path.parent().unwrap_or(path);
         let status = rustix::fs::fstatvfs(file).map_err(|e| io_error("stat", path)(e.into()))?;
         let free_bytes = status.f_bavail * status.f_frsize;
@@ -194,13 +207,17 @@ impl SharedSegment {
         if status.f_blocks > 0 && !on_huge_pages && (length as u64) > free_bytes {
             return Err(no_space());
         }
-        file.set_len(length as u64).map_err(io_error("size", path))?;
+        file.set_len(length as u64)
+            .map_err(io_error("size", path))?;
         match fallocate(file, FallocateFlags::empty(), 0, length as u64) {
             Ok(()) => {}
             Err(rustix::io::Errno::NOSPC | rustix::io::Errno::NOMEM) => return Err(no_space()),
             Err(errno) => return Err(io_error("reserve memory for", path)(errno.into())),
         }
-        let map = MmapOptions::new().len(length).map_raw(file).map_err(io_error("map", path))?;
+        let map = MmapOptions::new()
+            .len(length)
+            .map_raw(file)
+            .map_err(io_error("map", path))?;
         if !on_huge_pages {
             // Transparent huge pages where the kernel grants them to shared memory; a hint only.
             let _ = map.advise(Advice::HugePage);
@@ -216,14 +233,26 @@ impl SharedSegment {
     ) -> Result<Self, SegmentError> {
         flock(&file, FlockOperation::LockShared).map_err(|e| io_error("lock", &path)(e.into()))?;
         let length = file.metadata().map_err(io_error("stat", &path))?.len();
-        let mismatch = || SegmentError::Mismatch { path: path.display().to_string() };
+        let mismatch = || SegmentError::Mismatch {
+            path: path.display().to_string(),
+        };
         if length < geometry.total_bytes() as u64 {
             return Err(mismatch());
         }
         let length = usize::try_from(length).map_err(|_| mismatch())?;
-        let map = MmapOptions::new().len(length).map_raw(&file).map_err(io_error("map", &path))?;
+        let map = MmapOptions::new()
+            .len(length)
+            .map_raw(&file)
+            .map_err(io_error("map", &path))?;
+        // SAFETY: the map is page-aligned and longer than the header (its length was compared with
+        // the geometry's above), and the creator wrote the header before it let go of the
+        // directory, which the caller has locked since.
+        let header = unsafe { map.as_ptr().cast::<[u64; 5]>().read() };
+        if header != header_words(&geometry) {
+            return Err(mismatch());
+        }
         let on_huge_pages = path.parent() != Some(directory);
-        let segment = Self {
+        Ok(Self {
             map,
             geometry,
             path,
@@ -232,29 +261,14 @@ impl SharedSegment {
             created: false,
             on_huge_pages,
             reclaimed: Vec::new(),
-        };
-        if segment.read_header() != segment.header_words() {
-            return Err(SegmentError::Mismatch { path: segment.path.display().to_string() });
-        }
-        Ok(segment)
-    }
-
-    fn header_words(&self) -> [u64; 5] {
-        let [a, b, c, d] = self.geometry.to_words();
-        [MAGIC, a, b, c, d]
+        })
     }
 
     fn write_header(&self) {
-        let words = self.header_words();
+        let words = header_words(&self.geometry);
         // SAFETY: the map is at least HEADER_BYTES long and page-aligned, and nobody else has the
         // segment yet: its creator holds the directory's lock until this returns.
         unsafe { self.map.as_mut_ptr().cast::<[u64; 5]>().write(words) };
-    }
-
-    fn read_header(&self) -> [u64; 5] {
-        // SAFETY: the map is page-aligned and longer than the header (checked against the geometry
-        // in `attach`), and the header was written before the creator let go of the directory.
-        unsafe { self.map.as_ptr().cast::<[u64; 5]>().read() }
     }
 
     /// Maps every page now, rather than at the first copy that touches it.
@@ -275,15 +289,21 @@ impl SharedSegment {
                     return Ok(());
                 }
                 let length = POPULATE_CHUNK_BYTES.min(total - start);
-                self.map.advise_range(Advice::PopulateWrite, start, length)?;
+                self.map
+                    .advise_range(Advice::PopulateWrite, start, length)?;
                 progress(start + length, total);
             }
         };
         let done = std::thread::scope(|scope| {
-            let count = threads.min(POPULATE_THREADS_MAX).min(total.div_ceil(POPULATE_CHUNK_BYTES));
+            let count = threads
+                .min(POPULATE_THREADS_MAX)
+                .min(total.div_ceil(POPULATE_CHUNK_BYTES));
             let helpers: Vec<_> = (1..count).map(|_| scope.spawn(work)).collect();
             let mine = work();
-            helpers.into_iter().map(|h| h.join().unwrap_or(Ok(()))).fold(mine, Result::and)
+            helpers
+                .into_iter()
+                .map(|h| h.join().unwrap_or(Ok(())))
+                .fold(mine, Result::and)
         });
         match done {
             // Kernels before 5.14 do not know the advice; pages are then mapped at first use.
@@ -333,7 +353,11 @@ impl SharedSegment {
 
     fn header(&self, row: u32, rank: u32) -> Option<&ShardHeader> {
         let offset = self.geometry.shard_header_offset(row, rank)?;
-        let address = self.map.as_mut_ptr().wrapping_add(offset).cast::<ShardHeader>();
+        let address = self
+            .map
+            .as_mut_ptr()
+            .wrapping_add(offset)
+            .cast::<ShardHeader>();
         // SAFETY: the offset lies inside the map and is a multiple of 16 (see RowGeometry); the
         // header is made of atomics, for which any bit pattern and concurrent access are fine; the
         // map lives as long as `self`.
@@ -383,11 +407,18 @@ impl SharedSegment {
 impl Drop for SharedSegment {
     fn drop(&mut self) {
         // Nothing can be done about a failure here: the next engine on the node reclaims the file.
-        let Ok(_serial) = directory::lock(&self.directory) else { return };
-        if directory::is_unused(&self.file) {
+        if let Some(_serial) = directory::lock_soon(&self.directory)
+            && directory::is_unused(&self.file)
+        {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// What the first bytes of a segment say.
+fn header_words(geometry: &RowGeometry) -> [u64; 5] {
+    let [a, b, c, d] = geometry.to_words();
+    [MAGIC, a, b, c, d]
 }
 
 /// Where a segment named `name` would be on hugetlbfs, whether or not pages are free now.

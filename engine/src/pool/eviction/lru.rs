@@ -14,7 +14,10 @@ pub(super) struct Lru {
 
 impl Lru {
     pub(super) fn new(slots: u32) -> Self {
-        Self { links: Links::new(slots), queue: Queue::new() }
+        Self {
+            links: Links::new(slots),
+            queue: Queue::new(),
+        }
     }
 }
 

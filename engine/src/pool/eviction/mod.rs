@@ -108,7 +108,9 @@ mod tests {
         let mut policy = policy(Eviction::Lru, 4);
         (0..4).for_each(|slot| policy.insert(slot, key(slot)));
         policy.touch(0);
-        let order: Vec<_> = (0..4).map(|_| policy.victim(&key, &mut |_| true).unwrap()).collect();
+        let order: Vec<_> = (0..4)
+            .map(|_| policy.victim(&key, &mut |_| true).unwrap())
+            .collect();
         assert_eq!(order, [1, 2, 3, 0]);
     }
 
@@ -131,7 +133,10 @@ mod tests {
         (0..100).for_each(|slot| policy.insert(slot, key(slot)));
         (0..10).for_each(|slot| policy.touch(slot));
         let given_up = scan(&mut *policy, 500);
-        assert!(given_up.iter().all(|&block| block >= 10), "a scan pushed out popular blocks");
+        assert!(
+            given_up.iter().all(|&block| block >= 10),
+            "a scan pushed out popular blocks"
+        );
     }
 
     #[test]

@@ -95,7 +95,11 @@ impl S3Fifo {
 
 impl EvictionPolicy for S3Fifo {
     fn insert(&mut self, slot: u32, key: BlockKey) {
-        let place = if self.ghosts.recall(key) { Place::Main } else { Place::Small };
+        let place = if self.ghosts.recall(key) {
+            Place::Main
+        } else {
+            Place::Small
+        };
         self.enter(slot, place, 0);
     }
 
@@ -123,9 +127,13 @@ impl EvictionPolicy for S3Fifo {
         let mut main_was_pinned = false;
         for candidate in 0..scan {
             let over_share = self.small.len() > self.small_target;
-            let from_small = self.small.len() > 0
-                && (over_share || self.main.len() == 0 || main_was_pinned);
-            let queue = if from_small { &mut self.small } else { &mut self.main };
+            let from_small =
+                self.small.len() > 0 && (over_share || self.main.len() == 0 || main_was_pinned);
+            let queue = if from_small {
+                &mut self.small
+            } else {
+                &mut self.main
+            };
             let slot = queue.pop_tail(&mut self.links)?;
             let (place, uses) = self.entries[slot as usize];
             let uses = if candidate < SCAN_MAX { uses } else { 0 };

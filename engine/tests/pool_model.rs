@@ -1,0 +1,209 @@
+//! The pool against a plain model: whatever is done to it in whatever order, it holds what a map
+//! would hold, and never loses a row.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{Node, key, keys};
+use kvtide_engine::{Eviction, Lease, PoolEvent, SaveJob};
+use kvtide_model::BlockKey;
+use proptest::prelude::*;
+
+const ROWS: u32 = 6;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Save the chain of this number, up to this many blocks.
+    Save(u32, u32),
+    /// Let go of the worker for the oldest save.
+    FinishSave,
+    /// Match the chain of this number and keep the lease.
+    Match(u32),
+    /// Drop the oldest lease.
+    DropLease,
+    Damage(u32),
+    Clear,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0u32..4, 1u32..5).prop_map(|(chain, blocks)| Step::Save(chain, blocks)),
+        4 => Just(Step::FinishSave),
+        3 => (0u32..4).prop_map(Step::Match),
+        3 => Just(Step::DropLease),
+        1 => (0u32..4).prop_map(Step::Damage),
+        1 => Just(Step::Clear),
+    ];
+    prop::collection::vec(step, 1..80)
+}
+
+fn chain(number: u32) -> Vec<BlockKey> {
+    keys(number * 100..number * 100 + 4)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_pool_holds_what_its_events_say_and_loses_no_row(steps in steps(), lru in any::<bool>()) {
+        let node = Node::new(ROWS, 1, if lru { Eviction::Lru } else { Eviction::S3Fifo });
+        let mut saves = Vec::new();
+        let mut leases: Vec<Lease> = Vec::new();
+        // What a consumer of the events believes.
+        let mut held: BTreeMap<BlockKey, ()> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Save(number, blocks) => {
+                    let keys = &chain(number)[..blocks as usize];
+                    let plan = node.pool.begin_save(keys, &[0, 1, 2, 3][..keys.len()]);
+                    prop_assert_eq!(plan.job == 0, plan.moves.is_empty());
+                    if plan.job != 0 {
+                        saves.push(SaveJob { job: plan.job, moves: plan.moves });
+                    }
+                }
+                Step::FinishSave => if !saves.is_empty() {
+                    let job = saves.remove(0);
+                    let id = job.job;
+                    node.workers[0].save_now(vec![job]);
+                    node.workers[0].wait_saves(&[id]);
+                    node.pool.poll();
+                },
+                Step::Match(number) => {
+                    let found = node.pool.lookup(&chain(number));
+                    if !found.lease.is_empty() {
+                        leases.push(found.lease);
+                    }
+                }
+                Step::DropLease => if !leases.is_empty() { drop(leases.remove(0)) },
+                Step::Damage(number) => {
+                    let found = node.pool.lookup(&chain(number)[..1]);
+                    node.pool.drop_damaged(found.lease.slots());
+                }
+                Step::Clear => node.pool.clear(),
+            }
+            for event in node.pool.take_events() {
+                match event {
+                    PoolEvent::Stored(key) => { held.insert(key, ()); }
+                    PoolEvent::Removed(key) => { held.remove(&key); }
+                    PoolEvent::Cleared => held.clear(),
+                }
+            }
+            let gauges = node.pool.gauges();
+            prop_assert!(gauges.held <= ROWS as usize && gauges.free <= ROWS as usize);
+            prop_assert!(gauges.free + gauges.held <= ROWS as usize);
+            prop_assert!(held.len() <= gauges.held);
+            for number in 0..4 {
+                let keys = chain(number);
+                let found = node.pool.lookup(&keys);
+                let run = keys.iter().take_while(|key| held.contains_key(key)).count();
+                // Blocks being saved can be matched before they are stored.
+                prop_assert!(found.lease.len() >= run);
+                prop_assert!(!found.complete || found.lease.len() == run);
+            }
+        }
+        // When everything has ended and is dropped, every row is free again.
+        for job in saves {
+            let id = job.job;
+            node.workers[0].save_now(vec![job]);
+            node.workers[0].wait_saves(&[id]);
+        }
+        node.pool.clear();
+        leases.clear();
+        node.pool.poll();
+        prop_assert_eq!(node.pool.gauges().free, ROWS as usize);
+    }
+}
+
+#[test]
+fn blocks_in_use_are_never_given_up() {
+    let node = Node::new(3, 1, Eviction::S3Fifo);
+    node.compute(0, 1);
+    node.save(&keys(0..3), &[0, 0, 0]);
+    let found = node.pool.lookup(&keys(0..2));
+    let plan = node.save(&keys(10..13), &[1, 2, 3]);
+    assert_eq!(
+        (plan.moves.len(), plan.throttled),
+        (1, 2),
+        "two of three rows are leased"
+    );
+    assert_eq!(
+        node.pool.lookup(&keys(0..2)).lease.slots(),
+        found.lease.slots()
+    );
+    drop(found);
+    assert_eq!(node.save(&keys(11..13), &[2, 3]).moves.len(), 2);
+}
+
+#[test]
+fn the_head_of_a_chain_outlives_its_tail() {
+    for eviction in [Eviction::Lru, Eviction::S3Fifo] {
+        let node = Node::new(4, 1, eviction);
+        node.save(&keys(0..4), &[0, 1, 2, 3]);
+        node.save(&[key(50)], &[4]);
+        assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 3, "{eviction:?}");
+    }
+}
+
+#[test]
+fn a_full_pool_saves_the_head_of_what_it_cannot_hold() {
+    let node = Node::new(2, 1, Eviction::Lru);
+    let plan = node.pool.begin_save(&keys(0..4), &[0, 1, 2, 3]);
+    assert_eq!((plan.moves.len(), plan.throttled), (2, 2));
+    assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 2);
+}
+
+#[test]
+fn a_reset_during_a_save_serves_nothing_of_it() {
+    let node = Node::new(4, 1, Eviction::Lru);
+    let plan = node.pool.begin_save(&keys(0..2), &[0, 1]);
+    let found = node.pool.lookup(&keys(0..2));
+    node.pool.clear();
+    assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
+    node.workers[0].save_now(vec![SaveJob {
+        job: plan.job,
+        moves: plan.moves,
+    }]);
+    assert!(node.pool.drain(std::time::Duration::from_secs(10)));
+    assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
+    drop(found);
+    assert_eq!(node.pool.gauges().free, 4);
+}
+
+#[test]
+fn the_scrub_finds_damage_before_anyone_reads_it() {
+    let node = Node::new(4, 2, Eviction::Lru);
+    node.compute(0, 1);
+    let plan = node.save(&keys(0..2), &[0, 1]);
+    node.damage(plan.moves[1].slot.slot, 1, 17);
+    let scrubber = kvtide_engine::Scrubber::start(&node.pool, 1 << 30)
+        .unwrap()
+        .expect("a rate");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while node.pool.counters().damaged_blocks == 0 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the scrub found nothing"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    drop(scrubber);
+    assert_eq!(node.pool.lookup(&keys(0..2)).lease.len(), 1);
+    assert!(
+        kvtide_engine::Scrubber::start(&node.pool, 0)
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[test]
+fn the_index_costs_at_most_160_bytes_a_block() {
+    let node = Node::new(1 << 16, 1, Eviction::S3Fifo);
+    let gauges = node.pool.gauges();
+    // Index, slot word, links and counts of the policy, its memory of what it gave up, and the
+    // shard's header in the segment.
+    let bytes = gauges.index_bytes as f64 / f64::from(1u32 << 16) + 8.0 + 8.0 + 2.0 + 8.0 + 16.0;
+    assert!(bytes <= 160.0, "{bytes} bytes a block");
+}

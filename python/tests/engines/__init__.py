@@ -1,0 +1,1 @@
+"""Real vLLM engines for the tests: how to configure, start, drive and compare them."""

@@ -1,0 +1,188 @@
+"""The test's end of an engine's process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from engines.config import TESTS, EngineConfig, Environment, new_engine_id
+
+START_LIMIT_S = 300.0
+CALL_LIMIT_S = 240.0
+EXIT_LIMIT_S = 60.0
+
+
+class EngineError(AssertionError):
+    """The engine's process failed; carries its traceback or the end of its log."""
+
+
+class Nursery:
+    """The process that engines are forked from; see `engines.nursery`."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="kvtide-tests-")
+        self._address = str(Path(self._folder.name) / "nursery")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "engines.nursery", self._address],
+            cwd=TESTS,
+            env=Environment().variables(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != b"ready\n":
+            raise EngineError("vLLM cannot be imported; see above")
+
+    def connect(self) -> socket.socket:
+        """A connection to a new process."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._address)
+        return connection
+
+    def close(self) -> None:
+        """Ends it; engines are ended on their own."""
+        self._process.communicate(timeout=EXIT_LIMIT_S)
+        self._folder.cleanup()
+
+
+class EngineProcess:
+    """A vLLM engine in a process of its own; methods of `engines.server.Engine` can be called."""
+
+    def __init__(self, config: EngineConfig, model: Path, nursery: Nursery) -> None:
+        self.config = config
+        self.engine_id = new_engine_id()
+        self.segment = Path("/dev/shm") / f"kvtide-{self.engine_id}"
+        self.log = Path(tempfile.mkstemp(prefix="kvtide-engine-", suffix=".log")[1])
+        self._connection = nursery.connect()
+        self._lines = self._connection.makefile("rw")
+        environment = Environment(config.runner, config.async_scheduling).variables()
+        birth = {"log": str(self.log), "environment": environment}
+        self.pid = int(self._ask(birth, EXIT_LIMIT_S))
+        self._process = psutil.Process(self.pid)
+        try:
+            self.description: dict[str, Any] = self._ask(
+                {
+                    "method": "start",
+                    "config": config.as_json(),
+                    "model": str(model),
+                    "engine_id": self.engine_id,
+                },
+                START_LIMIT_S,
+            )
+        except BaseException:
+            self.kill()
+            raise
+
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):
+            raise AttributeError(method)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._ask({"method": method, "args": args, "kwargs": kwargs}, CALL_LIMIT_S)
+
+        return call
+
+    def _ask(self, line: dict[str, Any], limit_s: float) -> Any:
+        what = line.get("method", "fork")
+        text = ""
+        with contextlib.suppress(OSError):
+            self._lines.write(json.dumps(line) + "\n")
+            self._lines.flush()
+            readable, _, _ = select.select([self._connection], [], [], limit_s)
+            if not readable:
+                self.kill()
+                raise EngineError(f"{what}: no answer in {limit_s} s\n{self.log_tail()}")
+            text = self._lines.readline()
+        if not text:
+            raise EngineError(f"{what}: the engine died\n{self.log_tail()}")
+        reply = json.loads(text)
+        if "error" in reply:
+            raise EngineError(f"{what}:\n{reply['error']}")
+        return reply["value"]
+
+    def log_tail(self, lines: int = 25) -> str:
+        """The end of what the process has written."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def close(self) -> list[psutil.Process]:
+        """Ends the engine in an orderly way; returns processes that it left behind."""
+        family = self._family()
+        if self.is_alive():
+            self._ask({"method": "close", "args": [], "kwargs": {}}, EXIT_LIMIT_S)
+        _, left = psutil.wait_procs(family, timeout=EXIT_LIMIT_S)
+        self._forget()
+        return left
+
+    def kill(self) -> None:
+        """Ends the engine as a crash does, with everything that it started."""
+        family = self._family()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(family, timeout=EXIT_LIMIT_S)
+        self._connection.close()
+
+    def _forget(self) -> None:
+        self._connection.close()
+        self.log.unlink(missing_ok=True)
+
+    def _family(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [self._process, *self._process.children(recursive=True)]
+        return []
+
+
+class EngineSlot:
+    """Holds at most one engine: tests with equal configurations use the same one."""
+
+    def __init__(self, model: Path, nursery: Nursery) -> None:
+        self._model = model
+        self._nursery = nursery
+        self._engine: EngineProcess | None = None
+        self.boots: list[tuple[str, float]] = []
+
+    def get(self, config: EngineConfig) -> EngineProcess:
+        """An engine with this configuration and nothing cached."""
+        if self._engine is None or self._engine.config != config or not self._engine.is_alive():
+            self.clear()
+            started = time.monotonic()
+            self._engine = EngineProcess(config, self._model, self._nursery)
+            self.boots.append((config.name, time.monotonic() - started))
+        return self._engine
+
+    def discard(self) -> None:
+        """Gives up an engine that may be in an unknown state."""
+        if self._engine is not None:
+            self._engine.kill()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._engine.segment)
+            self._engine = None
+
+    def clear(self) -> None:
+        """Ends the engine, if there is one, and makes sure that nothing is left of it."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        try:
+            left = engine.close()
+        except BaseException:
+            engine.kill()
+            raise
+        assert not left, f"processes left behind: {left}"
+        assert not engine.segment.exists(), f"left behind: {engine.segment}"

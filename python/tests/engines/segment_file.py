@@ -1,0 +1,60 @@
+"""The shared segment of an engine as a file, to damage rows in it.
+
+Layout (`kernels/src/segment`): a header of 4096 bytes, then one 16-byte header for each row and rank
+(state, checksum; both little-endian u64), padded to 4096, then the rows, each starting at 4096.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+HEADER_BYTES = 4096
+SHARD_HEADER_BYTES = 16
+SEALED = 1
+"""Lower half of a shard's state; the upper half is the slot's generation."""
+
+
+class SegmentFile:
+    """One engine's segment."""
+
+    def __init__(self, path: Path, row_bytes: int, ranks: int = 1) -> None:
+        self._path = path
+        self._ranks = ranks
+        self._row_bytes = row_bytes
+        size = path.stat().st_size
+        self.rows = (size - HEADER_BYTES) // (row_bytes + ranks * SHARD_HEADER_BYTES)
+        self._data = size - self.rows * row_bytes
+
+    def sealed_rows(self) -> list[int]:
+        """Rows that were saved completely (they may have been evicted since)."""
+        with self._path.open("rb") as file:
+            file.seek(HEADER_BYTES)
+            table = file.read(self.rows * self._ranks * SHARD_HEADER_BYTES)
+        width = self._ranks * SHARD_HEADER_BYTES
+        return [
+            row
+            for row in range(self.rows)
+            if all(
+                int.from_bytes(table[at : at + 4], "little") == SEALED
+                for at in range(row * width, (row + 1) * width, SHARD_HEADER_BYTES)
+            )
+        ]
+
+    def damage(self, rows: list[int] | None = None, only_rank: int | None = None) -> int:
+        """Changes bytes all over these rows, or all sealed ones; returns how many rows."""
+        shard = self._row_bytes // self._ranks
+        first = 0 if only_rank is None else only_rank * shard
+        length = self._row_bytes if only_rank is None else shard
+        rows = self.sealed_rows() if rows is None else rows
+        descriptor = os.open(self._path, os.O_RDWR)
+        try:
+            for row in rows:
+                start = self._data + row * self._row_bytes + first
+                data = bytearray(os.pread(descriptor, length, start))
+                # The sign of every eighth float: large, finite errors in all layers, heads and tokens.
+                data[3::32] = bytes(byte ^ 0x80 for byte in data[3::32])
+                os.pwrite(descriptor, data, start)
+        finally:
+            os.close(descriptor)
+        return len(rows)

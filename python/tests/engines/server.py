@@ -1,0 +1,284 @@
+"""What runs in an engine's process: one vLLM engine that does what a test asks, line by line.
+
+vLLM runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so a test can go step by step and look
+at vLLM's scheduler. What kvtide reports to vLLM is recorded on the way; nothing of it is changed,
+except that `hold_loads` keeps back the reports of ended loads, which is what a slow copy looks like.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from engines.config import EngineConfig
+
+Json = Any
+COPY_THREAD = re.compile(r"cpu\d+-(save|load)")
+
+
+class Engine:
+    """One engine; every public method can be called from a test."""
+
+    def __init__(self, config: EngineConfig, model: str, engine_id: str) -> None:
+        from vllm import LLM
+
+        if config.connector:
+            import kvtide.scheduler
+
+            # Gauges and the pool's counters with every step instead of once a second.
+            kvtide.scheduler.GAUGES_PERIOD_S = 0.0
+        self._config = config
+        self._llm = LLM(**config.llm_arguments(Path(model), engine_id))
+        self._engine: Any = self._llm.llm_engine
+        self._core: Any = self._engine.engine_core.engine_core
+        self._scheduler: Any = self._core.scheduler
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._gauges: dict[str, int] = {}
+        self._recorded: dict[str, list[Json]] = {"received": [], "bad_blocks": [], "events": []}
+        self._holding = False
+        self._outputs: dict[str, Json] = {}
+        self._request_number = 0
+        self._watch_vllm()
+        if config.connector and config.tensor_parallel == 1:
+            self._watch_connector()
+
+    def _watch_vllm(self) -> None:
+        processor, scheduler = self._engine.output_processor, self._scheduler
+        update, preempt = processor.update_scheduler_stats, scheduler._preempt_request
+        publish = scheduler.kv_event_publisher.publish
+
+        def update_scheduler_stats(stats: Any) -> None:
+            update(stats)
+            self._add_stats((stats and stats.kv_connector_stats) or {})
+
+        def preempt_request(request: Any, *rest: Any, **more: Any) -> None:
+            self._counts["preemptions"] += 1
+            preempt(request, *rest, **more)
+
+        def publish_batch(batch: Any) -> None:
+            publish(batch)
+            self._recorded["events"] += [as_json(event) for event in batch.events]
+
+        processor.update_scheduler_stats = update_scheduler_stats
+        scheduler._preempt_request = preempt_request
+        scheduler.kv_event_publisher.publish = publish_batch
+
+    def _watch_connector(self) -> None:
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        worker: Any = get_kv_transfer_group()
+        get_finished, prepare = worker.get_finished, worker.handle_preemptions
+        get_bad_blocks = worker.get_block_ids_with_load_errors
+
+        def watched_get_finished(ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+            if self._holding:
+                return None, None
+            sent, received = get_finished(ids)
+            self._recorded["received"] += sorted(received or ())
+            return sent, received
+
+        def watched_get_bad_blocks() -> set[int]:
+            bad: set[int] = get_bad_blocks()
+            self._recorded["bad_blocks"] += sorted(bad)
+            return bad
+
+        def watched_prepare(plan: Any) -> None:
+            self._counts["waited_saves"] += len(plan.wait_saves)
+            self._counts["layered_loads"] += plan.layered is not None
+            self._counts["async_loads"] += len(plan.loads)
+            prepare(plan)
+
+        worker.get_finished = watched_get_finished
+        worker.get_block_ids_with_load_errors = watched_get_bad_blocks
+        worker.handle_preemptions = watched_prepare
+
+    def _add_stats(self, data: dict[str, Any]) -> None:
+        data = data.get("data", data)
+        for name, value in data.items():
+            if name == "gauges":
+                self._gauges = value
+            elif isinstance(value, int | float):
+                self._counts[name] += value
+
+    # ---- whole generations
+
+    def generate(self, prompts: list[Json], max_tokens: int = 1) -> list[Json]:
+        """Tokens, their logprobs and the number of cached prompt tokens, for each prompt."""
+        ids = [self.submit(prompt, max_tokens) for prompt in prompts]
+        self.step(until_done=True)
+        return self.results(ids)
+
+    def reset(self, running: bool = False, connector: bool = False) -> bool:
+        """`reset_prefix_cache` with its two flags."""
+        return bool(self._llm.reset_prefix_cache(running, connector))
+
+    def settle(self) -> None:
+        """Lets all saves end, and the scheduler learn of it."""
+        for _ in range(100):
+            self.generate([{"prompt_token_ids": [5]}])
+            if not self._gauges.get("saving"):
+                return
+        raise AssertionError(f"saves do not end: {self._gauges}")
+
+    # ---- step by step
+
+    def submit(self, prompt: Json, max_tokens: int = 1) -> str:
+        """Adds a request and returns its id."""
+        from vllm import SamplingParams
+
+        self._request_number += 1
+        request_id = f"r{self._request_number}"
+        sampling = SamplingParams(
+            temperature=0, max_tokens=max_tokens, ignore_eos=True, logprobs=0, detokenize=False
+        )
+        self._engine.add_request(request_id, dict(prompt), sampling)
+        return request_id
+
+    def step(self, times: int = 1, until_done: bool = False) -> int:
+        """Runs steps; returns how many."""
+        steps = 0
+        while self._engine.has_unfinished_requests() if until_done else steps < times:
+            for output in self._engine.step():
+                if output.finished:
+                    self._outputs[output.request_id] = output_as_json(output)
+            steps += 1
+            if steps > 5000:
+                raise AssertionError(f"5000 steps and still {self.statuses()}")
+        return steps
+
+    def abort(self, ids: list[str]) -> None:
+        """Aborts requests, as a client does that goes away."""
+        self._engine.abort_request(ids)
+
+    def results(self, ids: list[str]) -> list[Json]:
+        """What finished requests gave; None for those that did not finish."""
+        return [self._outputs.pop(request_id, None) for request_id in ids]
+
+    def statuses(self) -> dict[str, str]:
+        """vLLM's status of every request that its scheduler knows."""
+        requests = self._scheduler.requests.values()
+        return {plain_id(r.request_id): r.status.name for r in requests}
+
+    # ---- looking and meddling
+
+    def counts(self) -> dict[str, float]:
+        """Everything counted since the start; gauges as `gauge_…`."""
+        gauges = {f"gauge_{name}": value for name, value in self._gauges.items()}
+        return {**self._counts, **gauges, "free_blocks": self._free_blocks()}
+
+    def _free_blocks(self) -> int:
+        return int(self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def recorded(self, what: str) -> list[Json]:
+        """What the connector told vLLM: `received`, `bad_blocks` or `events`; then forgotten."""
+        found, self._recorded[what] = self._recorded[what], []
+        return [plain_id(item) for item in found] if what == "received" else found
+
+    def hold_loads(self, hold: bool) -> None:
+        """From now on, ended loads are not reported, or are reported again."""
+        self._holding = hold
+
+    def starve_copies(self, starve: bool) -> int:
+        """Puts the copy threads on the one core that computes, with whatever it leaves over.
+
+        Saves are then still in flight when the next steps begin. Returns the number of threads.
+        """
+        cores = os.sched_getaffinity(os.getppid())
+        mine = {min(cores)} if starve else cores
+        found = 0
+        for task in Path("/proc/self/task").iterdir():
+            tid = int(task.name)
+            if COPY_THREAD.match((task / "comm").read_text()):
+                found += 1
+                os.sched_setscheduler(
+                    tid, os.SCHED_IDLE if starve else os.SCHED_OTHER, os.sched_param(0)
+                )
+            os.sched_setaffinity(tid, mine)
+        return found
+
+    def scale_layer(self, layer: int, factor: float) -> None:
+        """Falsifies one layer of the whole KV cache on the "GPU"."""
+        runner = self._core.model_executor.driver_worker.worker.model_runner
+        caches = runner.kv_caches
+        tensor = list(caches.values() if isinstance(caches, dict) else caches)[layer]
+        tensor.mul_(factor)
+
+    def describe(self) -> dict[str, Any]:
+        """Which parts of vLLM are in use, so that a test can tell that it tests what it says."""
+        config = self._engine.vllm_config
+        worker = getattr(self._core.model_executor, "driver_worker", None)
+        runner = getattr(getattr(worker, "worker", None), "model_runner", None)
+        return {
+            "async_scheduling": bool(config.scheduler_config.async_scheduling),
+            "runner": type(runner).__module__,
+            "v2": "gpu.model_runner" in type(runner).__module__
+            or any("worker.gpu." in base.__module__ for base in type(runner).__mro__),
+            "blocks": self._scheduler.kv_cache_config.num_blocks,
+        }
+
+    def close(self) -> None:
+        """Shuts the engine down as the end of a program does."""
+        self._engine.engine_core.shutdown()
+
+
+def plain_id(request_id: str) -> str:
+    """The id that was submitted; vLLM adds a random suffix inside."""
+    return request_id.split("-")[0]
+
+
+def output_as_json(output: Any) -> Json:
+    """What is compared."""
+    answer = output.outputs[0]
+    tokens = list(answer.token_ids)
+    logprobs = [
+        at[token].logprob for at, token in zip(answer.logprobs or (), tokens, strict=True)
+    ]
+    return {
+        "tokens": tokens,
+        "logprobs": logprobs,
+        "cached": output.num_cached_tokens,
+        "reason": answer.finish_reason,
+    }
+
+
+def as_json(event: Any) -> Json:
+    """One KV event."""
+    fields = {name: getattr(event, name, None) for name in ("block_hashes", "medium", "token_ids")}
+    fields["parent"] = getattr(event, "parent_block_hash", None)
+    fields["kind"] = type(event).__name__
+    return json.loads(json.dumps(fields, default=lambda value: value.hex()))
+
+
+def answer(engine: Engine | None, line: dict[str, Any]) -> Json:
+    """Calls one method."""
+    assert engine is not None
+    if line["method"].startswith("_"):
+        raise ValueError(line["method"])
+    return getattr(engine, line["method"])(*line["args"], **line["kwargs"])
+
+
+def serve(lines: Iterable[str], replies: Any) -> None:
+    """Starts the engine that the first line describes, then answers the others in order."""
+    engine: Engine | None = None
+    for text in lines:
+        line = json.loads(text)
+        try:
+            if line["method"] == "start":
+                config = EngineConfig(**line["config"])
+                engine = Engine(config, line["model"], line["engine_id"])
+                reply = {"value": engine.describe()}
+            else:
+                reply = {"value": answer(engine, line)}
+        except BaseException:
+            reply = {"error": traceback.format_exc()}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+        if line["method"] == "close":
+            return

@@ -1,0 +1,124 @@
+"""Damaged rows are noticed, counted and recomputed; nothing that goes wrong fails a request."""
+
+from __future__ import annotations
+
+from engines.client import EngineProcess
+from engines.compare import assert_same, differences
+from engines.matrix import V1_ASYNC, V1_LAYERED, V1_UNVERIFIED, V2_ASYNC, V2_LAYERED, V2_SCRUBBED, on
+from engines.segment_file import SegmentFile
+from engines.workloads import CROWD, LONG, MIXED, OTHER, Reference
+
+LONG_BLOCKS = 10
+
+
+def save(engine: EngineProcess, prompts: list[dict[str, object]]) -> SegmentFile:
+    """Fills the pool and empties vLLM's own cache."""
+    engine.generate(prompts)
+    engine.settle()
+    assert engine.reset()
+    return SegmentFile(engine.segment, engine.config.row_bytes)
+
+
+def growth(engine: EngineProcess, before: dict[str, float], name: str) -> float:
+    """How much a count has grown."""
+    engine.settle()
+    return float(engine.counts().get(name, 0) - before.get(name, 0))
+
+
+@on(V1_ASYNC, V2_ASYNC)
+def test_a_damaged_row_is_recomputed_and_counted(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    file = save(engine, [LONG])
+    before = engine.counts()
+    damaged = file.sealed_rows()[-1:]
+    file.damage(damaged)
+    # Other rows in the file may be left from earlier tests; damage all of them if this one was.
+    output = engine.generate([LONG], 8)
+    if growth(engine, before, "load_failures") == 0:
+        assert engine.reset()
+        file.damage()
+        output = engine.generate([LONG], 8)
+    assert_same(output, reference([LONG]), "with damaged rows")
+    assert growth(engine, before, "load_failures") >= 1
+    assert growth(engine, before, "damaged_blocks") >= 1
+    assert engine.reset()
+    assert_same(engine.generate([LONG], 8), reference([LONG]), "saved again and reloaded")
+
+
+@on(V1_ASYNC, V2_ASYNC)
+def test_requests_survive_the_failure_of_every_load(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    prompts = [LONG, *MIXED, OTHER]
+    for max_tokens in (1, 32):
+        file = save(engine, prompts)
+        before = engine.counts()
+        file.damage()
+        outputs = engine.generate(prompts, max_tokens)
+        assert_same(outputs, reference(prompts), f"every load failed, {max_tokens} tokens")
+        assert growth(engine, before, "load_failures") >= LONG_BLOCKS
+        assert engine.recorded("bad_blocks"), "vLLM was told of the blocks"
+        assert engine.reset(connector=True)
+    assert engine.counts()["gauge_loads"] == 0
+
+
+@on(V1_ASYNC, V2_ASYNC)
+def test_a_load_that_fails_while_others_run_harms_only_itself(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    file = save(engine, [LONG])
+    running = [engine.submit(prompt, 24) for prompt in CROWD[:2]]
+    engine.step(4)
+    file.damage()
+    late = engine.submit(LONG, 8)
+    engine.step(until_done=True)
+    outputs = engine.results([*running, late])
+    assert_same(outputs, reference([*CROWD[:2], LONG]), "beside a failing load")
+
+
+@on(V1_LAYERED, V2_LAYERED)
+def test_damaged_rows_are_never_offered_for_a_layered_load_under_verify_always(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    for max_tokens in (1, 32):
+        file = save(engine, [LONG])
+        before = engine.counts()
+        file.damage()
+        outputs = engine.generate([LONG], max_tokens)
+        assert_same(outputs, reference([LONG]), f"damaged rows, {max_tokens} tokens")
+        assert growth(engine, before, "damaged_blocks") >= 1
+        assert growth(engine, before, "layered_failures") == 0
+        assert engine.recorded("bad_blocks") == [], "a layered load cannot be taken back"
+        assert engine.reset(connector=True)
+
+
+@on(V1_UNVERIFIED)
+def test_an_unverified_layered_load_of_damaged_rows_is_counted_and_happens_once(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    """Also a negative control: here damaged bytes do reach the model, and outputs do differ."""
+    file = save(engine, [LONG])
+    before = engine.counts()
+    file.damage()
+    assert differences(engine.generate([LONG], 4), reference([LONG]))
+    assert growth(engine, before, "layered_failures") == LONG_BLOCKS
+    assert growth(engine, before, "damaged_blocks") == LONG_BLOCKS
+    assert engine.recorded("bad_blocks") == [], "a layered load cannot be taken back"
+    assert_same(engine.generate([LONG], 4), reference([LONG]), "the damaged rows are gone")
+
+
+@on(V2_SCRUBBED)
+def test_the_scrub_finds_damaged_rows_before_they_are_asked_for(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    file = save(engine, [LONG])
+    before = engine.counts()
+    file.damage()
+    for _ in range(50):
+        if growth(engine, before, "damaged_blocks") >= LONG_BLOCKS:
+            break
+    else:
+        raise AssertionError(f"the scrub found nothing: {engine.counts()}")
+    assert_same(engine.generate([LONG], 4), reference([LONG]), "after the scrub")
+    assert growth(engine, before, "layered_failures") == 0

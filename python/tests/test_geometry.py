@@ -1,0 +1,103 @@
+"""Engines that kvtide refuses, decided from configuration objects alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="no vLLM here: use the Python of provision.py vllm VERSION")
+
+from kvtide import ConfigError
+from kvtide.geometry import Geometry, one_group, refuse_flags
+
+PARALLEL = {
+    "tensor_parallel_size": 2,
+    "pipeline_parallel_size": 1,
+    "data_parallel_size": 1,
+    "decode_context_parallel_size": 1,
+    "prefill_context_parallel_size": 1,
+    "nnodes": 1,
+    "enable_dbo": False,
+}
+
+
+def config(**changes: Any) -> Any:
+    """An engine's configuration; `changes` go where they belong."""
+    parallel = {name: changes.pop(name, value) for name, value in PARALLEL.items()}
+    transfer = {"kv_role": changes.pop("kv_role", "kv_both"), "engine_id": "e"}
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(**parallel),
+        speculative_config=changes.pop("speculative_config", None),
+        kv_transfer_config=SimpleNamespace(**transfer),
+        **changes,
+    )
+
+
+def spec(kind: str = "FullAttentionSpec", page: int = 4096, tokens: int = 32) -> Any:
+    """One layer's kind of KV cache."""
+    fields = {"page_size_bytes": page, "block_size": tokens}
+    return type(kind, (SimpleNamespace,), {})(**fields)
+
+
+def kv_cache(*specs: Any, layers: int = 4, **more: Any) -> Any:
+    """A KV cache with one group for each of `specs`."""
+    names = [f"layer.{number}" for number in range(layers)]
+    groups = [SimpleNamespace(kv_cache_spec=each, layer_names=names) for each in specs]
+    return SimpleNamespace(kv_cache_groups=groups, num_blocks=24, **more)
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
+        ({"data_parallel_size": 2}, "--data-parallel-size 2"),
+        ({"decode_context_parallel_size": 2}, "--decode-context-parallel-size 2"),
+        ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size 2"),
+        ({"nnodes": 2}, "--nnodes 2"),
+        ({"speculative_config": object()}, "--speculative-config"),
+        ({"enable_dbo": True}, "--enable-dbo"),
+        ({"kv_role": "kv_producer"}, "kv_role: 'kv_producer'"),
+    ],
+)
+def test_flags_that_are_not_supported_are_refused_by_name(
+    changes: dict[str, Any], flag: str
+) -> None:
+    refuse_flags(config())
+    with pytest.raises(ConfigError) as refused:
+        refuse_flags(config(**changes))
+    assert str(refused.value).startswith(flag)
+    fixes = ("set it to", "remove it")
+    assert any(fix in str(refused.value) for fix in fixes)
+
+
+@pytest.mark.parametrize("kind", ["SlidingWindowSpec", "MambaSpec", "ChunkedLocalAttentionSpec"])
+def test_kinds_of_kv_cache_that_forget_are_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"model: .*{kind}"):
+        one_group(kv_cache(spec(kind)))
+
+
+def test_several_groups_are_refused_with_their_kinds_and_the_flag() -> None:
+    with pytest.raises(ConfigError) as refused:
+        one_group(kv_cache(spec(), spec("SlidingWindowSpec")))
+    for part in ("2 groups", "SlidingWindowSpec", "--disable-hybrid-kv-cache-manager"):
+        assert part in str(refused.value)
+
+
+def test_layers_of_different_sizes_are_refused() -> None:
+    nested = spec("UniformTypeKVCacheSpecs")
+    nested.kv_cache_specs = {"a": spec(page=4096), "b": spec(page=8192)}
+    with pytest.raises(ConfigError, match="differ in bytes"):
+        one_group(kv_cache(nested))
+
+
+def test_shared_parts_of_blocks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--block-size"):
+        Geometry.of(config(), kv_cache(spec(), hash_block_size=16))
+
+
+def test_a_supported_engine_has_the_geometry_of_its_configuration() -> None:
+    geometry = Geometry.of(config(), kv_cache(spec(), hash_block_size=32))
+    assert (geometry.ranks, geometry.blocks, geometry.block_tokens) == (2, 24, 32)
+    assert (geometry.layers, geometry.layer_bytes, geometry.instance) == (4, 4096, "e")

@@ -1,0 +1,147 @@
+"""Outputs with kvtide are the outputs without it: tokens and logprobs, wherever KV came from."""
+
+from __future__ import annotations
+
+import pytest
+from engines.client import EngineProcess
+from engines.compare import assert_same, cached_tokens, differences
+from engines.config import BLOCK_TOKENS
+from engines.matrix import ALL_MODES, BOTH_RUNNERS, EVERYTHING, V1_LAYERED, on
+from engines.workloads import (
+    FAMILY,
+    FIRST_TURN,
+    LONG,
+    MIXED,
+    PREFIX,
+    Reference,
+    salted,
+    second_turn,
+    token_ids,
+)
+
+RELOADABLE = [
+    (len(token_ids(prompt)) - 1) // BLOCK_TOKENS * BLOCK_TOKENS for prompt in MIXED
+]
+"""Tokens of each prompt that a cache can supply: whole blocks, and not the last token."""
+
+
+@on(*EVERYTHING)
+def test_the_engine_is_what_the_configuration_says(engine: EngineProcess) -> None:
+    described, config = engine.description, engine.config
+    assert described["async_scheduling"] == config.async_scheduling
+    assert described["v2"] == (config.runner == "v2"), described["runner"]
+    assert described["blocks"] == config.blocks
+
+
+@pytest.mark.parametrize("max_tokens", [1, 32])
+@on(*EVERYTHING)
+def test_outputs_are_the_same_cold_warm_and_after_reset(
+    engine: EngineProcess, reference: Reference, max_tokens: int
+) -> None:
+    wanted = reference(MIXED)
+    cold = engine.generate(MIXED, max_tokens)
+    assert_same(cold, wanted, "cold")
+    assert cached_tokens(cold) == [0] * len(MIXED)
+    engine.settle()
+    assert_same(engine.generate(MIXED, max_tokens), wanted, "warm")
+    assert engine.reset()
+    before = engine.counts()
+    together = engine.generate(MIXED, max_tokens)
+    assert_same(together, wanted, "reloaded together")
+    assert cached_tokens(together) == RELOADABLE
+    for prompt, right, reloadable in zip(MIXED, wanted, RELOADABLE, strict=True):
+        assert engine.reset()
+        alone = engine.generate([prompt], max_tokens)
+        assert_same(alone, [right], "reloaded alone")
+        assert cached_tokens(alone) == [reloadable]
+    engine.settle()
+    counts = engine.counts()
+    assert counts["hit_tokens"] - before.get("hit_tokens", 0) == 2 * sum(RELOADABLE)
+    assert counts.get("load_failures", 0) == before.get("load_failures", 0)
+    assert counts["gauge_loads"] == 0
+    assert engine.recorded("bad_blocks") == []
+
+
+@on(*ALL_MODES)
+def test_loads_use_the_configured_mode(engine: EngineProcess, reference: Reference) -> None:
+    engine.generate([LONG])
+    engine.settle()
+    assert engine.reset()
+    before = engine.counts()
+    assert_same(engine.generate([LONG], 2), reference([LONG]), "reloaded")
+    engine.settle()
+    after = engine.counts()
+    layered, asynchronous = (
+        after.get(name, 0) - before.get(name, 0)
+        for name in ("loaded_tokens_layered", "loaded_tokens_async")
+    )
+    # A request that is alone holds nobody up: "auto" loads it layer by layer.
+    wanted = (0, 320) if engine.config.load == "async" else (320, 0)
+    assert (layered, asynchronous) == wanted
+
+
+@on(*ALL_MODES)
+def test_a_chunked_prefill_is_saved_whole(engine: EngineProcess, reference: Reference) -> None:
+    cold = engine.generate([LONG], 8)
+    assert_same(cold, reference([LONG]), "cold, in chunks")
+    engine.settle()
+    assert engine.reset()
+    again = engine.generate([LONG], 8)
+    assert_same(again, reference([LONG]), "reloaded")
+    assert cached_tokens(again) == [320]
+
+
+@on(*ALL_MODES)
+def test_a_load_behind_a_local_hit_fills_the_right_blocks(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    """vLLM holds the first two blocks itself; `num_computed_tokens` is still 0 when it allocates."""
+    engine.generate([FAMILY])
+    engine.settle()
+    assert engine.reset()
+    assert_same(engine.generate([PREFIX], 4), reference([PREFIX]), "the prefix alone")
+    before = engine.counts()
+    output = engine.generate([FAMILY], 16)
+    assert_same(output, reference([FAMILY]), "local blocks, then loaded ones")
+    assert cached_tokens(output) == [160]
+    engine.settle()
+    assert engine.counts()["hit_tokens"] - before["hit_tokens"] == 96
+
+
+@on(*BOTH_RUNNERS)
+def test_generated_tokens_are_saved(engine: EngineProcess, reference: Reference) -> None:
+    [first] = engine.generate([FIRST_TURN], 48)
+    assert_same([first], reference([FIRST_TURN]), "first turn")
+    engine.settle()
+    assert engine.reset()
+    question = second_turn(first)
+    again = engine.generate([question], 8)
+    assert_same(again, reference([question]), "second turn")
+    # 60 tokens of the question and 47 of the answer were computed: 3 blocks, 2 with generated ones.
+    assert cached_tokens(again) == [96]
+
+
+@on(*BOTH_RUNNERS)
+def test_salts_do_not_share_blocks(engine: EngineProcess, reference: Reference) -> None:
+    mine, theirs = salted(LONG, "mine"), salted(LONG, "theirs")
+    engine.generate([mine])
+    engine.settle()
+    assert engine.reset()
+    for other in (theirs, LONG):
+        outputs = engine.generate([other], 2)
+        assert_same(outputs, reference([LONG]), "another salt")
+        assert cached_tokens(outputs) == [0]
+    assert engine.reset()
+    assert cached_tokens(engine.generate([mine])) == [320]
+
+
+@on(V1_LAYERED)
+def test_the_comparison_sees_an_error_of_one_percent_in_one_layer(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    """A negative control: without it, equality of outputs would prove little."""
+    engine.generate([LONG])
+    engine.scale_layer(3, 1.01)
+    outputs = engine.generate([LONG], 8)
+    assert cached_tokens(outputs) == [320]
+    assert differences(outputs, reference([LONG]))

@@ -1,0 +1,70 @@
+"""KV events of the pool, as vLLM publishes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engines.client import EngineProcess
+from engines.config import BLOCK_TOKENS
+from engines.matrix import V1_SMALL_POOL, on
+from engines.workloads import FAMILY, PREFIX, STREAM, token_ids
+
+Event = dict[str, Any]
+
+
+def of_pool(events: list[Event], kind: str) -> list[Event]:
+    """Events of the pool; vLLM's own carry another medium."""
+    return [event for event in events if event["medium"] == "CPU" and event["kind"] == kind]
+
+
+def hashes(events: list[Event]) -> list[Any]:
+    """Block hashes in order."""
+    return [block for event in events for block in event["block_hashes"]]
+
+
+@on(V1_SMALL_POOL)
+def test_saved_blocks_are_announced_with_the_hashes_that_vllm_uses(engine: EngineProcess) -> None:
+    engine.generate([FAMILY])
+    engine.settle()
+    events = engine.recorded("events")
+    stored = of_pool(events, "BlockStored")
+    on_gpu = [e for e in events if e["kind"] == "BlockStored" and e["medium"] != "CPU"]
+    assert sorted(map(str, hashes(stored))) == sorted(map(str, hashes(on_gpu)))
+    first, second = stored[0], stored[1]
+    assert first["token_ids"] == token_ids(FAMILY)[:BLOCK_TOKENS]
+    assert first["parent"] is None
+    assert second["parent"] == first["block_hashes"][0]
+
+
+@on(V1_SMALL_POOL)
+def test_evicted_blocks_are_announced_once_and_only_after_they_were_stored(
+    engine: EngineProcess,
+) -> None:
+    for prompt in STREAM:
+        engine.generate([prompt])
+        engine.settle()
+    events = engine.recorded("events")
+    held: set[str] = set()
+    for event in events:
+        if event["medium"] != "CPU":
+            continue
+        for block in map(str, event["block_hashes"]):
+            if event["kind"] == "BlockStored":
+                assert block not in held, "announced twice"
+                held.add(block)
+            else:
+                held.remove(block)
+    assert of_pool(events, "BlockRemoved"), "30 blocks went through a pool of 20"
+    assert len(held) == engine.counts()["gauge_held"] <= engine.config.rows
+
+
+@on(V1_SMALL_POOL)
+def test_clearing_the_pool_removes_what_was_announced(engine: EngineProcess) -> None:
+    engine.generate([PREFIX])
+    engine.settle()
+    stored = hashes(of_pool(engine.recorded("events"), "BlockStored"))
+    assert len(stored) == 2
+    assert engine.reset(connector=True)
+    engine.settle()
+    removed = hashes(of_pool(engine.recorded("events"), "BlockRemoved"))
+    assert sorted(map(str, removed)) == sorted(map(str, stored))

@@ -1,0 +1,31 @@
+"""What workers tell the scheduler's side survives being added up and sent."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+pytest.importorskip("vllm", reason="no vLLM here: use the Python of provision.py vllm VERSION")
+
+from kvtide.messages import MOVE_BYTES, AsyncLoad, StepPlan, WorkerReport, block_of
+
+
+def test_reports_of_ranks_add_up() -> None:
+    one = WorkerReport({7: 1, 8: 1}, {(3, 1)})
+    other = WorkerReport({7: 1}, {(3, 1), (4, 2)})
+    both = one.aggregate(other)
+    assert both == WorkerReport({7: 2, 8: 1}, {(3, 1), (4, 2)})
+    assert one.aggregate(WorkerReport()) == one
+
+
+def test_a_plan_survives_the_way_to_another_process() -> None:
+    plan = StepPlan([1], [(2, b"a" * MOVE_BYTES)], [(3, b"")], (4, b"x"))
+    plan.loads.append(AsyncLoad(5, "r", b"m" * MOVE_BYTES, [9]))
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+def test_the_block_of_a_move_is_its_last_word() -> None:
+    words = [[1, 2, 300_000], [4, 5, 6]]
+    moves = b"".join(word.to_bytes(4, "little") for move in words for word in move)
+    assert [block_of(moves, place) for place in (0, 1)] == [300_000, 6]

@@ -1,0 +1,102 @@
+"""What kvtide cannot do is refused when vLLM starts, with the key or flag and the fix."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from engines.client import EngineError, EngineProcess, Nursery
+from engines.compare import assert_same, cached_tokens
+from engines.config import EngineConfig
+from engines.matrix import V1_ASYNC
+from engines.workloads import LONG
+
+pytestmark = pytest.mark.engine
+
+
+def refusal(config: EngineConfig, model: Path, nursery: Nursery) -> str:
+    """The error with which this engine does not start."""
+    try:
+        engine = EngineProcess(config, model, nursery)
+    except EngineError as error:
+        return str(error)
+    engine.close()
+    raise AssertionError("the engine started")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"host_capacity": 1}, ["host_capacity: ", "did you mean host_capacity_gb"]),
+        ({"host_capacity_gb": 0.0001}, ["host_capacity_gb", "row"]),
+        ({"host_capacity_gb": 1e5}, ["host_capacity_gb: ", "set it below"]),
+        ({"eviction": "clock"}, ["eviction: ", '"s3fifo" or "lru"']),
+        ({"load": "sometimes"}, ["load: ", '"auto", "layered" or "async"']),
+    ],
+    ids=["unknown-key", "less-than-a-row", "more-than-the-host-has", "eviction", "load"],
+)
+@pytest.mark.usefixtures("no_engine")
+def test_wrong_settings_are_refused_at_start(
+    settings: dict[str, object], expected: list[str], tiny_model: Path, nursery: Nursery
+) -> None:
+    config = dataclasses.replace(V1_ASYNC, settings=json.dumps(settings))
+    error = refusal(config, tiny_model, nursery)
+    last = error.strip().splitlines()[-1]
+    assert "kvtide" in last or "Error" in last
+    for part in expected:
+        assert part in last, error
+
+
+def with_windows(model: Path, folder: Path, kinds: list[str]) -> Path:
+    """The tiny model with sliding windows of 64 tokens in layers of kind `sliding_attention`."""
+    folder.mkdir()
+    for file in model.iterdir():
+        (folder / file.name).symlink_to(file)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"sliding_window": 64, "layer_types": kinds}
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+MIXED_WINDOWS = ["sliding_attention", "full_attention"] * 4
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_model_with_two_groups_of_kv_cache_is_refused(
+    tiny_model: Path, nursery: Nursery, tmp_path: Path
+) -> None:
+    """Two kinds of layers, and vLLM told to manage them apart."""
+    model = with_windows(tiny_model, tmp_path / "model", MIXED_WINDOWS)
+    forced = json.dumps({"disable_hybrid_kv_cache_manager": False})
+    error = refusal(dataclasses.replace(V1_ASYNC, arguments=forced), model, nursery)
+    assert "--disable-hybrid-kv-cache-manager" in error or "hybrid" in error.lower(), error
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_model_whose_layers_all_forget_is_refused(
+    tiny_model: Path, nursery: Nursery, tmp_path: Path
+) -> None:
+    model = with_windows(tiny_model, tmp_path / "model", ["sliding_attention"] * 8)
+    error = refusal(V1_ASYNC, model, nursery)
+    assert "model: " in error and "SlidingWindowSpec" in error, error
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_model_with_mixed_windows_works_with_one_group(
+    tiny_model: Path, nursery: Nursery, tmp_path: Path
+) -> None:
+    """What the refusal recommends does work: vLLM's default for connectors such as this one."""
+    model = with_windows(tiny_model, tmp_path / "model", MIXED_WINDOWS)
+    engine = EngineProcess(V1_ASYNC, model, nursery)
+    try:
+        cold = engine.generate([LONG], 8)
+        engine.settle()
+        assert engine.reset()
+        again = engine.generate([LONG], 8)
+        assert cached_tokens(again) == [320]
+        assert_same(again, cold, "reloaded")
+    finally:
+        assert engine.close() == []

@@ -1,0 +1,61 @@
+"""Counts are added up over ranks and become the documented Prometheus metrics."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("vllm", reason="no vLLM here: use the Python of provision.py vllm VERSION")
+
+from kvtide.stats import COUNTERS, DESCRIPTIONS, GAUGES, LOADS_KEPT, PromMetrics, Stats
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+
+def test_counts_of_ranks_add_up_and_the_newest_gauges_win() -> None:
+    one, other = Stats(), Stats()
+    one.count("saved_bytes", 3)
+    one.count("load_failures", 0)
+    one.gauge({"held": 1, "slots": 4})
+    other.count("saved_bytes", 4)
+    other.gauge({"held": 2, "slots": 4})
+    other.observe_load(0.5)
+    total = one.aggregate(other)
+    assert total.data == {
+        "saved_bytes": 7,
+        "gauges": {"held": 2, "slots": 4},
+        "load_seconds": [0.5],
+    }
+    assert total.reduce()["pool use %"] == 50.0
+
+
+def test_durations_are_bounded() -> None:
+    stats, more = Stats(), Stats()
+    for _ in range(LOADS_KEPT + 10):
+        stats.observe_load(0.1)
+        more.observe_load(0.1)
+    assert len(stats.aggregate(more).data["load_seconds"]) == LOADS_KEPT
+
+
+def test_nothing_counted_is_empty_and_can_be_reduced() -> None:
+    stats = Stats()
+    assert stats.is_empty()
+    assert stats.reduce()["loaded tokens"] == 0
+    stats.count("saved_bytes", 1)
+    assert not stats.is_empty()
+    stats.reset()
+    assert stats.is_empty()
+
+
+def test_every_count_reaches_its_metric() -> None:
+    metric_types = {Counter: Counter, Gauge: Gauge, Histogram: Histogram}
+    metrics = PromMetrics(None, metric_types, ["engine"], {0: ["0"], 1: ["1"]})  # type: ignore
+    gauges = dict.fromkeys(GAUGES, 5)
+    durations = {"load_seconds": [0.01, 3.0]}
+    metrics.observe(dict.fromkeys(COUNTERS, 2) | {"gauges": gauges} | durations, engine_idx=1)
+    for name, labels in COUNTERS.values():
+        sample = REGISTRY.get_sample_value(f"{name}_total", {"engine": "1", **labels})
+        assert sample == 2, name
+        assert DESCRIPTIONS[name].endswith(".")
+    for name, _ in GAUGES.values():
+        assert REGISTRY.get_sample_value(name, {"engine": "1"}) == 5
+    assert REGISTRY.get_sample_value("kvtide_load_seconds_count", {"engine": "1"}) == 2
+    assert REGISTRY.get_sample_value("kvtide_hit_tokens_total", {"engine": "0", "tier": "host"}) == 0
