@@ -60,6 +60,13 @@ impl Segment {
         enter(py, || segment.populate(&tell)).map_err(kvtide_error)
     }
 
+    /// Removes the segment's name once `holders` have opened it; whether the name is gone.
+    fn forget_name_once_held_by(&self, holders: u64) -> PyResult<bool> {
+        self.0
+            .forget_name_once_held_by(holders)
+            .map_err(kvtide_error)
+    }
+
     #[getter]
     fn path(&self) -> String {
         self.0.path().display().to_string()

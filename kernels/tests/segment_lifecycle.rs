@@ -84,6 +84,25 @@ fn the_last_to_leave_removes_the_file() {
     assert!(files(directory.path()).is_empty());
 }
 
+#[test]
+fn once_all_have_it_the_name_goes_and_the_memory_stays() {
+    let directory = tempfile::tempdir().expect("directory");
+    let first = open(directory.path(), "e");
+    assert!(!first.forget_name_once_held_by(2).expect("removable"));
+    let second = open(directory.path(), "e");
+    assert!(first.forget_name_once_held_by(2).expect("removable"));
+    assert!(files(directory.path()).is_empty());
+    first.seal_shard(1, 0, 5, 6);
+    assert_eq!(second.shard_state(1, 0).map(|s| s.checksum), Some(6));
+
+    // A later engine of the same name is not touched when these leave.
+    let later = open(directory.path(), "e");
+    assert!(later.created());
+    assert!(first.forget_name_once_held_by(2).expect("nothing to do"));
+    drop((first, second));
+    assert_eq!(files(directory.path()), ["kvtide-e"]);
+}
+
 /// Not a test of its own: the process that the next test kills.
 #[test]
 #[ignore = "run by a_killed_process_leaves_nothing_that_the_next_does_not_remove"]

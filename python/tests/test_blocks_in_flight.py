@@ -7,11 +7,13 @@ does.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 from engines.client import EngineProcess
-from engines.compare import assert_same
+from engines.compare import assert_same, cached_tokens
+from engines.freeze import frozen
 from engines.matrix import ALL_MODES, BOTH_RUNNERS, V1_ASYNC, V2_ASYNC, on
 from engines.workloads import CROWD, LONG, MIXED, OTHER, STREAM, Reference
 
@@ -65,19 +67,41 @@ def test_blocks_that_vllm_reuses_at_once_are_saved_whole(
 
 
 @on(*BOTH_RUNNERS)
-def test_steps_wait_for_saves_of_blocks_that_they_overwrite(
-    slow_copies: EngineProcess, reference: Reference
+def test_a_step_waits_for_the_save_of_a_block_that_it_overwrites(
+    engine: EngineProcess, reference: Reference
 ) -> None:
-    """Proves that the tests above reach the dangerous case."""
-    engine = slow_copies
-    before = engine.counts().get("waited_saves", 0)
-    for _ in range(10):
-        for prompt in STREAM:
-            engine.generate([prompt])
-            assert engine.reset(connector=True)
-        if engine.counts().get("waited_saves", 0) > before:
-            return
-    raise AssertionError("no step had to wait for a save")
+    """Finished requests: vLLM reuses their blocks while the copy out stands still."""
+    with frozen(engine.pid, "-save"):
+        assert_same(engine.generate(CROWD), reference(CROWD), "computed, not yet saved")
+        engine.begin("generate", STREAM[:6])
+        assert engine.is_blocked(), "18 of 24 blocks were taken, 18 more are needed"
+    assert_same(engine.end(), reference(STREAM[:6]), "computed after the saves")
+    engine.settle()
+    assert engine.reset()
+    again = engine.generate(CROWD, 4)
+    assert_same(again, reference(CROWD), "what was saved is what was computed")
+    assert cached_tokens(again) == [64] * len(CROWD)
+
+
+@on(*BOTH_RUNNERS)
+def test_a_preempted_request_keeps_its_blocks_until_they_are_saved(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    """Running requests: preemption takes their blocks while the copy out stands still."""
+    before = engine.counts()
+    with frozen(engine.pid, "-save"):
+        engine.begin("generate", CROWD, 40)
+        assert engine.is_blocked(), "the requests need more blocks than there are"
+        time.sleep(0.5)
+    assert_same(engine.end(), reference(CROWD), "preempted")
+    engine.settle()
+    after = engine.counts()
+    assert after["preemptions"] > before.get("preemptions", 0)
+    assert after["waited_saves"] > before.get("waited_saves", 0)
+    assert engine.reset()
+    assert_same(engine.generate(CROWD, 40), reference(CROWD), "reloaded")
+    engine.settle()
+    assert engine.counts().get("load_failures", 0) == before.get("load_failures", 0)
 
 
 @on(*BOTH_RUNNERS)
@@ -88,6 +112,9 @@ def test_resetting_while_requests_run_and_save_keeps_outputs(
     ids = [engine.submit(prompt, 24) for prompt in prompts]
     for steps in (2, 5, 9):
         engine.step(steps)
+        # vLLM refuses this reset while a request waits for its load.
+        while "WAITING_FOR_REMOTE_KVS" in engine.statuses().values():
+            engine.step()
         assert engine.reset(running=True, connector=steps == 5)
     engine.step(until_done=True)
     assert_same(engine.results(ids), reference(prompts), "reset three times on the way")

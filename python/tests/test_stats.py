@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 pytest.importorskip("vllm", reason="no vLLM here: use the Python of provision.py vllm VERSION")
@@ -46,8 +49,9 @@ def test_nothing_counted_is_empty_and_can_be_reduced() -> None:
 
 
 def test_every_count_reaches_its_metric() -> None:
-    metric_types = {Counter: Counter, Gauge: Gauge, Histogram: Histogram}
-    metrics = PromMetrics(None, metric_types, ["engine"], {0: ["0"], 1: ["1"]})  # type: ignore
+    config: Any = SimpleNamespace(kv_transfer_config=None)
+    metric_types: dict[Any, Any] = {Counter: Counter, Gauge: Gauge, Histogram: Histogram}
+    metrics = PromMetrics(config, metric_types, ["engine"], {0: ["0"], 1: ["1"]})
     gauges = dict.fromkeys(GAUGES, 5)
     durations = {"load_seconds": [0.01, 3.0]}
     metrics.observe(dict.fromkeys(COUNTERS, 2) | {"gauges": gauges} | durations, engine_idx=1)

@@ -30,6 +30,6 @@ pub struct PoolGauges {
     pub saving: usize,
     /// Blocks that can be matched, those being saved included.
     pub held: usize,
-    /// Bytes of the index.
+    /// Bytes of all tables about blocks, the shard headers in the segment included.
     pub index_bytes: usize,
 }

@@ -68,8 +68,9 @@ pub struct SavePlan {
     pub job: u64,
     /// What to copy.
     pub moves: Vec<BlockMove>,
-    /// Blocks that were not accepted because too much is in flight or pinned.
-    pub throttled: usize,
+    /// Leading blocks that the pool holds or is now saving; the rest was not accepted, because too
+    /// much is in flight or pinned.
+    pub covered: usize,
 }
 
 /// How a pool behaves.
@@ -171,14 +172,14 @@ impl Pool {
         let mut state = lock(&self.shared.state);
         let mut plan = SavePlan::default();
         let mut missing = Vec::new();
-        for (&key, &block) in keys.iter().zip(blocks) {
+        for (place, (&key, &block)) in keys.iter().zip(blocks).enumerate() {
             match state.index.find(key) {
                 Some(slot) => state.policy.touch(slot),
-                None => missing.push((key, block)),
+                None => missing.push((place, key, block)),
             }
         }
         let mut filling = Vec::with_capacity(missing.len());
-        for &(key, block) in &missing {
+        for &(_, key, block) in &missing {
             let room = state.saves.blocks() + filling.len() < SAVING_BLOCKS_MAX;
             let Some(free) = room.then(|| state.take_slot(&self.shared.slots)).flatten() else {
                 break; // What follows could not be used without this block.
@@ -192,11 +193,12 @@ impl Pool {
             filling.push((slot, block));
         }
         // A chain is useless without its head, so the head is entered last and evicted last.
-        for ((slot, _), &(key, _)) in filling.iter().zip(&missing).rev() {
+        for ((slot, _), &(_, key, _)) in filling.iter().zip(&missing).rev() {
             state.policy.insert(slot.slot_ref().slot, key);
         }
-        plan.throttled = missing.len() - filling.len();
-        state.counters.throttled_blocks += plan.throttled as u64;
+        let first_refused = missing.get(filling.len()).map(|&(place, ..)| place);
+        plan.covered = first_refused.unwrap_or(keys.len().min(blocks.len()));
+        state.counters.throttled_blocks += (missing.len() - filling.len()) as u64;
         if !filling.is_empty() {
             plan.job = state.saves.begin(filling);
         }
@@ -300,7 +302,11 @@ impl Pool {
             free: state.free.len(),
             saving: state.saves.blocks(),
             held: state.index.len(),
-            index_bytes: state.index.allocated_bytes(),
+            index_bytes: state.index.allocated_bytes()
+                + state.policy.allocated_bytes()
+                + state.free.capacity() * size_of::<FreeSlot>()
+                + self.shared.slots.allocated_bytes()
+                + self.shared.segment.geometry().table_bytes(),
         }
     }
 

@@ -128,6 +128,10 @@ impl SlotTable {
         self.0.len()
     }
 
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        size_of_val(&*self.0)
+    }
+
     /// The state of `slot`, if it still has the generation that is meant.
     pub(crate) fn state(&self, slot: SlotRef) -> Option<SlotState> {
         let word = Word::unpack(self.0.get(slot.slot as usize)?.load(Ordering::Acquire));

@@ -127,11 +127,16 @@ impl RowGeometry {
         self.row_bytes().next_multiple_of(ROW_ALIGN_BYTES)
     }
 
+    /// Bytes of all shard headers.
+    #[must_use]
+    pub fn table_bytes(&self) -> usize {
+        self.rows as usize * self.ranks as usize * SHARD_HEADER_BYTES
+    }
+
     /// Offset of the first row.
     #[must_use]
     pub fn data_offset(&self) -> usize {
-        let table = self.rows as usize * self.ranks as usize * SHARD_HEADER_BYTES;
-        HEADER_BYTES + table.next_multiple_of(ROW_ALIGN_BYTES)
+        HEADER_BYTES + self.table_bytes().next_multiple_of(ROW_ALIGN_BYTES)
     }
 
     /// Bytes of the whole segment.

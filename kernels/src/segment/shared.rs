@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
@@ -13,6 +14,8 @@ use super::geometry::RowGeometry;
 use super::shard::{ShardHeader, ShardState};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x01\0");
+/// Where the header counts holders, behind its words.
+const HOLDERS_OFFSET: usize = 64;
 /// Populated by one thread at a time; small enough that progress is seen.
 const POPULATE_CHUNK_BYTES: usize = 1 << 30;
 /// Populating is bound by the kernel clearing pages; more threads than this stop helping.
@@ -77,7 +80,7 @@ pub enum SegmentError {
     },
 }
 
-/// A mapped segment. The last holder on the node removes the file when it drops its segment.
+/// A mapped segment. The last holder removes the file, if it still has its name.
 #[derive(Debug)]
 pub struct SharedSegment {
     map: MmapRaw,
@@ -180,6 +183,7 @@ impl SharedSegment {
             reclaimed: Vec::new(),
         };
         segment.write_header();
+        segment.holders().store(1, Ordering::Release);
         Ok(segment)
     }
 
@@ -252,7 +256,7 @@ impl SharedSegment {
             return Err(mismatch());
         }
         let on_huge_pages = path.parent() != Some(directory);
-        Ok(Self {
+        let segment = Self {
             map,
             geometry,
             path,
@@ -261,7 +265,43 @@ impl SharedSegment {
             created: false,
             on_huge_pages,
             reclaimed: Vec::new(),
-        })
+        };
+        segment.holders().fetch_add(1, Ordering::AcqRel);
+        Ok(segment)
+    }
+
+    /// Counts those that ever opened the segment; it lies behind the header's words.
+    fn holders(&self) -> &AtomicU64 {
+        let address = self
+            .map
+            .as_mut_ptr()
+            .wrapping_add(HOLDERS_OFFSET)
+            .cast::<AtomicU64>();
+        // SAFETY: the offset is a multiple of 8 inside the header page of the map, no other field
+        // covers it, and it is only ever accessed as an atomic; the map lives as long as `self`.
+        unsafe { &*address }
+    }
+
+    /// Removes the segment's name once `holders` have opened it; whether the name is gone.
+    ///
+    /// From then on the memory is the kernel's to free when the last holder ends, in whatever way:
+    /// an engine that is killed leaves nothing behind. Nobody can attach any more.
+    ///
+    /// # Errors
+    /// [`SegmentError::Io`] when the file cannot be removed.
+    pub fn forget_name_once_held_by(&self, holders: u64) -> Result<bool, SegmentError> {
+        if self.holders().load(Ordering::Acquire) < holders {
+            return Ok(false);
+        }
+        if self.has_name() {
+            fs::remove_file(&self.path).map_err(io_error("remove", &self.path))?;
+        }
+        Ok(true)
+    }
+
+    /// Whether the file still has its name; another segment may bear the same one later.
+    fn has_name(&self) -> bool {
+        rustix::fs::fstat(&self.file).is_ok_and(|status| status.st_nlink > 0)
     }
 
     fn write_header(&self) {
@@ -280,11 +320,10 @@ impl SharedSegment {
     pub fn populate(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<(), SegmentError> {
         let total = self.map.len();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let next = std::sync::atomic::AtomicUsize::new(0);
+        let next = AtomicUsize::new(0);
         let work = || -> io::Result<()> {
             loop {
-                let relaxed = std::sync::atomic::Ordering::Relaxed;
-                let start = next.fetch_add(POPULATE_CHUNK_BYTES, relaxed);
+                let start = next.fetch_add(POPULATE_CHUNK_BYTES, Ordering::Relaxed);
                 if start >= total {
                     return Ok(());
                 }
@@ -406,8 +445,12 @@ impl SharedSegment {
 
 impl Drop for SharedSegment {
     fn drop(&mut self) {
+        if !self.has_name() {
+            return;
+        }
         // Nothing can be done about a failure here: the next engine on the node reclaims the file.
         if let Some(_serial) = directory::lock_soon(&self.directory)
+            && self.has_name()
             && directory::is_unused(&self.file)
         {
             let _ = fs::remove_file(&self.path);

@@ -89,6 +89,26 @@ class EngineProcess:
         """Whether it still runs."""
         return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
 
+    def begin(self, method: str, *args: Any, **kwargs: Any) -> None:
+        """Asks without waiting for the answer, which `end` returns."""
+        self._lines.write(json.dumps({"method": method, "args": args, "kwargs": kwargs}) + "\n")
+        self._lines.flush()
+
+    def is_blocked(self, limit_s: float = 60.0) -> bool:
+        """After `begin`: whether the engine comes to a standstill before it answers."""
+        limit = time.monotonic() + limit_s
+        while time.monotonic() < limit:
+            used = sum(self._process.cpu_times()[:2])
+            if select.select([self._connection], [], [], 1.5)[0]:
+                return False
+            if sum(self._process.cpu_times()[:2]) - used < 0.05:
+                return True
+        raise EngineError(f"neither an answer nor a standstill in {limit_s} s")
+
+    def end(self) -> Any:
+        """The answer to `begin`."""
+        return self._answer("begin", CALL_LIMIT_S)
+
     def __getattr__(self, method: str) -> Any:
         if method.startswith("_"):
             raise AttributeError(method)
@@ -99,11 +119,14 @@ class EngineProcess:
         return call
 
     def _ask(self, line: dict[str, Any], limit_s: float) -> Any:
-        what = line.get("method", "fork")
-        text = ""
         with contextlib.suppress(OSError):
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
+        return self._answer(line.get("method", "fork"), limit_s)
+
+    def _answer(self, what: str, limit_s: float) -> Any:
+        text = ""
+        with contextlib.suppress(OSError):
             readable, _, _ = select.select([self._connection], [], [], limit_s)
             if not readable:
                 self.kill()

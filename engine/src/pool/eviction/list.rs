@@ -10,6 +10,10 @@ impl Links {
     pub(super) fn new(slots: u32) -> Self {
         Self(vec![(NONE, NONE); slots as usize].into_boxed_slice())
     }
+
+    pub(super) fn allocated_bytes(&self) -> usize {
+        size_of_val(&*self.0)
+    }
 }
 
 /// A queue: slots enter at the head and leave at the tail, or from the middle.

@@ -50,4 +50,8 @@ impl EvictionPolicy for Lru {
         }
         None
     }
+
+    fn allocated_bytes(&self) -> usize {
+        self.links.allocated_bytes()
+    }
 }

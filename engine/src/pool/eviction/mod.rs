@@ -35,6 +35,9 @@ pub(crate) trait EvictionPolicy: Send + Debug {
         key_of: &dyn Fn(u32) -> BlockKey,
         try_evict: &mut dyn FnMut(u32) -> bool,
     ) -> Option<u32>;
+
+    /// Bytes that the policy has allocated.
+    fn allocated_bytes(&self) -> usize;
 }
 
 /// The policy named `eviction` for a pool of `slots`.

@@ -154,4 +154,8 @@ impl EvictionPolicy for S3Fifo {
         }
         None
     }
+
+    fn allocated_bytes(&self) -> usize {
+        self.links.allocated_bytes() + size_of_val(&*self.entries) + size_of_val(&*self.ghosts.0)
+    }
 }
