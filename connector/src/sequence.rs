@@ -118,8 +118,8 @@ impl Sequence {
         self.0.expire(Instant::now())
     }
 
-    /// Plans the save of the blocks from `start` on, in the engine's `blocks`: (job, moves, blocks
-    /// throttled); job 0 is nothing to do.
+    /// Plans the save of the blocks from `start` on, in the engine's `blocks`: (job, moves, leading
+    /// blocks that are held or being saved now); job 0 is nothing to do.
     fn plan_save<'py>(
         &self,
         py: Python<'py>,
@@ -131,7 +131,7 @@ impl Sequence {
         (
             plan.job,
             PyBytes::new(py, &BlockMove::encode_all(&plan.moves)),
-            plan.throttled,
+            plan.covered,
         )
     }
 }

@@ -125,8 +125,8 @@ fn blocks_in_use_are_never_given_up() {
     let found = node.pool.lookup(&keys(0..2));
     let plan = node.save(&keys(10..13), &[1, 2, 3]);
     assert_eq!(
-        (plan.moves.len(), plan.throttled),
-        (1, 2),
+        (plan.moves.len(), plan.covered),
+        (1, 1),
         "two of three rows are leased"
     );
     assert_eq!(
@@ -151,7 +151,8 @@ fn the_head_of_a_chain_outlives_its_tail() {
 fn a_full_pool_saves_the_head_of_what_it_cannot_hold() {
     let node = Node::new(2, 1, Eviction::Lru);
     let plan = node.pool.begin_save(&keys(0..4), &[0, 1, 2, 3]);
-    assert_eq!((plan.moves.len(), plan.throttled), (2, 2));
+    assert_eq!((plan.moves.len(), plan.covered), (2, 2));
+    assert_eq!(node.pool.counters().throttled_blocks, 2);
     assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 2);
 }
 

@@ -29,6 +29,7 @@ class EventLog:
         self._block_tokens = block_tokens
         self._saving: dict[bytes, BlockStored] = {}
         self._held: dict[bytes, BlockRemoved] = {}
+        self._pending: list[KVCacheEvent] = []
 
     @classmethod
     def of(cls, config: VllmConfig, block_tokens: int) -> EventLog | None:
@@ -62,20 +63,24 @@ class EventLog:
 
     def take(self, pool: Pool) -> list[KVCacheEvent]:
         """What happened since the last call, oldest first."""
-        events: list[KVCacheEvent] = []
+        self.collect(pool)
+        events, self._pending = self._pending, []
+        return events
+
+    def collect(self, pool: Pool) -> None:
+        """Translates what happened so far, for the next call of `take`."""
         for what, key in pool.take_events():
             if what == "stored":
                 stored = self._saving.pop(key, None)
                 if stored is not None:
                     self._held[key] = BlockRemoved(stored.block_hashes, MEDIUM)
-                    events.append(stored)
+                    self._pending.append(stored)
             elif what == "removed":
                 self._saving.pop(key, None)
                 removed = self._held.pop(key, None)
                 if removed is not None:
-                    events.append(removed)
+                    self._pending.append(removed)
             else:
-                events.extend(self._held.values())
+                self._pending.extend(self._held.values())
                 self._held.clear()
                 self._saving.clear()
-        return events

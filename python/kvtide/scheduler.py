@@ -264,14 +264,12 @@ class SchedulerSide:
         if not blocks:
             return
         self._hash_known_tokens(state)
-        job, moves, throttled = state.sequence.plan_save(self._pool, first, blocks)
-        state.saved = end
+        job, moves, covered = state.sequence.plan_save(self._pool, first, blocks)
+        state.saved = first + covered  # What was not accepted is tried again with the next block.
         if job:
             jobs.append((job, moves))
             if self._events is not None:
-                self._events.note_save(state.request, state.sequence, first, end)
-        if throttled:
-            self._stats.count("throttled_blocks", throttled)
+                self._events.note_save(state.request, state.sequence, first, state.saved)
 
     def _plan_loads(self, plan: StepPlan) -> None:
         pool = self._pool
@@ -352,6 +350,9 @@ class SchedulerSide:
     def reset_cache(self) -> bool:
         """Drops everything. Saves in flight end and are then forgotten."""
         self._pool.clear()
+        if self._events is not None:
+            # What is saved from now on must not be mistaken for what was cleared.
+            self._events.collect(self._pool)
         logger.info("the pool was cleared")
         return True
 
