@@ -68,7 +68,7 @@ def rows() -> list[dict[str, Any]]:
             "name": "time from tokens, 131,072 tokens to 32,768 (linear is 4)",
             "value": criterion_ms("prefix_lookup/from_tokens/131072")
             / criterion_ms("prefix_lookup/from_tokens/32768"),
-            "unit": "×",
+            "unit": "times",
             "must": "",
         },
     ]

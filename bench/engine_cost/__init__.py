@@ -1,1 +1,1 @@
-"""What the connector costs a real vLLM: time in the scheduler's step, and throughput without hits."""
+"""What the connector costs a real vLLM: time in the scheduler's step, throughput without hits."""

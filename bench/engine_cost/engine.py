@@ -1,6 +1,6 @@
 """One real vLLM engine, with or without kvtide, in a process of its own; prints its result as JSON.
 
-Run by `bench.engine_cost`: `python -m bench.engine_cost.engine (steps|throughput) (vllm|kvtide) MODEL`.
+Run by `bench.engine_cost`, with (steps|throughput) (vllm|kvtide) MODEL.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def throughput(llm: Any) -> list[float]:
     rates = []
     for seed in range(1, ROUNDS + 1):
         start = time.perf_counter()
-        llm.generate(
-            prompts(seed, PROMPTS, PROMPT_TOKENS), sampling(OUTPUT_TOKENS), use_tqdm=False
-        )
+        llm.generate(prompts(seed, PROMPTS, PROMPT_TOKENS), sampling(OUTPUT_TOKENS), use_tqdm=False)
         rates.append(PROMPTS * (PROMPT_TOKENS + OUTPUT_TOKENS) / (time.perf_counter() - start))
     return rates
 

@@ -1,10 +1,11 @@
-"""The engine, written in Rust (`connector/`). Blocks, slots and layers are indices; sizes are bytes.
+"""The engine, in Rust (`connector/`). Blocks, slots and layers are indices; sizes are bytes.
 
 `moves` are opaque bytes: pairs of a pool slot and a block of the engine, made on the scheduler's
 side and understood on the worker's.
 """
 
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from typing import Literal
 
 __version__: str

@@ -1,7 +1,7 @@
 """The pool's content for those who follow vLLM's KV events, such as routers.
 
-Events carry vLLM's own block hashes and the medium `CPU`, so that a consumer that knows a block from
-vLLM's events for GPU memory recognises it here.
+Events carry vLLM's own block hashes and the medium `CPU`, so that a consumer that knows a block
+from vLLM's events for GPU memory recognises it here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class EventLog:
         if events is None or not events.enable_kv_cache_events:
             return None
         if not config.cache_config.enable_prefix_caching:
-            logger.warning("no KV events: they carry vLLM's block hashes, which need prefix caching")
+            logger.warning(
+                "no KV events: they carry vLLM's block hashes, which need prefix caching"
+            )
             return None
         return cls(block_tokens)
 

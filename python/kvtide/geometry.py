@@ -110,7 +110,9 @@ def refuse_flags(config: VllmConfig) -> None:
         raise ConfigError("--enable-dbo: kvtide cannot follow split batches yet; remove it")
     role = config.kv_transfer_config.kv_role
     if role != "kv_both":
-        raise ConfigError(f'kv_role: {role!r} is for transfers between engines; set it to "kv_both"')
+        raise ConfigError(
+            f'kv_role: {role!r} is for transfers between engines; set it to "kv_both"'
+        )
 
 
 def one_group(kv_cache: KVCacheConfig) -> tuple[int, KVCacheSpec]:
@@ -119,9 +121,9 @@ def one_group(kv_cache: KVCacheConfig) -> tuple[int, KVCacheSpec]:
     if len(groups) != 1:
         kinds = sorted({kind(group.kv_cache_spec) for group in groups})
         raise ConfigError(
-            f"model: it has {len(groups)} groups of KV cache ({', '.join(kinds)}), and kvtide carries "
-            "models with one; if they differ only in their attention window, start vLLM with "
-            "--disable-hybrid-kv-cache-manager"
+            f"model: it has {len(groups)} groups of KV cache ({', '.join(kinds)}), and kvtide "
+            "carries models with one; if they differ only in their attention window, start vLLM "
+            "with --disable-hybrid-kv-cache-manager"
         )
     spec: Any = groups[0].kv_cache_spec
     nested = getattr(spec, "kv_cache_specs", None)
@@ -133,7 +135,9 @@ def one_group(kv_cache: KVCacheConfig) -> tuple[int, KVCacheSpec]:
                 f"once held; kvtide carries {' and '.join(ATTENTION_SPECS)}"
             )
     if len({each.page_size_bytes for each in specs}) != 1:
-        raise ConfigError("model: its layers differ in bytes for a block; kvtide cannot carry it yet")
+        raise ConfigError(
+            "model: its layers differ in bytes for a block; kvtide cannot carry it yet"
+        )
     return len(groups[0].layer_names), specs[0]
 
 

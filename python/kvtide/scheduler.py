@@ -9,7 +9,7 @@ Four rules keep blocks whole:
   pass has written it), or, when its request finishes, for the next step.
 * vLLM may hand a block to another request while it is still being copied out. Every step names the
   blocks that it overwrites; the saves that read them end before the step begins. Nothing is held
-  back from vLLM's own block pool, so eviction, preemption and `reset_prefix_cache` are as without us.
+  back from vLLM's own block pool: eviction, preemption and `reset_prefix_cache` are as without us.
 * A layered load cannot be taken back, so only blocks that are complete in host memory are offered
   for one. All else loads async, where a failure is reported to vLLM and recomputed.
 * Blocks of a request whose load has not ended are never saved.
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 LOADS_MAX = 256
-"""Async loads at once. More only queue behind each other while holding blocks; a request beyond this
-is asked again in the next step."""
+"""Async loads at once. More only queue behind each other while holding blocks; a request beyond
+this is asked again in the next step."""
 GAUGES_PERIOD_S = 1.0
 """Gauges change slowly and cost a message each time they are told."""
 EXPIRY_PERIOD_S = 1.0
@@ -377,11 +377,10 @@ def settle_failure_policy(config: VllmConfig, as_configured: bool) -> None:
         return
     if as_configured:
         logger.warning(
-            "on_load_error is \"policy\" and kv_load_failure_policy is %r: requests fail when a "
-            "load fails", transfer.kv_load_failure_policy
+            'on_load_error is "policy" and kv_load_failure_policy is %r: requests fail when a '
+            "load fails",
+            transfer.kv_load_failure_policy,
         )
         return
     transfer.kv_load_failure_policy = "recompute"
-    logger.info("a load that fails is recomputed (on_load_error: \"policy\" turns this off)")
-
-
+    logger.info('a load that fails is recomputed (on_load_error: "policy" turns this off)')

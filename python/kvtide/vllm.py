@@ -173,7 +173,7 @@ class OffloadingConnectorV1Type3(KVConnectorBase_V1):
 
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
-        """Full graphs for decode stay in use: a step that runs no hooks waits for its loads first."""
+        """Full graphs for decode stay: a step that runs no hooks waits for its loads first."""
         return False
 
     @classmethod

