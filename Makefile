@@ -17,7 +17,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 EXTENSION := python/kvtide/_native.abi3.so
 RUST_SOURCES := $(shell find engine kernels connector Cargo.toml Cargo.lock -type f \( -name '*.rs' -o -name 'Cargo.*' \) -not -path '*/target/*')
 
-venv = $(shell $(PYTHON) python/env/provision.py $(1))
+venv = $(shell $(PYTHON) $(CURDIR)/python/env/provision.py $(1))
 # What vLLM and the tests around it need to run on one machine, offline and repeatably.
 VLLM_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
 	VLLM_HOST_IP=127.0.0.1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/python:$(CURDIR)
@@ -44,7 +44,7 @@ $(EXTENSION): $(RUST_SOURCES)
 
 .PHONY: wheel
 wheel: ## Build the wheel into target/wheels
-	$(call venv,dev)/bin/maturin build --release --locked --strip --manifest-path connector/Cargo.toml -m python/pyproject.toml
+	cd python && $(call venv,dev)/bin/maturin build --release --locked --out ../target/wheels
 
 .PHONY: demo
 demo: build ## Real vLLM on a real model, without and with kvtide; ends in a table and a plot

@@ -34,6 +34,8 @@ impl Memory {
             directory: directory.path().to_owned(),
             instance: "bench".into(),
             huge_pages: HugePages::Off,
+            holders: 1,
+            available_bytes: u64::MAX,
         };
         let segment = SharedSegment::create_or_attach(&options, geometry).expect("memory");
         segment.populate(&|_, _| {}).expect("memory");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kvtide_engine::{PoolEvent, PoolOptions, Scrubber};
+use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, available_memory_bytes};
 use kvtide_kernels::segment::{RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::SlotRef;
 use pyo3::prelude::*;
@@ -19,7 +19,7 @@ pub(crate) struct Segment(pub(crate) Arc<SharedSegment>);
 
 #[pymethods]
 impl Segment {
-    /// Attaches to the segment of `instance`, or creates it.
+    /// Attaches to the segment of `instance`, or creates it; `holders` do so in all.
     #[new]
     fn new(
         py: Python<'_>,
@@ -28,6 +28,7 @@ impl Segment {
         ranks: u32,
         layers: u32,
         layer_bytes: usize,
+        holders: u32,
     ) -> PyResult<Self> {
         let config = &settings.0;
         let capacity = usize::try_from(config.host_capacity_bytes).unwrap_or(usize::MAX);
@@ -39,6 +40,8 @@ impl Segment {
             directory: config.segment_directory.clone(),
             instance,
             huge_pages: config.huge_pages,
+            holders,
+            available_bytes: available_memory_bytes(),
         };
         enter(py, || SharedSegment::create_or_attach(&options, geometry))
             .map(|segment| Self(Arc::new(segment)))
@@ -58,13 +61,6 @@ impl Segment {
             }
         };
         enter(py, || segment.populate(&tell)).map_err(kvtide_error)
-    }
-
-    /// Removes the segment's name once `holders` have opened it; whether the name is gone.
-    fn forget_name_once_held_by(&self, holders: u64) -> PyResult<bool> {
-        self.0
-            .forget_name_once_held_by(holders)
-            .map_err(kvtide_error)
     }
 
     #[getter]

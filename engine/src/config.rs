@@ -38,7 +38,7 @@ pub enum LoadMode {
 pub enum Verify {
     /// On every load; a layered load's result comes too late to be acted upon and is counted.
     Load,
-    /// On every load, and before a layered load is offered.
+    /// On every load, and when complete blocks are matched, before vLLM is told of them.
     Always,
 }
 
@@ -230,17 +230,15 @@ const SETTINGS: &[Setting] = &[
     },
 ];
 
-/// Where else on the node `KVTIDE_` variables mean something: set-up of tests and tools.
-const OTHER_VARIABLES: &[&str] = &["KVTIDE_CACHE", "KVTIDE_LOG"];
 const VARIABLE_PREFIX: &str = "KVTIDE_";
 
 impl Config {
     /// Reads the configuration; `environment` may hold anything, only the variables meant for
-    /// kvtide are looked at. `memory_bytes` is the host's available memory.
+    /// kvtide are looked at. `memory_bytes` is the host's available memory, from which the default
+    /// capacity follows.
     ///
     /// # Errors
-    /// [`ConfigError`] for the first setting that is unknown, has a wrong value, or asks for more
-    /// than the host has.
+    /// [`ConfigError`] for the first setting that is unknown or has a wrong value.
     pub fn read(
         extra: &Map<String, Value>,
         environment: &BTreeMap<String, String>,
@@ -254,8 +252,7 @@ impl Config {
             let Some(key) = name.strip_prefix(VARIABLE_PREFIX) else {
                 continue;
             };
-            // Switches of the test suite, such as KVTIDE_REQUIRE_CUDA.
-            if !OTHER_VARIABLES.contains(&name.as_str()) && !key.starts_with("REQUIRE_") {
+            if !is_for_others(key) {
                 known(&key.to_lowercase(), name)?;
             }
         }
@@ -268,17 +265,6 @@ impl Config {
                 fix: format!("set it to {}", setting.expects),
                 key: source,
             })?;
-        }
-        if config.host_capacity_bytes > memory_bytes {
-            let available = memory_bytes as f64 / GIB;
-            return Err(ConfigError {
-                key: "host_capacity_gb".into(),
-                problem: format!(
-                    "{:.2} GiB are asked for and the host has {available:.2} GiB available",
-                    config.host_capacity_bytes as f64 / GIB
-                ),
-                fix: format!("set it below {available:.1}"),
-            });
         }
         Ok(config)
     }
@@ -343,6 +329,21 @@ fn known(key: &str, source: &str) -> Result<(), ConfigError> {
             keys.join(", ")
         ),
     })
+}
+
+/// Whether the variable `KVTIDE_<key>` means something, but not to the pool: the tools' cache, the
+/// tests' switches, and what Kubernetes tells every pod of a Service named `kvtide…`.
+fn is_for_others(key: &str) -> bool {
+    key == "CACHE"
+        || key.starts_with("REQUIRE_")
+        || ["SERVICE_HOST", "SERVICE_PORT", "PORT"]
+            .iter()
+            .any(|of_service| {
+                key.split_once(of_service).is_some_and(|(before, after)| {
+                    (before.is_empty() || before.ends_with('_'))
+                        && (after.is_empty() || after.starts_with('_'))
+                })
+            })
 }
 
 fn number(value: &Value) -> Option<f64> {
@@ -469,6 +470,19 @@ mod tests {
     }
 
     #[test]
+    fn variables_that_kubernetes_sets_for_a_service_are_not_settings() {
+        for name in [
+            "KVTIDE_SERVICE_HOST",
+            "KVTIDE_SERVICE_PORT_HTTP",
+            "KVTIDE_PORT",
+            "KVTIDE_CACHE_PORT_8000_TCP_ADDR",
+        ] {
+            assert!(read("{}", &[(name, "tcp://10.0.0.1:80")]).is_ok(), "{name}");
+        }
+        assert!(read("{}", &[("KVTIDE_REPORT", "1")]).is_err());
+    }
+
+    #[test]
     fn wrong_values_name_the_key_and_what_is_expected() {
         for (key, value) in [
             ("host_capacity_gb", "-1"),
@@ -490,16 +504,5 @@ mod tests {
             assert_eq!(error.key, key);
             assert!(error.fix.starts_with("set it to "), "{error}");
         }
-    }
-
-    #[test]
-    fn more_memory_than_the_host_has_is_refused() {
-        let error = read(r#"{"host_capacity_gb": 65}"#, &[])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("65.00 GiB are asked for and the host has 64.00 GiB"),
-            "{error}"
-        );
     }
 }

@@ -28,7 +28,16 @@ fn control_group_room() -> Option<u64> {
             .parse()
             .ok()
     };
-    number("memory.max")?.checked_sub(number("memory.current")?)
+    let used = number("memory.current")?;
+    // Pages of files that were read, such as the model's weights, are given back on demand.
+    let stat = fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+    let cached = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("inactive_file "));
+    let cached: u64 = cached
+        .and_then(|value| value.trim().parse().ok())
+        .unwrap_or(0);
+    number("memory.max")?.checked_sub(used.saturating_sub(cached))
 }
 
 #[cfg(test)]

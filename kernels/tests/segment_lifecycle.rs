@@ -20,6 +20,8 @@ fn options(directory: &Path, instance: &str) -> SegmentOptions {
         directory: directory.to_owned(),
         instance: instance.to_owned(),
         huge_pages: HugePages::Off,
+        holders: 100,
+        available_bytes: u64::MAX,
     }
 }
 
@@ -87,20 +89,63 @@ fn the_last_to_leave_removes_the_file() {
 #[test]
 fn once_all_have_it_the_name_goes_and_the_memory_stays() {
     let directory = tempfile::tempdir().expect("directory");
-    let first = open(directory.path(), "e");
-    assert!(!first.forget_name_once_held_by(2).expect("removable"));
-    let second = open(directory.path(), "e");
-    assert!(first.forget_name_once_held_by(2).expect("removable"));
+    let pair = SegmentOptions {
+        holders: 2,
+        ..options(directory.path(), "e")
+    };
+    let open = || SharedSegment::create_or_attach(&pair, geometry(8)).expect("segment");
+    let first = open();
+    assert_eq!(files(directory.path()), ["kvtide-e"]);
+    let second = open();
     assert!(files(directory.path()).is_empty());
     first.seal_shard(1, 0, 5, 6);
     assert_eq!(second.shard_state(1, 0).map(|s| s.checksum), Some(6));
 
-    // A later engine of the same name is not touched when these leave.
-    let later = open(directory.path(), "e");
+    // A later engine of the same name has its own, which is not touched when these leave.
+    let later = open();
     assert!(later.created());
-    assert!(first.forget_name_once_held_by(2).expect("nothing to do"));
     drop((first, second));
     assert_eq!(files(directory.path()), ["kvtide-e"]);
+}
+
+#[test]
+fn whoever_comes_second_takes_the_size_that_is_there() {
+    let directory = tempfile::tempdir().expect("directory");
+    let first = open(directory.path(), "e");
+    // A default capacity follows from free memory, of which there is less now.
+    let second = SharedSegment::create_or_attach(
+        &SegmentOptions {
+            available_bytes: 1,
+            ..options(directory.path(), "e")
+        },
+        geometry(3),
+    )
+    .expect("attached");
+    assert_eq!(second.geometry(), first.geometry());
+}
+
+#[test]
+fn more_memory_than_there_is_is_refused_before_it_is_taken() {
+    let directory = tempfile::tempdir().expect("directory");
+    let options = SegmentOptions {
+        available_bytes: 1000,
+        ..options(directory.path(), "e")
+    };
+    let error = SharedSegment::create_or_attach(&options, geometry(8)).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            SegmentError::NoMemory {
+                available_bytes: 1000,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(
+        error.to_string().starts_with("host_capacity_gb: "),
+        "{error}"
+    );
 }
 
 /// Not a test of its own: the process that the next test kills.
@@ -194,6 +239,33 @@ fn required_huge_pages_that_are_missing_are_an_error_with_the_fix() {
         text.contains("huge_pages") && text.contains("vm.nr_hugepages"),
         "{text}"
     );
+}
+
+#[test]
+fn granted_huge_pages_are_used_and_shared() {
+    let directory = tempfile::tempdir().expect("directory");
+    let options = SegmentOptions {
+        huge_pages: HugePages::Require,
+        ..options(directory.path(), "huge-test")
+    };
+    let first = match SharedSegment::create_or_attach(&options, geometry(8)) {
+        Ok(segment) => segment,
+        Err(SegmentError::NoHugePages { .. }) => {
+            println!(
+                "SKIPPED granted_huge_pages_are_used_and_shared: no hugetlbfs mount has free 2 MiB pages"
+            );
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    first.populate(&|_, _| {}).expect("populate");
+    let second = SharedSegment::create_or_attach(&options, geometry(8)).expect("attach");
+    assert!(first.on_huge_pages() && second.on_huge_pages() && !second.created());
+    first.seal_shard(2, 1, 3, 4);
+    assert_eq!(second.shard_state(2, 1).map(|s| s.checksum), Some(4));
+    let path = first.path().to_owned();
+    drop((first, second));
+    assert!(!path.exists());
 }
 
 #[test]

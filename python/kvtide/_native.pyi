@@ -34,13 +34,21 @@ class Settings:
     def fail_on_load_error(self) -> bool: ...
 
 class Segment:
-    """The shared host segment of one engine: attached, or created if there is none."""
+    """The shared host segment of one engine: attached, or created if there is none.
+
+    It is opened `holders` times in all; the last to open it removes its name.
+    """
 
     def __init__(
-        self, settings: Settings, instance: str, ranks: int, layers: int, layer_bytes: int
+        self,
+        settings: Settings,
+        instance: str,
+        ranks: int,
+        layers: int,
+        layer_bytes: int,
+        holders: int,
     ) -> None: ...
     def populate(self, progress: Callable[[int, int], object]) -> None: ...
-    def forget_name_once_held_by(self, holders: int) -> bool: ...
     @property
     def path(self) -> str: ...
     @property

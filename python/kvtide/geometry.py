@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvtide._native import ConfigError, Namespace, Segment, Settings
+from kvtide.log import describe_segment, progress_logger
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -59,8 +60,14 @@ class Geometry:
         )
 
     def segment(self, settings: Settings) -> Segment:
-        """The engine's shared segment."""
-        return Segment(settings, self.instance, self.ranks, self.layers, self.layer_bytes)
+        """The engine's shared segment, mapped; whoever creates it says what it is."""
+        holders = self.ranks + 1  # Every worker, and the scheduler.
+        segment = Segment(
+            settings, self.instance, self.ranks, self.layers, self.layer_bytes, holders
+        )
+        segment.populate(progress_logger(segment))
+        describe_segment(segment)
+        return segment
 
     def namespace(self, config: VllmConfig, settings: Settings) -> Namespace:
         """What seeds the identity of every block of this engine."""

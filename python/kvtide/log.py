@@ -27,13 +27,15 @@ def progress_logger(segment: Segment) -> Callable[[int, int], None]:
 
 
 def describe_segment(segment: Segment) -> None:
-    """Says what memory the pool has."""
+    """Says what memory the pool has, and what was done to get it; once for each segment."""
     for path in segment.reclaimed:
         logger.info("removed %s, which a crashed engine had left behind", path)
+    if not segment.created:
+        logger.debug("attached to the pool at %s", segment.path)
+        return
     pages = "huge pages" if segment.on_huge_pages else "no huge pages granted"
     logger.info(
-        "%s pool of %.2f GiB at %s: %d rows of %.1f KiB (%s)",
-        "created a" if segment.created else "attached to the",
+        "created a pool of %.2f GiB at %s: %d rows of %.1f KiB (%s)",
         segment.total_bytes / GIB,
         segment.path,
         segment.rows,

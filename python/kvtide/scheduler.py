@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from kvtide._native import Load, Pool, Sequence
 from kvtide.events import EventLog
 from kvtide.geometry import Geometry, read_settings
-from kvtide.log import describe_segment, logger, progress_logger
+from kvtide.log import logger
 from kvtide.messages import AsyncLoad, StepPlan, WorkerReport
 from kvtide.stats import Stats
 
@@ -81,8 +81,6 @@ class SchedulerSide:
         self._block_tokens = geometry.block_tokens
         self._ranks = geometry.ranks
         self._segment = geometry.segment(settings)
-        self._segment.populate(progress_logger(self._segment))
-        describe_segment(self._segment)
         self._events = EventLog.of(config, geometry.block_tokens)
         self._pool = Pool(settings, self._segment, self._events is not None)
         self._namespace = geometry.namespace(config, settings)

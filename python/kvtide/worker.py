@@ -48,7 +48,6 @@ class WorkerSide:
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Takes the engine's KV cache into use."""
         rank = get_tensor_model_parallel_rank()
-        self._segment.populate(lambda _done, _total: None)
         self._worker = Worker(
             self._segment,
             rank,

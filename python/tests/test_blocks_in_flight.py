@@ -28,9 +28,7 @@ def slow_copies(engine: EngineProcess) -> Iterator[EngineProcess]:
 
 
 @on(*ALL_MODES)
-def test_preempted_requests_give_the_same(
-    slow_copies: EngineProcess, reference: Reference
-) -> None:
+def test_preempted_requests_give_the_same(slow_copies: EngineProcess, reference: Reference) -> None:
     engine = slow_copies
     before = engine.counts()
     wanted = reference(CROWD)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from engines.client import EngineProcess
 from engines.compare import assert_same, differences
-from engines.matrix import V1_ASYNC, V1_LAYERED, V1_UNVERIFIED, V2_ASYNC, V2_LAYERED, V2_SCRUBBED, on
+from engines.matrix import (
+    V1_ASYNC,
+    V1_LAYERED,
+    V1_UNVERIFIED,
+    V2_ASYNC,
+    V2_LAYERED,
+    V2_SCRUBBED,
+    on,
+)
 from engines.segment_file import SegmentFile
 from engines.workloads import CROWD, LONG, MIXED, OTHER, Reference
 

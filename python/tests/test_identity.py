@@ -19,9 +19,7 @@ from engines.workloads import (
     token_ids,
 )
 
-RELOADABLE = [
-    (len(token_ids(prompt)) - 1) // BLOCK_TOKENS * BLOCK_TOKENS for prompt in MIXED
-]
+RELOADABLE = [(len(token_ids(prompt)) - 1) // BLOCK_TOKENS * BLOCK_TOKENS for prompt in MIXED]
 """Tokens of each prompt that a cache can supply: whole blocks, and not the last token."""
 
 
@@ -95,7 +93,7 @@ def test_a_chunked_prefill_is_saved_whole(engine: EngineProcess, reference: Refe
 def test_a_load_behind_a_local_hit_fills_the_right_blocks(
     engine: EngineProcess, reference: Reference
 ) -> None:
-    """vLLM holds the first two blocks itself; `num_computed_tokens` is still 0 when it allocates."""
+    """vLLM has the first two blocks itself; `num_computed_tokens` is 0 when it allocates."""
     engine.generate([FAMILY])
     engine.settle()
     assert engine.reset()

@@ -62,4 +62,6 @@ def test_every_count_reaches_its_metric() -> None:
     for name, _ in GAUGES.values():
         assert REGISTRY.get_sample_value(name, {"engine": "1"}) == 5
     assert REGISTRY.get_sample_value("kvtide_load_seconds_count", {"engine": "1"}) == 2
-    assert REGISTRY.get_sample_value("kvtide_hit_tokens_total", {"engine": "0", "tier": "host"}) == 0
+    assert (
+        REGISTRY.get_sample_value("kvtide_hit_tokens_total", {"engine": "0", "tier": "host"}) == 0
+    )

@@ -29,7 +29,7 @@ use crate::sync::{Mutex, lock};
 use eviction::EvictionPolicy;
 use index::Index;
 use saves::{InFlightSaves, Saved};
-use slot_table::{FreeSlot, SlotTable};
+use slot_table::{FreeSlot, SealedSlot, SlotTable};
 
 pub use counters::{PoolCounters, PoolGauges};
 pub use lease::{Lease, Readiness};
@@ -144,6 +144,8 @@ impl Pool {
         let mut complete = true;
         {
             let mut state = lock(&self.shared.state);
+            // What has been saved meanwhile is complete now.
+            state.poll(&self.shared);
             let State {
                 index,
                 policy,
@@ -249,6 +251,17 @@ impl Pool {
                 state.counters.damaged_blocks += 1;
                 state.free.extend(self.shared.slots.release(slot));
             }
+        }
+    }
+
+    /// Drops a damaged block unless somebody has pinned it: a match that vLLM was told of cannot be
+    /// taken back. Its load will find the damage, or the next scrub.
+    pub(crate) fn drop_if_unused(&self, slot: SealedSlot) {
+        let mut state = lock(&self.shared.state);
+        if let Some(free) = self.shared.slots.evict(slot) {
+            state.forget(slot.slot_ref().slot);
+            state.counters.damaged_blocks += 1;
+            state.free.push(free);
         }
     }
 

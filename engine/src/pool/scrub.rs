@@ -84,6 +84,6 @@ fn scrub_row(pool: &Pool, row: u32) {
     shared.unpin(&[slot]);
     lock(&shared.state).counters.scrubbed_blocks += 1;
     if !intact {
-        pool.drop_damaged(&[slot]);
+        pool.drop_if_unused(sealed);
     }
 }

@@ -49,6 +49,8 @@ impl Node {
             directory: directory.path().to_owned(),
             instance: "test".into(),
             huge_pages: HugePages::Off,
+            holders: 9,
+            available_bytes: u64::MAX,
         };
         let segment =
             Arc::new(SharedSegment::create_or_attach(&options, geometry).expect("segment"));

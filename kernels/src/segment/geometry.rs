@@ -85,6 +85,11 @@ impl RowGeometry {
         Ok(Self { rows, ..one })
     }
 
+    /// The same rows, `rows` of them.
+    pub(crate) fn with_rows(self, rows: u32) -> Self {
+        Self { rows, ..self }
+    }
+
     /// Ranks whose shards make a row.
     #[must_use]
     pub fn ranks(&self) -> u32 {

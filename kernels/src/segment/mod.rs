@@ -10,9 +10,9 @@
 //! first creates it ([`SharedSegment::create_or_attach`]). A process that holds the segment holds a
 //! shared `flock` on the file, so the kernel itself knows whether a segment is in use: a file that a
 //! crash left behind is found unlocked and removed by whoever creates the next segment, and a
-//! process that leaves last removes it. Once every process of the engine has attached, the name is
-//! removed ([`SharedSegment::forget_name_once_held_by`]): vLLM kills its processes at exit more often
-//! than it lets them clean up, and memory without a name is freed whichever way they end.
+//! process that leaves last removes it. The last process of the engine to attach removes the name
+//! ([`SegmentOptions::holders`]): vLLM kills its processes at exit more often than it lets them clean
+//! up, and memory without a name is freed whichever way they end.
 //!
 //! Rows are written by the worker of the rank they belong to and read by everyone. Who may touch
 //! which row when is decided by the pool; [`ShardState`] makes the outcome visible to it, so a save

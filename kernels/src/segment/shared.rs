@@ -10,7 +10,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 use super::directory::{self, HugePages};
-use super::geometry::RowGeometry;
+use super::geometry::{HEADER_BYTES, RowGeometry};
 use super::shard::{ShardHeader, ShardState};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x01\0");
@@ -30,6 +30,11 @@ pub struct SegmentOptions {
     pub instance: String,
     /// Whether to prefer a hugetlbfs mount over `directory`.
     pub huge_pages: HugePages,
+    /// How many times the segment is opened in all. The last to open it removes its name, and from
+    /// then on the memory is the kernel's to free when the last holder ends, in whatever way.
+    pub holders: u32,
+    /// Memory that may be taken; only whoever creates the segment takes it.
+    pub available_bytes: u64,
 }
 
 /// Why a segment could not be made.
@@ -49,6 +54,17 @@ pub enum SegmentError {
         free_bytes: u64,
         /// Bytes needed.
         needed_bytes: usize,
+    },
+    /// The host has too little memory.
+    #[error(
+        "host_capacity_gb: the segment needs {needed_bytes} bytes and {available_bytes} are \
+         available: lower it"
+    )]
+    NoMemory {
+        /// Bytes needed.
+        needed_bytes: usize,
+        /// Bytes there are.
+        available_bytes: u64,
     },
     /// Huge pages were required and there are too few.
     #[error(
@@ -107,7 +123,9 @@ impl SharedSegment {
     /// Attaches to the segment of `options.instance`, or creates it if there is none.
     ///
     /// Creation reserves all of the memory, so that running out is an error here and not a SIGBUS
-    /// later; [`SharedSegment::populate`] then maps it.
+    /// later; [`SharedSegment::populate`] then maps it. A segment that exists keeps the number of
+    /// rows that it was created with: how much memory is available, from which a default capacity
+    /// follows, looks different to whoever comes second.
     ///
     /// # Errors
     /// [`SegmentError`] when memory, rights or an agreement on the geometry are missing.
@@ -130,7 +148,7 @@ impl SharedSegment {
         for path in candidates.chain(hugetlb_paths(&name)) {
             match File::options().read(true).write(true).open(&path) {
                 Ok(file) if !directory::is_unused(&file) => {
-                    return Self::attach(file, path, directory, geometry);
+                    return Self::attach(file, path, options, geometry);
                 }
                 // Left by a crash under the same name: make it anew.
                 Ok(_) => fs::remove_file(&path).map_err(io_error("remove", &path))?,
@@ -142,6 +160,13 @@ impl SharedSegment {
         if let Some(mount) = &mount {
             reclaimed.extend(directory::reclaim(mount).map_err(io_error("read", mount))?);
         }
+        if bytes as u64 > options.available_bytes {
+            let available_bytes = options.available_bytes;
+            return Err(SegmentError::NoMemory {
+                needed_bytes: bytes,
+                available_bytes,
+            });
+        }
         if mount.is_none() && options.huge_pages == HugePages::Require {
             return Err(SegmentError::NoHugePages {
                 needed_bytes: bytes,
@@ -151,6 +176,7 @@ impl SharedSegment {
         let path = mount.as_ref().unwrap_or(directory).join(name);
         let mut segment = Self::create(path, directory, geometry, on_huge_pages)?;
         segment.reclaimed = reclaimed;
+        segment.count_holder(options.holders)?;
         Ok(segment)
     }
 
@@ -183,7 +209,6 @@ impl SharedSegment {
             reclaimed: Vec::new(),
         };
         segment.write_header();
-        segment.holders().store(1, Ordering::Release);
         Ok(segment)
     }
 
@@ -232,7 +257,7 @@ impl SharedSegment {
     fn attach(
         file: File,
         path: PathBuf,
-        directory: &Path,
+        options: &SegmentOptions,
         geometry: RowGeometry,
     ) -> Result<Self, SegmentError> {
         flock(&file, FlockOperation::LockShared).map_err(|e| io_error("lock", &path)(e.into()))?;
@@ -240,34 +265,49 @@ impl SharedSegment {
         let mismatch = || SegmentError::Mismatch {
             path: path.display().to_string(),
         };
-        if length < geometry.total_bytes() as u64 {
+        let length = usize::try_from(length).map_err(|_| mismatch())?;
+        if length < HEADER_BYTES {
             return Err(mismatch());
         }
-        let length = usize::try_from(length).map_err(|_| mismatch())?;
         let map = MmapOptions::new()
             .len(length)
             .map_raw(&file)
             .map_err(io_error("map", &path))?;
-        // SAFETY: the map is page-aligned and longer than the header (its length was compared with
-        // the geometry's above), and the creator wrote the header before it let go of the
-        // directory, which the caller has locked since.
+        // SAFETY: the map is page-aligned and at least as long as the header, which its creator
+        // wrote before it let go of the directory that the caller has locked since.
         let header = unsafe { map.as_ptr().cast::<[u64; 5]>().read() };
-        if header != header_words(&geometry) {
-            return Err(mismatch());
-        }
-        let on_huge_pages = path.parent() != Some(directory);
+        let [magic, ranks, layers, layer_bytes, rows] = header;
+        let geometry = u32::try_from(rows)
+            .ok()
+            .map(|rows| geometry.with_rows(rows));
+        let geometry = geometry
+            .filter(|g| header_words(g) == [magic, ranks, layers, layer_bytes, rows])
+            .filter(|g| magic == MAGIC && g.total_bytes() <= length)
+            .ok_or_else(mismatch)?;
+        let directory = options.directory.clone();
+        let on_huge_pages = path.parent() != Some(&*directory);
         let segment = Self {
             map,
             geometry,
             path,
-            directory: directory.to_path_buf(),
+            directory,
             file,
             created: false,
             on_huge_pages,
             reclaimed: Vec::new(),
         };
-        segment.holders().fetch_add(1, Ordering::AcqRel);
+        segment.count_holder(options.holders)?;
         Ok(segment)
+    }
+
+    /// Counts this holder, and removes the name if it is the last that is expected: nobody else can
+    /// attach then, and an engine that is killed leaves nothing behind.
+    fn count_holder(&self, expected: u32) -> Result<(), SegmentError> {
+        let before = self.holders().fetch_add(1, Ordering::AcqRel);
+        if before + 1 >= u64::from(expected) {
+            fs::remove_file(&self.path).map_err(io_error("remove", &self.path))?;
+        }
+        Ok(())
     }
 
     /// Counts those that ever opened the segment; it lies behind the header's words.
@@ -280,23 +320,6 @@ impl SharedSegment {
         // SAFETY: the offset is a multiple of 8 inside the header page of the map, no other field
         // covers it, and it is only ever accessed as an atomic; the map lives as long as `self`.
         unsafe { &*address }
-    }
-
-    /// Removes the segment's name once `holders` have opened it; whether the name is gone.
-    ///
-    /// From then on the memory is the kernel's to free when the last holder ends, in whatever way:
-    /// an engine that is killed leaves nothing behind. Nobody can attach any more.
-    ///
-    /// # Errors
-    /// [`SegmentError::Io`] when the file cannot be removed.
-    pub fn forget_name_once_held_by(&self, holders: u64) -> Result<bool, SegmentError> {
-        if self.holders().load(Ordering::Acquire) < holders {
-            return Ok(false);
-        }
-        if self.has_name() {
-            fs::remove_file(&self.path).map_err(io_error("remove", &self.path))?;
-        }
-        Ok(true)
     }
 
     /// Whether the file still has its name; another segment may bear the same one later.

@@ -18,6 +18,10 @@ from typing import Any
 import psutil
 
 from engines.config import TESTS, EngineConfig, Environment, new_engine_id
+from engines.segment_file import held_segment, named_segment
+from engines.shared_memory import remove, shared_memory_of_vllm
+from engines.segment_file import held_segment, named_segment
+from engines.shared_memory import remove, shared_memory_of_vllm
 
 START_LIMIT_S = 300.0
 CALL_LIMIT_S = 240.0
@@ -63,7 +67,7 @@ class EngineProcess:
     def __init__(self, config: EngineConfig, model: Path, nursery: Nursery) -> None:
         self.config = config
         self.engine_id = new_engine_id()
-        self.segment = Path("/dev/shm") / f"kvtide-{self.engine_id}"
+        self.named_segment = named_segment(self.engine_id)
         self.log = Path(tempfile.mkstemp(prefix="kvtide-engine-", suffix=".log")[1])
         self._connection = nursery.connect()
         self._lines = self._connection.makefile("rw")
@@ -143,22 +147,33 @@ class EngineProcess:
         """The end of what the process has written."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    @property
+    def segment(self) -> Path:
+        """The shared segment, which has no name any more."""
+        return held_segment(
+            self.engine_id, [self._process, *self._process.children(recursive=True)]
+        )
+
     def close(self) -> list[psutil.Process]:
         """Ends the engine in an orderly way; returns processes that it left behind."""
         family = self._family()
+        leftovers = shared_memory_of_vllm(family)
         if self.is_alive():
             self._ask({"method": "close", "args": [], "kwargs": {}}, EXIT_LIMIT_S)
         _, left = psutil.wait_procs(family, timeout=EXIT_LIMIT_S)
+        remove(leftovers)
         self._forget()
         return left
 
     def kill(self) -> None:
         """Ends the engine as a crash does, with everything that it started."""
         family = self._family()
+        leftovers = shared_memory_of_vllm(family)
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
         psutil.wait_procs(family, timeout=EXIT_LIMIT_S)
+        remove(leftovers)
         self._connection.close()
 
     def _forget(self) -> None:
@@ -194,7 +209,7 @@ class EngineSlot:
         if self._engine is not None:
             self._engine.kill()
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._engine.segment)
+                os.unlink(self._engine.named_segment)
             self._engine = None
 
     def clear(self) -> None:
@@ -208,4 +223,4 @@ class EngineSlot:
             engine.kill()
             raise
         assert not left, f"processes left behind: {left}"
-        assert not engine.segment.exists(), f"left behind: {engine.segment}"
+        assert not engine.named_segment.exists(), f"left behind: {engine.named_segment}"

@@ -17,7 +17,7 @@ TESTS = Path(__file__).resolve().parents[1]
 BLOCK_TOKENS = 32
 LAYERS = 8
 LAYER_BYTES = 4 * BLOCK_TOKENS * 64 * 4
-"""Heads × tokens × (K and V) × float32."""
+"""Heads, tokens, numbers for K and V, bytes of a float32."""
 ROW_BYTES = LAYERS * LAYER_BYTES
 MAX_TOKENS_A_STEP = 128
 

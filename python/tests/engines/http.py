@@ -16,6 +16,8 @@ import httpx
 import psutil
 
 from engines.config import BLOCK_TOKENS, ROW_BYTES, EngineConfig, Environment, transfer_config
+from engines.segment_file import named_segment
+from engines.shared_memory import remove, shared_memory_of_vllm
 
 START_LIMIT_S = 300.0
 EXIT_LIMIT_S = 60.0
@@ -25,7 +27,8 @@ class Server:
     """`vllm serve` with kvtide; scheduler and worker have processes of their own."""
 
     def __init__(self, config: EngineConfig, model: Path, engine_id: str, folder: Path) -> None:
-        self.segment = Path("/dev/shm") / f"kvtide-{engine_id}"
+        self.engine_id = engine_id
+        self.named_segment = named_segment(engine_id)
         self.events = f"ipc://{folder}/events"
         self._model = str(model)
         self._log = folder / "server.log"
@@ -111,19 +114,24 @@ class Server:
     def stop(self) -> list[psutil.Process]:
         """Ends it as a service manager does; returns processes that are left."""
         family = self.family() if self._process.poll() is None else []
+        leftovers = shared_memory_of_vllm(family)
         self._process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(EXIT_LIMIT_S)
         _, left = psutil.wait_procs(family, timeout=EXIT_LIMIT_S)
+        remove(leftovers)
         self._client.close()
         return left
 
     def kill(self) -> None:
         """Ends all of it at once, as the kernel does when memory runs out."""
-        for process in self.family() if self._process.poll() is None else []:
+        family = self.family() if self._process.poll() is None else []
+        leftovers = shared_memory_of_vllm(family)
+        for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait(EXIT_LIMIT_S)
+        remove(leftovers)
         self._client.close()
 
 

@@ -1,18 +1,43 @@
 """The shared segment of an engine as a file, to damage rows in it.
 
-Layout (`kernels/src/segment`): a header of 4096 bytes, then one 16-byte header for each row and rank
-(state, checksum; both little-endian u64), padded to 4096, then the rows, each starting at 4096.
+Once all of an engine's processes have it, the file has no name any more; it is reached through the
+descriptor that one of those processes holds.
+
+Layout (`kernels/src/segment`): a header of 4096 bytes, then one 16-byte header for each row and
+rank (state, checksum; both little-endian u64), padded to 4096, then the rows, each aligned to 4096.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+
+import psutil
 
 HEADER_BYTES = 4096
 SHARD_HEADER_BYTES = 16
 SEALED = 1
 """Lower half of a shard's state; the upper half is the slot's generation."""
+
+
+def named_segment(engine_id: str) -> Path:
+    """Where a segment is while it has a name."""
+    return Path("/dev/shm") / f"kvtide-{engine_id}"
+
+
+def held_segment(engine_id: str, processes: Iterable[psutil.Process]) -> Path:
+    """The segment of an engine through a descriptor that one of its `processes` holds."""
+    name = str(named_segment(engine_id))
+    for process in processes:
+        folder = Path(f"/proc/{process.pid}/fd")
+        for descriptor in folder.iterdir():
+            try:
+                if os.readlink(descriptor).startswith(name):
+                    return descriptor
+            except FileNotFoundError:
+                continue  # Closed meanwhile.
+    raise FileNotFoundError(f"no process of the engine holds {name}")
 
 
 class SegmentFile:
@@ -52,7 +77,7 @@ class SegmentFile:
             for row in rows:
                 start = self._data + row * self._row_bytes + first
                 data = bytearray(os.pread(descriptor, length, start))
-                # The sign of every eighth float: large, finite errors in all layers, heads and tokens.
+                # The sign of every eighth float: large, finite errors in all layers and tokens.
                 data[3::32] = bytes(byte ^ 0x80 for byte in data[3::32])
                 os.pwrite(descriptor, data, start)
         finally:

@@ -1,8 +1,8 @@
 """What runs in an engine's process: one vLLM engine that does what a test asks, line by line.
 
-vLLM runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so a test can go step by step and look
-at vLLM's scheduler. What kvtide reports to vLLM is recorded on the way; nothing of it is changed,
-except that `hold_loads` keeps back the reports of ended loads, which is what a slow copy looks like.
+vLLM runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so a test can go step by step and
+look at vLLM's scheduler. What kvtide reports to vLLM is recorded on the way; nothing of it is
+changed, except that `hold_loads` keeps back reports of ended loads: what a slow copy looks like.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import collections
 import json
 import os
 import re
-import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -246,9 +245,7 @@ def output_as_json(output: Any) -> Json:
     """What is compared."""
     answer = output.outputs[0]
     tokens = list(answer.token_ids)
-    logprobs = [
-        at[token].logprob for at, token in zip(answer.logprobs or (), tokens, strict=True)
-    ]
+    logprobs = [at[token].logprob for at, token in zip(answer.logprobs or (), tokens, strict=True)]
     return {
         "tokens": tokens,
         "logprobs": logprobs,
