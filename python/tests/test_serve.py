@@ -14,7 +14,6 @@ from engines.config import BLOCK_TOKENS, EngineConfig, new_engine_id
 from engines.http import Server
 from engines.matrix import TP2, V1_ASYNC, on
 from engines.segment_file import held_segment, named_segment
-from engines.segment_file import held_segment, named_segment
 from engines.workloads import FAMILY, LONG, token_ids
 
 SERVED = EngineConfig("v1", load="auto", blocks=48)

@@ -20,8 +20,6 @@ import psutil
 from engines.config import TESTS, EngineConfig, Environment, new_engine_id
 from engines.segment_file import held_segment, named_segment
 from engines.shared_memory import remove, shared_memory_of_vllm
-from engines.segment_file import held_segment, named_segment
-from engines.shared_memory import remove, shared_memory_of_vllm
 
 START_LIMIT_S = 300.0
 CALL_LIMIT_S = 240.0
