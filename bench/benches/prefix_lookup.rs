@@ -38,7 +38,7 @@ fn lookup(c: &mut Criterion) {
         let mut hashed = sequence(&tokens_of_prompt);
         group.bench_function(BenchmarkId::new("hashed_before", tokens), |b| {
             b.iter(|| {
-                let matched = hashed.match_blocks(&pool, 0, blocks, Verify::Load);
+                let matched = hashed.match_blocks(&pool, 0, blocks, Verify::Load, false);
                 assert_eq!(matched.blocks, blocks);
             });
         });
@@ -47,8 +47,13 @@ fn lookup(c: &mut Criterion) {
             &tokens_of_prompt,
             |b, tokens| {
                 b.iter(|| {
-                    let matched =
-                        sequence(black_box(tokens)).match_blocks(&pool, 0, blocks, Verify::Load);
+                    let matched = sequence(black_box(tokens)).match_blocks(
+                        &pool,
+                        0,
+                        blocks,
+                        Verify::Load,
+                        false,
+                    );
                     assert_eq!(matched.blocks, blocks);
                 });
             },

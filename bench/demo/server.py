@@ -61,6 +61,7 @@ class ServerConfig:
             "kv_connector": "OffloadingConnectorV1Type3",
             "kv_connector_module_path": "kvtide.vllm",
             "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": {"host_capacity_gb": self.host_capacity_gb},
         }
 

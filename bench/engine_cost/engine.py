@@ -39,6 +39,7 @@ def boot(model: str, kvtide: bool) -> Any:
         "kv_connector": "OffloadingConnectorV1Type3",
         "kv_connector_module_path": "kvtide.vllm",
         "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {"host_capacity_gb": 1},
     }
     return LLM(

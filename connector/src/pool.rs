@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, available_memory_bytes};
 use kvtide_kernels::segment::{RowGeometry, SegmentOptions, SharedSegment};
@@ -149,11 +148,6 @@ impl Pool {
             .map(|(slot, generation)| SlotRef { slot, generation })
             .collect();
         enter(py, || self.pool.drop_damaged(&damaged));
-    }
-
-    /// Waits until no save is in flight, at most for `limit_ms`; whether that was reached.
-    fn drain(&self, py: Python<'_>, limit_ms: u64) -> bool {
-        enter(py, || self.pool.drain(Duration::from_millis(limit_ms)))
     }
 
     /// Drops every block.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use kvtide_engine::Verify;
 use kvtide_model::{BlockMove, MediaItem, Scope};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -91,15 +92,23 @@ impl Sequence {
     }
 
     /// Pins what the pool has of the blocks from `start` up to `end`: (blocks, whether complete).
+    /// If it is `certain` that what is matched must load, every byte of it is verified now.
     fn match_blocks(
         &mut self,
         py: Python<'_>,
         pool: &Pool,
         start: usize,
         end: usize,
+        certain: bool,
     ) -> (usize, bool) {
-        let verify = pool.config.verify;
-        let matched = enter(py, || self.0.match_blocks(&pool.pool, start, end, verify));
+        let verify = if certain {
+            Verify::Always
+        } else {
+            pool.config.verify
+        };
+        let matched = enter(py, || {
+            self.0.match_blocks(&pool.pool, start, end, verify, certain)
+        });
         (matched.blocks, matched.complete)
     }
 
@@ -149,11 +158,5 @@ impl Load {
             PyBytes::new(py, &BlockMove::encode_all(&plan.moves)),
             plan.lost,
         ))
-    }
-
-    /// The engine's blocks.
-    #[getter]
-    fn blocks(&self) -> Vec<u32> {
-        self.0.blocks().to_vec()
     }
 }

@@ -26,11 +26,6 @@ impl Settings {
             .map_err(config_error)
     }
 
-    #[getter]
-    fn host_capacity_bytes(&self) -> u64 {
-        self.0.host_capacity_bytes
-    }
-
     /// "auto", "layered" or "async".
     #[getter]
     fn load(&self) -> &'static str {
@@ -54,11 +49,6 @@ impl Settings {
     #[getter]
     fn weights_revision(&self) -> Option<&str> {
         self.0.weights_revision.as_deref()
-    }
-
-    #[getter]
-    fn fail_on_load_error(&self) -> bool {
-        self.0.fail_on_load_error
     }
 
     fn __repr__(&self) -> String {

@@ -41,6 +41,16 @@ fn decode_jobs(jobs: Vec<(u64, PyBackedBytes)>) -> PyResult<Vec<SaveJob>> {
     jobs.into_iter().map(decode_job).collect()
 }
 
+/// An error unless the layer is there: computing without it would give wrong output, silently.
+fn loaded(done: bool) -> PyResult<()> {
+    if done {
+        return Ok(());
+    }
+    Err(KvtideError::new_err(
+        "a layered load ended early: the thread that copies has stopped",
+    ))
+}
+
 impl Worker {
     fn open(&self) -> PyResult<&kvtide_engine::Worker> {
         self.worker
@@ -97,11 +107,6 @@ impl Worker {
         })
     }
 
-    /// Index of a layer by its name in vLLM.
-    fn layer_index(&self, name: &str) -> PyResult<Option<usize>> {
-        Ok(self.open()?.registration().layout().layer_index(name))
-    }
-
     /// Saves blocks whose layers are all computed; jobs are (id, moves).
     fn save_now(&self, py: Python<'_>, jobs: Vec<(u64, PyBackedBytes)>) -> PyResult<()> {
         let (worker, jobs) = (self.open()?, decode_jobs(jobs)?);
@@ -149,15 +154,13 @@ impl Worker {
     /// Waits until the running step's layered load has loaded a layer.
     fn wait_layer(&self, py: Python<'_>, layer: usize) -> PyResult<()> {
         let worker = self.open()?;
-        enter(py, || worker.wait_layer(layer));
-        Ok(())
+        loaded(enter(py, || worker.wait_layer(layer)))
     }
 
     /// Waits until the running step's layered load has loaded every layer.
     fn wait_all_layers(&self, py: Python<'_>) -> PyResult<()> {
         let worker = self.open()?;
-        enter(py, || worker.wait_all_layers());
-        Ok(())
+        loaded(enter(py, || worker.wait_all_layers()))
     }
 
     /// Loads blocks beside the steps.
@@ -185,7 +188,6 @@ impl Worker {
         let counters = self.open()?.counters();
         let dict = PyDict::new(py);
         dict.set_item("saved_bytes", counters.saved_bytes)?;
-        dict.set_item("loaded_bytes", counters.loaded_bytes)?;
         dict.set_item("refused_saves", counters.refused_saves)?;
         Ok(dict)
     }

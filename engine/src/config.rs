@@ -69,8 +69,6 @@ pub struct Config {
     pub segment_directory: PathBuf,
     /// Whether huge pages are used.
     pub huge_pages: HugePages,
-    /// Whether requests fail when a load fails and vLLM's policy says so.
-    pub fail_on_load_error: bool,
 }
 
 /// A setting that cannot be used.
@@ -219,15 +217,6 @@ const SETTINGS: &[Setting] = &[
             Some(())
         },
     },
-    Setting {
-        key: "on_load_error",
-        aliases: &[],
-        expects: "\"recompute\" or \"policy\" (what vLLM's kv_load_failure_policy says)",
-        apply: |config, value| {
-            config.fail_on_load_error = choose(value, &[("recompute", false), ("policy", true)])?;
-            Some(())
-        },
-    },
 ];
 
 const VARIABLE_PREFIX: &str = "KVTIDE_";
@@ -284,7 +273,6 @@ impl Config {
             weights_revision: None,
             segment_directory: PathBuf::from("/dev/shm"),
             huge_pages: HugePages::Auto,
-            fail_on_load_error: false,
         }
     }
 }
@@ -498,7 +486,6 @@ mod tests {
             ("tenant", "7"),
             ("segment_directory", "\"/no/such/place\""),
             ("huge_pages", "\"yes\""),
-            ("on_load_error", "\"crash\""),
         ] {
             let error = read(&format!("{{\"{key}\": {value}}}"), &[]).unwrap_err();
             assert_eq!(error.key, key);

@@ -53,12 +53,24 @@ impl Sequence {
     /// Asks the pool for the blocks from `from` on, up to `to` (exclusive), and holds what it has
     /// in place of what was held before.
     ///
-    /// Under [`Verify::Always`] the bytes of complete blocks are checked here.
-    pub fn match_blocks(&mut self, pool: &Pool, from: usize, to: usize, verify: Verify) -> Matched {
+    /// Under [`Verify::Always`] the bytes of complete blocks are checked here. If it is `certain`
+    /// that what is matched must be loadable, blocks that are still being saved are not matched.
+    pub fn match_blocks(
+        &mut self,
+        pool: &Pool,
+        from: usize,
+        to: usize,
+        verify: Verify,
+        certain: bool,
+    ) -> Matched {
         self.matched = None; // Pins of the former attempt go back first.
         let keys = self.chain.keys().get(from..to).unwrap_or_default();
         let found = pool.lookup(keys);
-        let (mut lease, complete) = (found.lease, found.complete);
+        let (mut lease, mut complete) = (found.lease, found.complete);
+        if certain && !complete {
+            lease.truncate(lease.complete_blocks());
+            complete = true;
+        }
         if verify == Verify::Always
             && complete
             && let Some(place) = pool.first_damaged(&lease)
@@ -140,8 +152,8 @@ impl Load {
         let lost = match self.lease.readiness() {
             Readiness::Ready => Vec::new(),
             Readiness::Lost(places) => places,
-            Readiness::Saving if now.duration_since(self.since) < timeout => return None,
-            Readiness::Saving => vec![0],
+            Readiness::Saving(_) if now.duration_since(self.since) < timeout => return None,
+            Readiness::Saving(first) => vec![first],
         };
         let usable = lost.first().copied().unwrap_or(self.blocks.len());
         let pairs = self.lease.slots().iter().zip(&self.blocks).take(usable);

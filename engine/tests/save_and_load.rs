@@ -83,9 +83,8 @@ fn a_layered_load_is_ahead_of_the_layer_that_waits() {
     node.save(&keys(0..4), &[0, 1, 2, 3]);
     let found = node.pool.lookup(&keys(0..4));
     node.workers[0].load_layered(9, moves(found.lease.slots(), 4..8));
-    assert!(node.workers[0].has_layered_load());
     for layer in 0..LAYERS as usize {
-        node.workers[0].wait_layer(layer);
+        assert!(node.workers[0].wait_layer(layer));
         for i in 0..4 {
             assert_eq!(
                 node.caches[0].read(layer, i),
@@ -94,7 +93,6 @@ fn a_layered_load_is_ahead_of_the_layer_that_waits() {
         }
     }
     node.workers[0].end_step();
-    assert!(!node.workers[0].has_layered_load());
     assert!(wait_load(&node.workers[0], 9).failed.is_empty());
 }
 
@@ -169,7 +167,7 @@ fn a_request_joins_a_save_in_flight() {
     }]);
     let found = node.pool.lookup(&keys(0..1));
     assert!(!found.complete);
-    assert_eq!(found.lease.readiness(), Readiness::Saving);
+    assert_eq!(found.lease.readiness(), Readiness::Saving(0));
     node.workers[0].end_step();
     assert!(node.pool.drain(std::time::Duration::from_secs(10)));
     assert_eq!(found.lease.readiness(), Readiness::Ready);

@@ -96,7 +96,6 @@ pub enum LayoutError {
 /// One layer of a [`KvLayout`].
 #[derive(Clone, Debug)]
 struct Layer {
-    name: String,
     base: usize,
     block_stride: usize,
     /// Offsets of the contiguous pieces of a block, ascending; all are `run_bytes` long.
@@ -146,12 +145,6 @@ impl KvLayout {
     #[must_use]
     pub fn layers(&self) -> usize {
         self.layers.len()
-    }
-
-    /// Index of the layer named `name`.
-    #[must_use]
-    pub fn layer_index(&self, name: &str) -> Option<usize> {
-        self.layers.iter().position(|layer| layer.name == name)
     }
 
     /// Bytes of a block in one layer.
@@ -266,7 +259,6 @@ impl Layer {
             return Err(overlap());
         }
         Ok(Self {
-            name: name(),
             base: tensor.address,
             block_stride,
             run_offsets,

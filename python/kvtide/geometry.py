@@ -42,13 +42,6 @@ class Geometry:
         layers, spec = one_group(kv_cache)
         transfer = config.kv_transfer_config
         layer_bytes = getattr(spec, "unpadded_page_size_bytes", spec.page_size_bytes)
-        hashed_tokens = getattr(kv_cache, "hash_block_size", None) or spec.block_size
-        if hashed_tokens != spec.block_size:
-            raise ConfigError(
-                f"--block-size: vLLM shares parts of blocks here ({hashed_tokens} of "
-                f"{spec.block_size} tokens), which kvtide cannot follow; leave the prefix cache's "
-                "hash block size at the block size"
-            )
         return cls(
             instance=str(transfer.engine_id),
             ranks=config.parallel_config.tensor_parallel_size,
@@ -113,6 +106,11 @@ def refuse_flags(config: VllmConfig) -> None:
         raise ConfigError(
             "--speculative-config: kvtide does not support speculative decoding yet; remove it"
         )
+    if config.model_config.runner_type != "generate":
+        raise ConfigError(
+            f"--runner {config.model_config.runner_type}: a pooling model needs all of its prompt "
+            "computed, so there is nothing to reuse; start it without kvtide"
+        )
     if getattr(parallel, "enable_dbo", False):
         raise ConfigError("--enable-dbo: kvtide cannot follow split batches yet; remove it")
     role = config.kv_transfer_config.kv_role
@@ -146,6 +144,18 @@ def one_group(kv_cache: KVCacheConfig) -> tuple[int, KVCacheSpec]:
             "model: its layers differ in bytes for a block; kvtide cannot carry it yet"
         )
     return len(groups[0].layer_names), specs[0]
+
+
+def refuse_shared_layers(addresses: dict[str, int]) -> None:
+    """Raises ConfigError if layers share their KV cache; `addresses` are those of its tensors."""
+    first: dict[int, str] = {}
+    for name, address in addresses.items():
+        if address in first:
+            raise ConfigError(
+                f"model: layers {first[address]} and {name} share one KV cache; kvtide cannot "
+                "carry such a model yet"
+            )
+        first[address] = name
 
 
 def kind(spec: KVCacheSpec) -> str:

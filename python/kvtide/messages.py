@@ -53,6 +53,14 @@ class WorkerReport(KVConnectorWorkerMetadata):
     """Layered load job → number of ranks on which it has ended."""
     damaged: set[tuple[int, int]] = field(default_factory=set)
     """(slot, generation) of rows whose bytes did not have their checksum."""
+    failed: set[str] = field(default_factory=set)
+    """Requests whose async load failed in part."""
+    spoiled: bool = False
+    """Whether a layered load has put damaged bytes into the engine's KV cache."""
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell."""
+        return not (self.ended or self.damaged or self.failed or self.spoiled)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """The reports of two ranks as one."""
@@ -60,4 +68,9 @@ class WorkerReport(KVConnectorWorkerMetadata):
         ended = dict(self.ended)
         for job, ranks in other.ended.items():
             ended[job] = ended.get(job, 0) + ranks
-        return WorkerReport(ended, self.damaged | other.damaged)
+        return WorkerReport(
+            ended,
+            self.damaged | other.damaged,
+            self.failed | other.failed,
+            self.spoiled or other.spoiled,
+        )

@@ -11,7 +11,8 @@ Four rules keep blocks whole:
   blocks that it overwrites; the saves that read them end before the step begins. Nothing is held
   back from vLLM's own block pool: eviction, preemption and `reset_prefix_cache` are as without us.
 * A layered load cannot be taken back, so only blocks that are complete in host memory are offered
-  for one. All else loads async, where a failure is reported to vLLM and recomputed.
+  for one. All else loads async, where a failure is reported to vLLM and recomputed. If damage is
+  found in a layered load after all, everything that may come from it is forgotten (`_contain`).
 * Blocks of a request whose load has not ended are never saved.
 """
 
@@ -31,6 +32,7 @@ from kvtide.stats import Stats
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_events import KVCacheEvent
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -60,6 +62,10 @@ class RequestState:
     """Tokens at which the next block is complete."""
     match: tuple[int, int, bool] | None = None
     """The last answer to vLLM: first block, number of blocks, whether async."""
+    epoch: int = 0
+    """The scheduler's epoch in which the request last began."""
+    load_failed: bool = False
+    """Whether its load has failed: it computes then, rather than to try the same again."""
 
 
 @dataclass(slots=True)
@@ -94,12 +100,25 @@ class SchedulerSide:
         """Blocks that this step's loads overwrite."""
         self._running = 0
         """Requests of the last step that have not finished since."""
+        self._epoch = 0
+        """Grows when what live requests compute must not be saved any more."""
+        self._block_pool: BlockPool | None = None
         self._next_job = 1
         self._stats = Stats()
         self._told_counters: dict[str, int] = {}
         self._next_gauges = 0.0
         self._next_expiry = 0.0
-        settle_failure_policy(config, settings.fail_on_load_error)
+        self._certain = config.kv_transfer_config.kv_load_failure_policy != "recompute"
+        """Whether a load that fails would fail its request: then only verified blocks match."""
+        if self._certain:
+            logger.warning(
+                'kv_load_failure_policy is not "recompute": every block is verified when it is '
+                "matched, and blocks that are still being saved are not matched"
+            )
+
+    def bind_gpu_block_pool(self, block_pool: BlockPool) -> None:
+        """Takes hold of vLLM's own prefix cache, to clear it when it holds damaged bytes."""
+        self._block_pool = block_pool
 
     # ---- requests
 
@@ -107,6 +126,8 @@ class SchedulerSide:
         """Hashes the prompt while the request waits for its turn."""
         if request.prompt_token_ids is None or getattr(request, "prompt_embeds", None) is not None:
             return  # Its bytes are not determined by token ids.
+        if request.resumable:
+            return  # A session's later chunks bring media items that are not known now.
         lora = request.lora_request
         sequence = self._namespace.sequence(
             self._settings.tenant,
@@ -125,11 +146,11 @@ class SchedulerSide:
     ) -> tuple[int | None, bool]:
         """Tokens that can be loaded behind the `num_computed_tokens` that the engine has itself."""
         state = self._requests.get(request.request_id)
-        if state is None or request.skip_reading_prefix_cache:
+        if state is None:
             return 0, False
-        if len(self._loads) >= LOADS_MAX:
-            self._stats.count("deferred_lookups", 1)
-            return None, False
+        state.epoch = self._epoch  # It begins anew: nothing that it holds is from before.
+        if request.skip_reading_prefix_cache or state.load_failed:
+            return 0, False
         self._hash_known_tokens(state)
         first = num_computed_tokens // self._block_tokens
         # At least one token must be computed, for its logits.
@@ -137,10 +158,14 @@ class SchedulerSide:
         state.match = None
         if first >= end:
             return 0, False
-        blocks, complete = state.sequence.match_blocks(self._pool, first, end)
+        blocks, complete = state.sequence.match_blocks(self._pool, first, end, self._certain)
         if blocks == 0:
             return 0, False
         asynchronous = not complete or self._prefers_async()
+        if asynchronous and len(self._loads) >= LOADS_MAX:
+            state.sequence.release()
+            self._stats.count("deferred_lookups", 1)
+            return None, False
         state.match = (first, blocks, asynchronous)
         return blocks * self._block_tokens, asynchronous
 
@@ -161,6 +186,7 @@ class SchedulerSide:
         match, state.match = state.match, None
         if num_external_tokens == 0:
             state.sequence.release()
+            state.load_failed = False
             return
         assert match is not None, "vLLM loads what was not matched"
         first, _, asynchronous = match
@@ -252,6 +278,8 @@ class SchedulerSide:
         self, state: RequestState, computed_tokens: int, jobs: list[tuple[int, bytes]]
     ) -> None:
         """Appends the save of the blocks that are complete with `computed_tokens`."""
+        if state.epoch != self._epoch:
+            return
         known = state.request.num_tokens
         if not self._settings.save_generated:
             known = state.request.num_prompt_tokens
@@ -267,6 +295,7 @@ class SchedulerSide:
         if job:
             jobs.append((job, moves))
             if self._events is not None:
+                self._events.collect(self._pool)
                 self._events.note_save(state.request, state.sequence, first, state.saved)
 
     def _plan_loads(self, plan: StepPlan) -> None:
@@ -286,6 +315,8 @@ class SchedulerSide:
             if planned is None:
                 continue  # It waits for a save that is in flight.
             moves, lost = planned
+            if lost and request_id in self._requests:
+                self._requests[request_id].load_failed = True
             plan.loads.append(AsyncLoad(self._take_job(), request_id, moves, lost))
             pending.sent = True
 
@@ -300,11 +331,36 @@ class SchedulerSide:
             loads, missing = self._layered.pop(job)
             if missing > ranks:
                 self._layered[job] = (loads, missing - ranks)
+        for request_id in report.failed:
+            if request_id in self._requests:
+                self._requests[request_id].load_failed = True
         if report.damaged:
             self._pool.drop_damaged(sorted(report.damaged))
             logger.warning(
                 "%d rows did not have their checksum and were dropped", len(report.damaged)
             )
+        if report.spoiled:
+            self._contain()
+
+    def _contain(self) -> None:
+        """Damaged bytes have reached the engine's KV cache, by a layered load. Everything that may
+        have been computed from them is forgotten: the pool, vLLM's prefix cache, and what live
+        requests would save. They go on; those that share the damaged blocks may be wrong."""
+        logger.error(
+            "a layered load brought damaged bytes into vLLM's KV cache; the pool and the prefix "
+            'cache are dropped. Set "verify": "always" or "load": "async", and check the '
+            "host's memory"
+        )
+        self._forget_everything()
+        if self._block_pool is not None:
+            self._block_pool.evict_blocks(set(range(self._block_pool.num_gpu_blocks)))
+
+    def _forget_everything(self) -> None:
+        self._epoch += 1
+        self._pool.clear()
+        if self._events is not None:
+            # What is saved from now on must not be mistaken for what was cleared.
+            self._events.collect(self._pool)
 
     def _hash_known_tokens(self, state: RequestState) -> None:
         hashed = state.sequence.tokens
@@ -346,11 +402,9 @@ class SchedulerSide:
         return stats
 
     def reset_cache(self) -> bool:
-        """Drops everything. Saves in flight end and are then forgotten."""
-        self._pool.clear()
-        if self._events is not None:
-            # What is saved from now on must not be mistaken for what was cleared.
-            self._events.collect(self._pool)
+        """Drops everything. Saves in flight end and are then forgotten, and requests that began
+        before save nothing more: the weights may be others now."""
+        self._forget_everything()
         logger.info("the pool was cleared")
         return True
 
@@ -362,23 +416,3 @@ class SchedulerSide:
         self._layered_now.clear()
         for name in ("_pool", "_segment"):
             self.__dict__.pop(name, None)
-
-
-def settle_failure_policy(config: VllmConfig, as_configured: bool) -> None:
-    """Makes vLLM recompute what fails to load, unless the user asked for its policy.
-
-    The scheduler reads the policy after it has made its connector. Its default fails the request,
-    which suits transfers between engines; for a cache, a miss is always an answer.
-    """
-    transfer = config.kv_transfer_config
-    if transfer.kv_load_failure_policy == "recompute":
-        return
-    if as_configured:
-        logger.warning(
-            'on_load_error is "policy" and kv_load_failure_policy is %r: requests fail when a '
-            "load fails",
-            transfer.kv_load_failure_policy,
-        )
-        return
-    transfer.kv_load_failure_policy = "recompute"
-    logger.info('a load that fails is recomputed (on_load_error: "policy" turns this off)')

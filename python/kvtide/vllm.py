@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -81,6 +82,9 @@ class OffloadingConnectorV1Type3(KVConnectorBase_V1):
         return False
 
     # ---- scheduler's side
+
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        self._as_scheduler.bind_gpu_block_pool(gpu_block_pool)
 
     def on_new_request(self, request: Request) -> None:
         self._as_scheduler.on_new_request(request)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
 from kvtide._native import KvtideError, Worker
-from kvtide.geometry import Geometry, read_settings
+from kvtide.geometry import Geometry, read_settings, refuse_shared_layers
 from kvtide.log import logger
 from kvtide.messages import StepPlan, WorkerReport, block_of
 from kvtide.stats import Stats
@@ -47,6 +47,7 @@ class WorkerSide:
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Takes the engine's KV cache into use."""
+        refuse_shared_layers({name: tensor.data_ptr() for name, tensor in kv_caches.items()})
         rank = get_tensor_model_parallel_rank()
         self._worker = Worker(
             self._segment,
@@ -122,13 +123,16 @@ class WorkerSide:
             if job in self._layered:
                 del self._layered[job]
                 self._report.ended[job] = 1
-                # Too late for this request; the rows are dropped, so that it stays the only one.
-                self._stats.count("layered_failures", len(failed))
+                if failed:
+                    # Too late for this step; the scheduler's side keeps it from spreading.
+                    self._stats.count("layered_failures", len(failed))
+                    self._report.spoiled = True
                 continue
             request_id, moves, lost = self._async.pop(job)
             bad = [block_of(moves, place) for place in failed] + lost
             if bad:
                 self._bad_blocks.update(bad)
+                self._report.failed.add(request_id)
                 self._stats.count("load_failures", len(bad))
                 logger.warning("%d blocks of request %s failed to load", len(bad), request_id)
             self._received.add(request_id)
@@ -142,7 +146,7 @@ class WorkerSide:
 
     def take_report(self) -> WorkerReport | None:
         """What the scheduler's side has to know."""
-        if not self._report.ended and not self._report.damaged:
+        if self._report.is_empty():
             return None
         report, self._report = self._report, WorkerReport()
         return report

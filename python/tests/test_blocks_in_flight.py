@@ -14,7 +14,7 @@ import pytest
 from engines.client import EngineProcess
 from engines.compare import assert_same, cached_tokens
 from engines.freeze import frozen
-from engines.matrix import ALL_MODES, BOTH_RUNNERS, V1_ASYNC, V2_ASYNC, on
+from engines.matrix import ALL_MODES, BOTH_RUNNERS, V1_ASYNC, V1_JOINING, V2_ASYNC, on
 from engines.workloads import CROWD, LONG, MIXED, OTHER, STREAM, Reference
 
 
@@ -100,6 +100,29 @@ def test_a_preempted_request_keeps_its_blocks_until_they_are_saved(
     assert_same(engine.generate(CROWD, 40), reference(CROWD), "reloaded")
     engine.settle()
     assert engine.counts().get("load_failures", 0) == before.get("load_failures", 0)
+
+
+@on(V1_JOINING)
+def test_a_request_that_waits_in_vain_for_a_save_computes_for_itself(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    before = engine.counts()
+    with frozen(engine.pid, "-save"):
+        # The first one keeps its blocks until the second is done: none is overwritten meanwhile.
+        first = engine.submit(LONG, 40)
+        engine.step(5)
+        second = engine.submit(LONG, 1)
+        engine.step(1)
+        while second in engine.statuses():
+            engine.step(1)
+    engine.step(until_done=True)
+    outputs = engine.results([first, second])
+    assert_same(outputs, reference([LONG, LONG]), "one computed; one waited, then computed")
+    engine.settle()
+    assert engine.counts()["load_failures"] > before.get("load_failures", 0)
+    again = engine.generate([LONG], 4)
+    assert_same(again, reference([LONG]), "reloaded")
+    assert cached_tokens(again) == [320]
 
 
 @on(*ALL_MODES)

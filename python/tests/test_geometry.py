@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="no vLLM here: use the Python of provision.py vllm VERSION")
 
 from kvtide import ConfigError
-from kvtide.geometry import Geometry, one_group, refuse_flags
+from kvtide.geometry import Geometry, one_group, refuse_flags, refuse_shared_layers
 
 PARALLEL = {
     "tensor_parallel_size": 2,
@@ -28,6 +28,7 @@ def config(**changes: Any) -> Any:
     parallel = {name: changes.pop(name, value) for name, value in PARALLEL.items()}
     transfer = {"kv_role": changes.pop("kv_role", "kv_both"), "engine_id": "e"}
     return SimpleNamespace(
+        model_config=SimpleNamespace(runner_type=changes.pop("runner_type", "generate")),
         parallel_config=SimpleNamespace(**parallel),
         speculative_config=changes.pop("speculative_config", None),
         kv_transfer_config=SimpleNamespace(**transfer),
@@ -41,11 +42,11 @@ def spec(kind: str = "FullAttentionSpec", page: int = 4096, tokens: int = 32) ->
     return type(kind, (SimpleNamespace,), {})(**fields)
 
 
-def kv_cache(*specs: Any, layers: int = 4, **more: Any) -> Any:
+def kv_cache(*specs: Any, layers: int = 4) -> Any:
     """A KV cache with one group for each of `specs`."""
     names = [f"layer.{number}" for number in range(layers)]
     groups = [SimpleNamespace(kv_cache_spec=each, layer_names=names) for each in specs]
-    return SimpleNamespace(kv_cache_groups=groups, num_blocks=24, **more)
+    return SimpleNamespace(kv_cache_groups=groups, num_blocks=24)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,7 @@ def kv_cache(*specs: Any, layers: int = 4, **more: Any) -> Any:
         ({"speculative_config": object()}, "--speculative-config"),
         ({"enable_dbo": True}, "--enable-dbo"),
         ({"kv_role": "kv_producer"}, "kv_role: 'kv_producer'"),
+        ({"runner_type": "pooling"}, "--runner pooling"),
     ],
 )
 def test_flags_that_are_not_supported_are_refused_by_name(
@@ -68,7 +70,7 @@ def test_flags_that_are_not_supported_are_refused_by_name(
     with pytest.raises(ConfigError) as refused:
         refuse_flags(config(**changes))
     assert str(refused.value).startswith(flag)
-    fixes = ("set it to", "remove it")
+    fixes = ("set it to", "remove it", "start it without kvtide")
     assert any(fix in str(refused.value) for fix in fixes)
 
 
@@ -92,12 +94,13 @@ def test_layers_of_different_sizes_are_refused() -> None:
         one_group(kv_cache(nested))
 
 
-def test_shared_parts_of_blocks_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--block-size"):
-        Geometry.of(config(), kv_cache(spec(), hash_block_size=16))
+def test_layers_that_share_their_kv_cache_are_refused_by_name() -> None:
+    refuse_shared_layers({"layer.0": 4096, "layer.1": 8192})
+    with pytest.raises(ConfigError, match=r"layers layer\.0 and layer\.2 share one KV cache"):
+        refuse_shared_layers({"layer.0": 4096, "layer.1": 8192, "layer.2": 4096})
 
 
 def test_a_supported_engine_has_the_geometry_of_its_configuration() -> None:
-    geometry = Geometry.of(config(), kv_cache(spec(), hash_block_size=32))
+    geometry = Geometry.of(config(), kv_cache(spec()))
     assert (geometry.ranks, geometry.blocks, geometry.block_tokens) == (2, 24, 32)
     assert (geometry.layers, geometry.layer_bytes, geometry.instance) == (4, 4096, "e")

@@ -22,8 +22,15 @@ def hashes(events: list[Event]) -> list[Any]:
     return [block for event in events for block in event["block_hashes"]]
 
 
+def forget_the_past(engine: EngineProcess) -> None:
+    """Lets the removals be published that the reset before this test has caused."""
+    engine.settle()
+    engine.recorded("events")
+
+
 @on(V1_SMALL_POOL)
 def test_saved_blocks_are_announced_with_the_hashes_that_vllm_uses(engine: EngineProcess) -> None:
+    forget_the_past(engine)
     engine.generate([FAMILY])
     engine.settle()
     events = engine.recorded("events")
@@ -40,6 +47,7 @@ def test_saved_blocks_are_announced_with_the_hashes_that_vllm_uses(engine: Engin
 def test_evicted_blocks_are_announced_once_and_only_after_they_were_stored(
     engine: EngineProcess,
 ) -> None:
+    forget_the_past(engine)
     for prompt in STREAM:
         engine.generate([prompt])
         engine.settle()
@@ -60,6 +68,7 @@ def test_evicted_blocks_are_announced_once_and_only_after_they_were_stored(
 
 @on(V1_SMALL_POOL)
 def test_clearing_the_pool_removes_what_was_announced(engine: EngineProcess) -> None:
+    forget_the_past(engine)
     engine.generate([PREFIX])
     engine.settle()
     stored = hashes(of_pool(engine.recorded("events"), "BlockStored"))
@@ -68,3 +77,12 @@ def test_clearing_the_pool_removes_what_was_announced(engine: EngineProcess) -> 
     engine.settle()
     removed = hashes(of_pool(engine.recorded("events"), "BlockRemoved"))
     assert sorted(map(str, removed)) == sorted(map(str, stored))
+
+
+@on(V1_SMALL_POOL)
+def test_blocks_saved_in_the_step_after_a_reset_are_announced(engine: EngineProcess) -> None:
+    forget_the_past(engine)
+    assert engine.reset(connector=True)
+    engine.generate([PREFIX])
+    engine.settle()
+    assert len(of_pool(engine.recorded("events"), "BlockStored")) == 2

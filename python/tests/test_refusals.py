@@ -11,7 +11,7 @@ from engines.client import EngineError, EngineProcess, Nursery
 from engines.compare import assert_same, cached_tokens
 from engines.config import EngineConfig
 from engines.matrix import V1_ASYNC
-from engines.workloads import LONG
+from engines.workloads import LONG, vllm_version
 
 pytestmark = pytest.mark.engine
 
@@ -31,7 +31,7 @@ def refusal(config: EngineConfig, model: Path, nursery: Nursery) -> str:
     [
         ({"host_capacity": 1}, ["host_capacity: ", "did you mean host_capacity_gb"]),
         ({"host_capacity_gb": 0.0001}, ["host_capacity_gb", "row"]),
-        ({"host_capacity_gb": 1e5}, ["host_capacity_gb: ", "set it below"]),
+        ({"host_capacity_gb": 1e5}, ["host_capacity_gb: ", "are available"]),
         ({"eviction": "clock"}, ["eviction: ", '"s3fifo" or "lru"']),
         ({"load": "sometimes"}, ["load: ", '"auto", "layered" or "async"']),
     ],
@@ -90,6 +90,8 @@ def test_a_model_with_mixed_windows_works_with_one_group(
 ) -> None:
     """What the refusal recommends does work: vLLM's default for connectors such as this one."""
     model = with_windows(tiny_model, tmp_path / "model", MIXED_WINDOWS)
+    if vllm_version().startswith("0.26."):
+        pytest.skip("vLLM 0.26 cannot keep this model in one group, with or without kvtide")
     engine = EngineProcess(V1_ASYNC, model, nursery)
     try:
         cold = engine.generate([LONG], 8)

@@ -3,8 +3,6 @@
 /// Totals since the pool was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounters {
-    /// Lookups.
-    pub lookups: u64,
     /// Blocks whose save completed.
     pub saved_blocks: u64,
     /// Blocks whose save failed.

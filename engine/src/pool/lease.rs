@@ -13,8 +13,8 @@ use super::slot_table::SlotState;
 pub enum Readiness {
     /// All are complete.
     Ready,
-    /// Some are still being saved.
-    Saving,
+    /// Some are still being saved, the first of them at this place of the lease.
+    Saving(usize),
     /// The blocks at these places of the lease were lost: their save failed.
     Lost(Vec<usize>),
 }
@@ -22,7 +22,8 @@ pub enum Readiness {
 /// Pins consecutive blocks of one request until it is dropped.
 ///
 /// A lease that only records a match has a deadline: a request that is never scheduled must not hold
-/// memory for ever. Dropping a lease returns every pin, on any thread, without the pool's lock.
+/// memory for ever. Dropping a lease returns every pin, on any thread; only the last pin of a block that was dropped
+/// meanwhile takes the pool's lock.
 #[derive(Debug)]
 pub struct Lease {
     shared: Arc<Shared>,
@@ -71,15 +72,22 @@ impl Lease {
         }
     }
 
+    /// Leading blocks that are complete.
+    #[must_use]
+    pub fn complete_blocks(&self) -> usize {
+        let sealed = |&slot: &SlotRef| self.shared.slots.state(slot) == Some(SlotState::Sealed);
+        self.slots.iter().take_while(|slot| sealed(slot)).count()
+    }
+
     /// Whether the blocks can be loaded now.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
-        let mut saving = false;
+        let mut saving = None;
         let mut lost = Vec::new();
         for (i, &slot) in self.slots.iter().enumerate() {
             match self.shared.slots.state(slot) {
                 Some(SlotState::Sealed) => {}
-                Some(SlotState::Filling) => saving = true,
+                Some(SlotState::Filling) => saving = saving.or(Some(i)),
                 // A reset dooms slots whose bytes are whole; they stay so while they are pinned.
                 Some(SlotState::Doomed) if self.shared.is_intact(slot) => {}
                 Some(SlotState::Abandoned | SlotState::Doomed | SlotState::Free) | None => {
@@ -89,8 +97,8 @@ impl Lease {
         }
         match (lost.is_empty(), saving) {
             (false, _) => Readiness::Lost(lost),
-            (true, true) => Readiness::Saving,
-            (true, false) => Readiness::Ready,
+            (true, Some(first)) => Readiness::Saving(first),
+            (true, None) => Readiness::Ready,
         }
     }
 }

@@ -146,12 +146,7 @@ impl Pool {
             let mut state = lock(&self.shared.state);
             // What has been saved meanwhile is complete now.
             state.poll(&self.shared);
-            let State {
-                index,
-                policy,
-                counters,
-                ..
-            } = &mut *state;
+            let State { index, policy, .. } = &mut *state;
             for &key in keys {
                 let Some(slot) = index.find(key) else { break };
                 let Some((slot, sealed)) = self.shared.slots.pin_current(slot) else {
@@ -161,7 +156,6 @@ impl Pool {
                 pinned.push(slot);
                 policy.touch(slot.slot);
             }
-            counters.lookups += 1;
         }
         let lease = Lease::new(Arc::clone(&self.shared), pinned, self.lease_ttl);
         Match { lease, complete }
@@ -235,17 +229,11 @@ impl Pool {
     }
 
     /// Drops blocks whose bytes were found damaged. Stale references are ignored.
+    ///
+    /// Requests that hold such a block already find the damage when they load it.
     pub fn drop_damaged(&self, damaged: &[SlotRef]) {
         let mut state = lock(&self.shared.state);
         for &slot in damaged {
-            for rank in 0..self.shared.segment.geometry().ranks() {
-                let sealed = self.shared.segment.shard_state(slot.slot, rank);
-                if sealed.is_some_and(|s| s.generation == slot.generation) {
-                    self.shared
-                        .segment
-                        .condemn_shard(slot.slot, rank, slot.generation);
-                }
-            }
             if self.shared.slots.doom(slot) {
                 state.forget(slot.slot);
                 state.counters.damaged_blocks += 1;
@@ -265,15 +253,22 @@ impl Pool {
         }
     }
 
-    /// Checks the bytes of leased blocks against their checksums; returns the place of the first
-    /// damaged one, having dropped it.
+    /// Place of the first leased block whose bytes do not have their checksum.
+    ///
+    /// The block is dropped, unless a match that vLLM was told of holds it as well and cannot be
+    /// taken back.
     #[must_use]
     pub fn first_damaged(&self, lease: &Lease) -> Option<usize> {
         let at = lease
             .slots()
             .iter()
             .position(|&slot| !self.shared.bytes_match(slot))?;
-        self.drop_damaged(&lease.slots()[at..=at]);
+        let slot = lease.slots()[at];
+        let mut state = lock(&self.shared.state);
+        if self.shared.slots.doom_if_pinned_once(slot) {
+            state.forget(slot.slot);
+            state.counters.damaged_blocks += 1;
+        }
         Some(at)
     }
 

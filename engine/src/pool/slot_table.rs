@@ -259,6 +259,16 @@ impl SlotTable {
         })
     }
 
+    /// Sealed → Doomed, if the caller's pin is the only one.
+    pub(crate) fn doom_if_pinned_once(&self, slot: SlotRef) -> bool {
+        self.transition(slot, |word| {
+            (word.state == SlotState::Sealed && word.pins == 1).then_some(Word {
+                state: SlotState::Doomed,
+                ..word
+            })
+        })
+    }
+
     /// Doomed → Free, if nobody pins it.
     pub(crate) fn release(&self, slot: SlotRef) -> Option<FreeSlot> {
         self.transition(slot, |word| {

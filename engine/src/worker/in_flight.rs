@@ -97,14 +97,6 @@ impl<R, O> InFlight<R, O> {
             })
             .collect()
     }
-
-    /// Jobs that are running.
-    pub(crate) fn running(&self) -> usize {
-        lock(&self.entries)
-            .values()
-            .filter(|e| matches!(e, Entry::Running { .. }))
-            .count()
-    }
 }
 
 #[cfg(test)]

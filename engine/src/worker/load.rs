@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -12,7 +11,7 @@ use kvtide_kernels::segment::ShardStatus;
 use kvtide_model::BlockMove;
 
 use super::step::Layers;
-use super::{Counters, LoadOutcome, Loads};
+use super::{LoadOutcome, Loads};
 
 /// Loads that may wait. The scheduler admits fewer requests than this at once.
 const QUEUED_LOADS_MAX: usize = 4096;
@@ -50,7 +49,6 @@ impl LoadThread {
         registration: Arc<Registration>,
         backend: Box<dyn CopyBackend>,
         loads: Arc<Loads>,
-        counters: Arc<Counters>,
     ) -> io::Result<Self> {
         let (layered, layered_loads) = sync_channel(QUEUED_LOADS_MAX);
         let (beside, beside_loads) = sync_channel(QUEUED_LOADS_MAX);
@@ -59,7 +57,6 @@ impl LoadThread {
             registration,
             backend,
             loads: Arc::clone(&loads),
-            counters,
         };
         let work = move || runner.run(&layered_loads, &beside_loads, &woken);
         let thread = std::thread::Builder::new().name(name).spawn(work)?;
@@ -134,7 +131,6 @@ struct Runner {
     registration: Arc<Registration>,
     backend: Box<dyn CopyBackend>,
     loads: Arc<Loads>,
-    counters: Arc<Counters>,
 }
 
 /// Checksums of a load's blocks as far as they have been copied, and the blocks that failed.
@@ -161,6 +157,7 @@ impl Runner {
     /// Runs all layered loads there are.
     fn run_layered(&mut self, layered: &Receiver<Load>) {
         while let Ok(load) = layered.try_recv() {
+            let _abort = load.layers.as_ref().map(Layers::abort_on_drop);
             let mut progress = self.begin(&load);
             for layer in 0..self.registration.layout().layers() {
                 self.copy(&load, 0..load.moves.len(), layer..layer + 1, &mut progress);
@@ -248,9 +245,6 @@ impl Runner {
             }
         }
         outcome.seconds = load.accepted.elapsed().as_secs_f64();
-        self.counters
-            .loaded_bytes
-            .fetch_add(outcome.bytes, Ordering::Relaxed);
         self.loads.complete(load.job, outcome);
     }
 }

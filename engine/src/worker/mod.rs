@@ -47,7 +47,6 @@ pub struct LoadOutcome {
 #[derive(Debug, Default)]
 struct Counters {
     saved_bytes: AtomicU64,
-    loaded_bytes: AtomicU64,
     refused_saves: AtomicU64,
 }
 
@@ -56,8 +55,6 @@ struct Counters {
 pub struct WorkerCounters {
     /// Bytes copied to the pool.
     pub saved_bytes: u64,
-    /// Bytes copied from the pool.
-    pub loaded_bytes: u64,
     /// Blocks whose save was refused because the queue was full.
     pub refused_saves: u64,
 }
@@ -103,7 +100,6 @@ impl Worker {
             Arc::clone(&registration),
             backend(),
             Arc::clone(&loads),
-            Arc::clone(&counters),
         )?;
         Ok(Self {
             registration,
@@ -125,7 +121,7 @@ impl Worker {
     }
 
     /// Saves blocks that the step beginning now computes, each layer when [`Worker::layer_computed`]
-    /// tells of it. A step that was not ended before has failed; its blocks are not saved.
+    /// tells of it. A step that was not ended before has failed, and its blocks are not saved.
     pub fn begin_step(&mut self, jobs: Vec<SaveJob>) {
         if let Some(unfinished) = self.step.take() {
             unfinished.layers.abort();
@@ -190,22 +186,19 @@ impl Worker {
         self.layered = Some(layers);
     }
 
-    /// Waits until the running step's layered load, if there is one, has loaded `layer`.
-    pub fn wait_layer(&self, layer: usize) {
-        if let Some(layers) = &self.layered {
-            layers.wait(layer);
-        }
-    }
-
-    /// Waits until the running step's layered load, if there is one, has loaded every layer.
-    pub fn wait_all_layers(&self) {
-        (0..self.registration.layout().layers()).for_each(|layer| self.wait_layer(layer));
-    }
-
-    /// Whether the running step has a layered load.
+    /// Waits until the running step's layered load, if there is one, has loaded `layer`; `false` if
+    /// it never will, so that the step must not go on.
     #[must_use]
-    pub fn has_layered_load(&self) -> bool {
-        self.layered.is_some()
+    pub fn wait_layer(&self, layer: usize) -> bool {
+        self.layered
+            .as_ref()
+            .is_none_or(|layers| layers.wait(layer))
+    }
+
+    /// As [`Worker::wait_layer`], for every layer.
+    #[must_use]
+    pub fn wait_all_layers(&self) -> bool {
+        (0..self.registration.layout().layers()).all(|layer| self.wait_layer(layer))
     }
 
     /// Loads blocks beside the steps. Full queues fail the load, which is then recomputed.
@@ -232,15 +225,8 @@ impl Worker {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         WorkerCounters {
             saved_bytes: read(&self.counters.saved_bytes),
-            loaded_bytes: read(&self.counters.loaded_bytes),
             refused_saves: read(&self.counters.refused_saves),
         }
-    }
-
-    /// Jobs that are running.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.saves.running() + self.loads.running()
     }
 }
 

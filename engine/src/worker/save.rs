@@ -1,5 +1,6 @@
 //! The thread that copies computed blocks to the pool.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -82,8 +83,15 @@ struct Runner {
 impl Runner {
     fn run(mut self, batches: &Receiver<Arc<SaveBatch>>) {
         for batch in batches {
-            let saved = self.copy(&batch);
-            for (job, digests) in batch.jobs.iter().zip(saved) {
+            let mut unsaved = Unsaved {
+                registration: Arc::clone(&self.registration),
+                jobs: Arc::clone(&self.jobs),
+                rest: batch.jobs.iter().collect(),
+            };
+            for digests in self.copy(&batch) {
+                let Some(job) = unsaved.rest.pop_front() else {
+                    break;
+                };
                 match digests {
                     Some(digests) => self.publish(&job.moves, &digests),
                     None => condemn(&self.registration, &job.moves),
@@ -137,6 +145,23 @@ impl Runner {
         self.counters
             .saved_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Jobs of a batch that have not ended. A thread that ends early, whatever the reason, fails them, so
+/// that nobody waits for them.
+struct Unsaved<'a> {
+    registration: Arc<Registration>,
+    jobs: Arc<Jobs>,
+    rest: VecDeque<&'a SaveJob>,
+}
+
+impl Drop for Unsaved<'_> {
+    fn drop(&mut self) {
+        for job in self.rest.drain(..) {
+            condemn(&self.registration, &job.moves);
+            self.jobs.complete(job.job, ());
+        }
     }
 }
 

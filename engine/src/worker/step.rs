@@ -1,6 +1,6 @@
 //! Progress of one step through the model's layers, shared by the forward pass and a copy thread.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// Which layers have been done, by whoever produces them.
 #[derive(Debug)]
@@ -67,6 +67,11 @@ impl Layers {
         }
     }
 
+    /// Aborts when dropped: a thread that ends early, whatever the reason, leaves nobody waiting.
+    pub(super) fn abort_on_drop(self: &Arc<Self>) -> AbortOnDrop {
+        AbortOnDrop(Arc::clone(self))
+    }
+
     /// Waits until a layer that is not in `taken` is done and returns it; `None` when all are taken
     /// or no more will be done.
     pub(super) fn next(&self, taken: &[bool]) -> Option<usize> {
@@ -84,5 +89,14 @@ impl Layers {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+/// See [`Layers::abort_on_drop`]. Layers that are done by then stay so.
+pub(super) struct AbortOnDrop(Arc<Layers>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

@@ -134,7 +134,7 @@ pub struct CopyPlan<'a> {
     pub layers: Range<usize>,
 }
 
-/// Why a plan could not be carried out. Nothing was copied for the move that is named.
+/// Why a plan could not be carried out. Layers before the one that is named may have been copied.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CopyError {
@@ -159,7 +159,4 @@ pub trait CopyBackend: Send {
     /// # Errors
     /// [`CopyError`] at the first move that cannot be made.
     fn copy(&mut self, plan: &CopyPlan<'_>, digests: Option<&mut [u64]>) -> Result<(), CopyError>;
-
-    /// The backend's name in logs and metrics.
-    fn name(&self) -> &'static str;
 }

@@ -12,7 +12,8 @@ const STREAM_BYTES_MIN: usize = 4096;
 /// [`fence`].
 ///
 /// # Safety
-/// As for [`std::ptr::copy_nonoverlapping`] of `bytes` bytes.
+/// As for [`std::ptr::copy_nonoverlapping`] of `bytes` bytes; before the target is read by another
+/// core, or published to it, [`fence`] is called.
 pub(super) unsafe fn copy(source: *const u8, target: *mut u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
     if bytes >= STREAM_BYTES_MIN {

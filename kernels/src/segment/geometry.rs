@@ -85,9 +85,11 @@ impl RowGeometry {
         Ok(Self { rows, ..one })
     }
 
-    /// The same rows, `rows` of them.
-    pub(crate) fn with_rows(self, rows: u32) -> Self {
-        Self { rows, ..self }
+    /// The same rows, `rows` of them; `None` if they are more than can be addressed.
+    pub(crate) fn with_rows(self, rows: u32) -> Option<Self> {
+        let per_row = self.row_stride_bytes() + self.ranks as usize * SHARD_HEADER_BYTES;
+        let bytes = (rows as usize).checked_mul(per_row)?;
+        (bytes < usize::MAX / 4).then_some(Self { rows, ..self })
     }
 
     /// Ranks whose shards make a row.

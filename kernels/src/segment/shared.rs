@@ -279,7 +279,7 @@ impl SharedSegment {
         let [magic, ranks, layers, layer_bytes, rows] = header;
         let geometry = u32::try_from(rows)
             .ok()
-            .map(|rows| geometry.with_rows(rows));
+            .and_then(|rows| geometry.with_rows(rows));
         let geometry = geometry
             .filter(|g| header_words(g) == [magic, ranks, layers, layer_bytes, rows])
             .filter(|g| magic == MAGIC && g.total_bytes() <= length)

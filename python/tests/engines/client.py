@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import signal
 import socket
@@ -85,6 +84,7 @@ class EngineProcess:
             )
         except BaseException:
             self.kill()
+            self._forget()
             raise
 
     def is_alive(self) -> bool:
@@ -206,8 +206,8 @@ class EngineSlot:
         """Gives up an engine that may be in an unknown state."""
         if self._engine is not None:
             self._engine.kill()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._engine.named_segment)
+            self._engine.named_segment.unlink(missing_ok=True)
+            self._engine.log.unlink(missing_ok=True)
             self._engine = None
 
     def clear(self) -> None:

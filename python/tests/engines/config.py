@@ -41,6 +41,8 @@ class EngineConfig:
     eviction: str = "s3fifo"
     scrub_mib_per_s: int = 0
     kv_events: bool = False
+    policy: str = "recompute"
+    """vLLM's kv_load_failure_policy."""
     settings: str = "{}"
     """More of kvtide's settings, as JSON."""
     arguments: str = "{}"
@@ -64,6 +66,10 @@ class EngineConfig:
             words.append("scrub")
         if self.kv_events:
             words.append("events")
+        if self.policy != "recompute":
+            words.append(f"policy-{self.policy}")
+        if self.settings != "{}":
+            words.append("set")
         return "-".join(words)
 
     @property
@@ -94,7 +100,9 @@ class EngineConfig:
             "disable_log_stats": False,
         }
         if self.connector:
-            arguments["kv_transfer_config"] = transfer_config(engine_id, self.extra_config())
+            arguments["kv_transfer_config"] = transfer_config(
+                engine_id, self.extra_config(), self.policy
+            )
         if self.kv_events:
             arguments["kv_events_config"] = {"enable_kv_cache_events": True, "publisher": "null"}
         return arguments | json.loads(self.arguments)
@@ -114,12 +122,15 @@ class EngineConfig:
         return asdict(self)
 
 
-def transfer_config(engine_id: str, extra: dict[str, Any]) -> dict[str, Any]:
+def transfer_config(
+    engine_id: str, extra: dict[str, Any], policy: str = "recompute"
+) -> dict[str, Any]:
     """`--kv-transfer-config` with kvtide in it."""
     return {
         "kv_connector": "OffloadingConnectorV1Type3",
         "kv_connector_module_path": "kvtide.vllm",
         "kv_role": "kv_both",
+        "kv_load_failure_policy": policy,
         "engine_id": engine_id,
         "kv_connector_extra_config": extra,
     }
@@ -156,5 +167,7 @@ class Environment:
             "VLLM_USE_V2_MODEL_RUNNER": "1" if self.runner == "v2" else "0",
             "KVTIDE_REQUIRE_ASYNC_SCHEDULING": "1" if self.async_scheduling else "0",
             "TRITON_INTERPRET": "1",
+            # vLLM 0.26 compiles its sampler in every start, for 15 s.
+            "TORCH_COMPILE_DISABLE": "1",
         }
         return inherited | variables | self.more

@@ -21,8 +21,14 @@ V1_SMALL_POOL = EngineConfig(
     async_scheduling=False, load="auto", eviction="lru", rows=20, kv_events=True
 )
 """A pool that always evicts; the only one with sync scheduling."""
-V1_UNVERIFIED = EngineConfig(load="layered", prefix_caching=False)
-"""Layered loads are compared with their checksums too late; also, no prefix caching in vLLM."""
+V1_UNVERIFIED = EngineConfig(load="layered")
+"""Layered loads are compared with their checksums too late."""
+V1_POLICY_FAIL = EngineConfig(load="async", policy="fail")
+"""vLLM's default: a load that fails fails its request."""
+V1_JOINING = EngineConfig(
+    load="async", prefix_caching=False, blocks=64, settings='{"join_timeout_ms": 30}'
+)
+"""Without prefix caching, a repeated prompt meets its own save; there are blocks for both."""
 V2_SCRUBBED = EngineConfig("v2", load="auto", prefix_caching=False, scrub_mib_per_s=512)
 """Rows are checked all the time in the background."""
 TP2 = EngineConfig(load="auto", tensor_parallel=2)

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import psutil
 
-FOLDER = "/dev/shm/"
+FOLDER = Path("/dev/shm")
 
 
 def shared_memory_of_vllm(processes: Iterable[psutil.Process]) -> set[Path]:
     """Files in /dev/shm that these processes have mapped; kvtide's are not among them."""
-    found = set()
+    mapped = set()
     for process in processes:
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
-                at = line.find(FOLDER)
-                if at >= 0 and not line.endswith("(deleted)"):
-                    found.add(Path(line[at:]))
+                if str(FOLDER) in line:
+                    # By inode: a semaphore is mapped under a name that it had before.
+                    mapped.add(int(line.split(maxsplit=5)[4]))
+    found = {path for path in FOLDER.iterdir() if path.lstat().st_ino in mapped}
     return {path for path in found if not path.name.startswith("kvtide-")}
 
 
