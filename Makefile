@@ -99,6 +99,7 @@ format: ## Format everything
 .PHONY: bench
 bench: build ## Measure, and write the results into docs/benchmarks.md
 	cargo bench --locked -p kvtide-bench
+	$(call venv,dev)/bin/python -m bench.micro
 	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.engine_cost
 	$(call venv,dev)/bin/python -m bench.report
 

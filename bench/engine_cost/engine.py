@@ -1,6 +1,7 @@
 """One real vLLM engine, with or without kvtide, in a process of its own; prints its result as JSON.
 
-Run by `bench.engine_cost`, with (steps|throughput) (vllm|kvtide) MODEL.
+Run by `bench.engine_cost`, with (steps|rounds) (vllm|kvtide) MODEL. With `rounds` it computes one
+round for every seed that it reads from its standard input.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ BLOCK_TOKENS = 32
 RUNNING = 64
 STEPS = 160
 WARM_UP_STEPS = 16
-PROMPTS = 48
+PROMPTS = 24
 PROMPT_TOKENS = 384
 OUTPUT_TOKENS = 32
-ROUNDS = 3
 
 SCHEDULER_HOOKS = (
     "on_new_request",
@@ -69,15 +69,12 @@ def sampling(tokens: int) -> Any:
     return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
 
 
-def throughput(llm: Any) -> list[float]:
-    """Tokens computed per second in each round, prompts and outputs together."""
-    llm.generate(prompts(0, 8, 64), sampling(4), use_tqdm=False)
-    rates = []
-    for seed in range(1, ROUNDS + 1):
-        start = time.perf_counter()
-        llm.generate(prompts(seed, PROMPTS, PROMPT_TOKENS), sampling(OUTPUT_TOKENS), use_tqdm=False)
-        rates.append(PROMPTS * (PROMPT_TOKENS + OUTPUT_TOKENS) / (time.perf_counter() - start))
-    return rates
+def round_seconds(llm: Any, seed: int) -> float:
+    """The time in which the prompts of one seed are computed, outputs included."""
+    work = prompts(seed, PROMPTS, PROMPT_TOKENS)
+    start = time.perf_counter()
+    llm.generate(work, sampling(OUTPUT_TOKENS), use_tqdm=False)
+    return time.perf_counter() - start
 
 
 def step_times(llm: Any) -> dict[str, float]:
@@ -119,7 +116,16 @@ def main() -> None:
     """See the module's documentation."""
     what, which, model = sys.argv[1:4]
     llm = boot(model, which == "kvtide")
-    result: Any = throughput(llm) if what == "throughput" else step_times(llm)
+    if what == "steps":
+        answer(step_times(llm))
+        return
+    answer("ready")
+    for line in sys.stdin:
+        answer(round_seconds(llm, int(line)))
+
+
+def answer(result: Any) -> None:
+    """Tells the parent, between whatever vLLM prints."""
     print("RESULT " + json.dumps(result), flush=True)
 
 

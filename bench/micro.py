@@ -1,0 +1,81 @@
+"""`python -m bench.micro`: criterion's estimates as rows of `bench/results/micro.json`.
+
+Run right behind `cargo bench`, so that the rows carry the commit that was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bench.provenance import ROOT, provenance
+
+OUT = ROOT / "bench" / "results" / "micro.json"
+COPIED_BYTES = 256 << 20
+"""What one iteration of `host_copy` copies."""
+
+
+def criterion_ms(benchmark: str) -> float:
+    """Median time of a criterion benchmark in milliseconds."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    estimates = target / "criterion" / benchmark / "new" / "estimates.json"
+    return json.loads(estimates.read_text())["median"]["point_estimate"] / 1e6
+
+
+def rows() -> list[dict[str, Any]]:
+    """Lookups, then copies."""
+    plain = criterion_ms("host_copy/plain")
+    gbs = COPIED_BYTES / 1e6
+    copies = [
+        {
+            "name": f"memcpy backend, {direction}, to a plain memcpy of the same bytes",
+            "value": plain / criterion_ms(f"host_copy/{direction}"),
+            "unit": "of baseline",
+            "baseline": f"{gbs / plain:.1f} GB/s",
+            "must": "≥ 0.9",
+        }
+        for direction in ("save", "load")
+    ]
+    fused = [
+        {
+            "name": f"memcpy backend, {direction}, checksum fused in",
+            "value": gbs / criterion_ms(f"host_copy/{direction}_checksum"),
+            "unit": "GB/s",
+            "must": "",
+        }
+        for direction in ("save", "load")
+    ]
+    lookups = [
+        {
+            "name": "hash + lookup of a warm prompt of 131,072 tokens, from tokens",
+            "value": criterion_ms("prefix_lookup/from_tokens/131072"),
+            "unit": "ms",
+            "must": "≤ 2",
+        },
+        {
+            "name": "lookup of the same prompt, hashed before",
+            "value": criterion_ms("prefix_lookup/hashed_before/131072") * 1e3,
+            "unit": "µs",
+            "must": "≤ 200",
+        },
+        {
+            "name": "time from tokens, 131,072 tokens to 32,768 (linear is 4)",
+            "value": criterion_ms("prefix_lookup/from_tokens/131072")
+            / criterion_ms("prefix_lookup/from_tokens/32768"),
+            "unit": "times",
+            "must": "",
+        },
+    ]
+    where = provenance()
+    return [row | where for row in (*lookups, *copies, *fused)]
+
+
+def main() -> None:
+    """See the module's documentation."""
+    OUT.write_text(json.dumps(rows(), indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
