@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from engines.client import EngineProcess, EngineSlot, Nursery  # noqa: E402
 from engines.config import EngineConfig  # noqa: E402
+from engines.matrix import need_triton  # noqa: E402
 from engines.workloads import Reference  # noqa: E402
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -105,7 +105,7 @@ def engine(
     need_triton(config.runner)
     running = slot.get(config)
     assert running.reset(connector=True), "blocks are still in use"
-    for what in ("received", "bad_blocks", "events"):
+    for what in ("received", "bad_blocks", "events", "preempted", "starts"):
         running.recorded(what)
     yield running
     if request.node.stash.get(FAILED, True):
@@ -117,9 +117,3 @@ def engine(
 def no_engine(slot: EngineSlot) -> None:
     """For tests that start vLLM themselves: the shared engine makes room."""
     slot.clear()
-
-
-def need_triton(runner: str) -> None:
-    """Skips where the V2 model runner cannot run."""
-    if runner == "v2" and importlib.util.find_spec("triton") is None:
-        pytest.skip("the V2 model runner needs the package triton, which is not installed here")

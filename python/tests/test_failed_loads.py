@@ -7,11 +7,14 @@ from engines.compare import assert_same, differences
 from engines.matrix import (
     V1_ASYNC,
     V1_LAYERED,
-    V1_POLICY_FAIL,
+    V1_STRICT_SMALL_POOL,
     V1_UNVERIFIED,
     V2_ASYNC,
     V2_LAYERED,
     V2_SCRUBBED,
+    V2_STRICT_SMALL_POOL,
+    V2_UNVERIFIED,
+    each_length,
     on,
 )
 from engines.segment_file import SegmentFile
@@ -34,112 +37,116 @@ def growth(engine: EngineProcess, before: dict[str, float], name: str) -> float:
     return float(engine.counts().get(name, 0) - before.get(name, 0))
 
 
+@each_length
 @on(V1_ASYNC, V2_ASYNC)
 def test_a_damaged_row_is_recomputed_and_counted(
-    engine: EngineProcess, reference: Reference
+    engine: EngineProcess, reference: Reference, max_tokens: int
 ) -> None:
     file = save(engine, [LONG])
     before = engine.counts()
     damaged = file.sealed_rows()[-1:]
     file.damage(damaged)
     # Other rows in the file may be left from earlier tests; damage all of them if this one was.
-    output = engine.generate([LONG], 8)
+    output = engine.generate([LONG], max_tokens)
     if growth(engine, before, "load_failures") == 0:
         assert engine.reset()
         file.damage()
-        output = engine.generate([LONG], 8)
+        output = engine.generate([LONG], max_tokens)
     assert_same(output, reference([LONG]), "with damaged rows")
     assert growth(engine, before, "load_failures") >= 1
     assert growth(engine, before, "damaged_blocks") >= 1
     assert engine.reset()
-    assert_same(engine.generate([LONG], 8), reference([LONG]), "saved again and reloaded")
+    again = engine.generate([LONG], max_tokens)
+    assert_same(again, reference([LONG]), "saved again and reloaded")
 
 
+@each_length
 @on(V1_ASYNC, V2_ASYNC)
 def test_requests_survive_the_failure_of_every_load(
-    engine: EngineProcess, reference: Reference
+    engine: EngineProcess, reference: Reference, max_tokens: int
 ) -> None:
     prompts = [LONG, *MIXED, OTHER]
-    for max_tokens in (1, 32):
-        file = save(engine, prompts)
-        before = engine.counts()
-        file.damage()
-        outputs = engine.generate(prompts, max_tokens)
-        assert_same(outputs, reference(prompts), f"every load failed, {max_tokens} tokens")
-        assert growth(engine, before, "load_failures") >= LONG_BLOCKS
-        assert engine.recorded("bad_blocks"), "vLLM was told of the blocks"
-        assert engine.reset(connector=True)
+    file = save(engine, prompts)
+    before = engine.counts()
+    file.damage()
+    outputs = engine.generate(prompts, max_tokens)
+    assert_same(outputs, reference(prompts), "every load failed")
+    assert growth(engine, before, "load_failures") >= LONG_BLOCKS
+    assert engine.recorded("bad_blocks"), "vLLM was told of the blocks"
     assert engine.counts()["gauge_loads"] == 0
 
 
+@each_length
 @on(V1_ASYNC, V2_ASYNC)
 def test_a_load_that_fails_while_others_run_harms_only_itself(
-    engine: EngineProcess, reference: Reference
+    engine: EngineProcess, reference: Reference, max_tokens: int
 ) -> None:
     file = save(engine, [LONG])
-    running = [engine.submit(prompt, 24) for prompt in CROWD[:2]]
+    before = engine.counts()
+    running = [engine.submit(prompt, 32) for prompt in CROWD[:2]]
     engine.step(4)
     file.damage()
-    late = engine.submit(LONG, 8)
+    late = engine.submit(LONG, max_tokens)
     engine.step(until_done=True)
     outputs = engine.results([*running, late])
     assert_same(outputs, reference([*CROWD[:2], LONG]), "beside a failing load")
+    assert growth(engine, before, "load_failures") >= LONG_BLOCKS
 
 
+@each_length
 @on(V1_LAYERED, V2_LAYERED)
 def test_damaged_rows_are_never_offered_for_a_layered_load_under_verify_always(
-    engine: EngineProcess, reference: Reference
+    engine: EngineProcess, reference: Reference, max_tokens: int
 ) -> None:
-    for max_tokens in (1, 32):
-        file = save(engine, [LONG])
-        before = engine.counts()
-        file.damage()
-        outputs = engine.generate([LONG], max_tokens)
-        assert_same(outputs, reference([LONG]), f"damaged rows, {max_tokens} tokens")
-        assert growth(engine, before, "damaged_blocks") >= 1
-        assert growth(engine, before, "layered_failures") == 0
-        assert engine.recorded("bad_blocks") == [], "a layered load cannot be taken back"
-        assert engine.reset(connector=True)
+    file = save(engine, [LONG])
+    before = engine.counts()
+    file.damage()
+    outputs = engine.generate([LONG], max_tokens)
+    assert_same(outputs, reference([LONG]), "damaged rows")
+    assert growth(engine, before, "damaged_blocks") >= 1
+    assert growth(engine, before, "layered_failures") == 0
+    assert engine.recorded("bad_blocks") == [], "a layered load cannot be taken back"
 
 
-@on(V1_UNVERIFIED)
+@each_length
+@on(V1_UNVERIFIED, V2_UNVERIFIED)
 def test_damage_that_a_layered_load_brought_in_does_not_spread(
-    engine: EngineProcess, reference: Reference
+    engine: EngineProcess, reference: Reference, max_tokens: int
 ) -> None:
     """Also a negative control: here damaged bytes do reach the model, and outputs do differ.
 
-    The first request completes a block behind the damaged ones, vLLM has them all in its prefix
-    cache, and the pool would take them from there with checksums that fit.
+    With 32 tokens the first request completes a block behind the damaged ones, vLLM has them all in
+    its prefix cache, and the pool would take them from there with checksums that fit.
     """
     file = save(engine, [LONG])
     before = engine.counts()
     file.damage()
-    assert differences(engine.generate([LONG], 30), reference([LONG]))
+    assert differences(engine.generate([LONG], max_tokens), reference([LONG]))
     assert growth(engine, before, "layered_failures") == LONG_BLOCKS
     assert growth(engine, before, "damaged_blocks") == LONG_BLOCKS
     assert engine.recorded("bad_blocks") == [], "a layered load cannot be taken back"
-    assert_same(engine.generate([LONG], 30), reference([LONG]), "computed anew")
+    assert_same(engine.generate([LONG], max_tokens), reference([LONG]), "computed anew")
     engine.settle()
     assert engine.reset()
-    assert_same(engine.generate([LONG], 30), reference([LONG]), "saved anew and reloaded")
+    again = engine.generate([LONG], max_tokens)
+    assert_same(again, reference([LONG]), "saved anew and reloaded")
     assert growth(engine, before, "layered_failures") == LONG_BLOCKS, "it happened once"
 
 
-@on(V1_POLICY_FAIL)
+@each_length
+@on(V1_STRICT_SMALL_POOL, V2_STRICT_SMALL_POOL)
 def test_under_the_policy_that_fails_requests_only_verified_blocks_are_matched(
-    engine: EngineProcess, reference: Reference
+    engine: EngineProcess, reference: Reference, max_tokens: int
 ) -> None:
-    for max_tokens in (1, 32):
-        file = save(engine, [LONG, OTHER])
-        assert_same(engine.generate([LONG], max_tokens), reference([LONG]), "reloaded")
-        assert engine.reset()
-        before = engine.counts()
-        file.damage()
-        outputs = engine.generate([LONG, OTHER], max_tokens)
-        assert_same(outputs, reference([LONG, OTHER]), f"damaged rows, {max_tokens} tokens")
-        assert growth(engine, before, "load_failures") == 0
-        assert growth(engine, before, "damaged_blocks") >= 1
-        assert engine.reset(connector=True)
+    file = save(engine, [LONG, OTHER])
+    assert_same(engine.generate([LONG], max_tokens), reference([LONG]), "reloaded")
+    assert engine.reset()
+    before = engine.counts()
+    file.damage()
+    outputs = engine.generate([LONG, OTHER], max_tokens)
+    assert_same(outputs, reference([LONG, OTHER]), "damaged rows")
+    assert growth(engine, before, "load_failures") == 0
+    assert growth(engine, before, "damaged_blocks") >= 1
 
 
 @on(V2_SCRUBBED)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from engines.client import EngineProcess
 from engines.compare import assert_same, cached_tokens, differences
 from engines.config import BLOCK_TOKENS
-from engines.matrix import ALL_MODES, BOTH_RUNNERS, EVERYTHING, V1_LAYERED, on
+from engines.matrix import ALL_MODES, BOTH_RUNNERS, EVERYTHING, V1_LAYERED, each_length, on
 from engines.workloads import (
     FAMILY,
     FIRST_TURN,
@@ -31,7 +30,7 @@ def test_the_engine_is_what_the_configuration_says(engine: EngineProcess) -> Non
     assert described["blocks"] == config.blocks
 
 
-@pytest.mark.parametrize("max_tokens", [1, 32])
+@each_length
 @on(*EVERYTHING)
 def test_outputs_are_the_same_cold_warm_and_after_reset(
     engine: EngineProcess, reference: Reference, max_tokens: int
@@ -78,20 +77,24 @@ def test_loads_use_the_configured_mode(engine: EngineProcess, reference: Referen
     assert (layered, asynchronous) == wanted
 
 
+@each_length
 @on(*ALL_MODES)
-def test_a_chunked_prefill_is_saved_whole(engine: EngineProcess, reference: Reference) -> None:
-    cold = engine.generate([LONG], 8)
+def test_a_chunked_prefill_is_saved_whole(
+    engine: EngineProcess, reference: Reference, max_tokens: int
+) -> None:
+    cold = engine.generate([LONG], max_tokens)
     assert_same(cold, reference([LONG]), "cold, in chunks")
     engine.settle()
     assert engine.reset()
-    again = engine.generate([LONG], 8)
+    again = engine.generate([LONG], max_tokens)
     assert_same(again, reference([LONG]), "reloaded")
     assert cached_tokens(again) == [320]
 
 
+@each_length
 @on(*ALL_MODES)
 def test_a_load_behind_a_local_hit_fills_the_right_blocks(
-    engine: EngineProcess, reference: Reference
+    engine: EngineProcess, reference: Reference, max_tokens: int
 ) -> None:
     """vLLM has the first two blocks itself; `num_computed_tokens` is 0 when it allocates."""
     engine.generate([FAMILY])
@@ -99,7 +102,7 @@ def test_a_load_behind_a_local_hit_fills_the_right_blocks(
     assert engine.reset()
     assert_same(engine.generate([PREFIX], 4), reference([PREFIX]), "the prefix alone")
     before = engine.counts()
-    output = engine.generate([FAMILY], 16)
+    output = engine.generate([FAMILY], max_tokens)
     assert_same(output, reference([FAMILY]), "local blocks, then loaded ones")
     assert cached_tokens(output) == [160]
     engine.settle()

@@ -6,10 +6,18 @@ from typing import Any
 
 from engines.client import EngineProcess
 from engines.config import BLOCK_TOKENS
-from engines.matrix import V1_SMALL_POOL, on
+from engines.matrix import (
+    V1_SMALL_POOL,
+    V1_STRICT_SMALL_POOL,
+    V2_STRICT_SMALL_POOL,
+    each_length,
+    on,
+)
 from engines.workloads import FAMILY, PREFIX, STREAM, token_ids
 
 Event = dict[str, Any]
+SMALL_POOLS = [V1_SMALL_POOL, V1_STRICT_SMALL_POOL, V2_STRICT_SMALL_POOL]
+"""With async scheduling a block is computed before the scheduler knows its last token."""
 
 
 def of_pool(events: list[Event], kind: str) -> list[Event]:
@@ -28,22 +36,26 @@ def forget_the_past(engine: EngineProcess) -> None:
     engine.recorded("events")
 
 
-@on(V1_SMALL_POOL)
-def test_saved_blocks_are_announced_with_the_hashes_that_vllm_uses(engine: EngineProcess) -> None:
+@each_length
+@on(*SMALL_POOLS)
+def test_saved_blocks_are_announced_with_the_hashes_that_vllm_uses(
+    engine: EngineProcess, max_tokens: int
+) -> None:
     forget_the_past(engine)
-    engine.generate([FAMILY])
+    [output] = engine.generate([FAMILY], max_tokens)
     engine.settle()
     events = engine.recorded("events")
     stored = of_pool(events, "BlockStored")
     on_gpu = [e for e in events if e["kind"] == "BlockStored" and e["medium"] != "CPU"]
     assert sorted(map(str, hashes(stored))) == sorted(map(str, hashes(on_gpu)))
-    first, second = stored[0], stored[1]
-    assert first["token_ids"] == token_ids(FAMILY)[:BLOCK_TOKENS]
-    assert first["parent"] is None
-    assert second["parent"] == first["block_hashes"][0]
+    assert [event["parent"] for event in stored] == [None, *hashes(stored)[:-1]]
+    said = token_ids(FAMILY) + output["tokens"]
+    # The last token was sampled and never computed.
+    whole = (len(said) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+    assert [token for event in stored for token in event["token_ids"]] == said[:whole]
 
 
-@on(V1_SMALL_POOL)
+@on(*SMALL_POOLS)
 def test_evicted_blocks_are_announced_once_and_only_after_they_were_stored(
     engine: EngineProcess,
 ) -> None:
@@ -66,7 +78,7 @@ def test_evicted_blocks_are_announced_once_and_only_after_they_were_stored(
     assert len(held) == engine.counts()["gauge_held"] <= engine.config.rows
 
 
-@on(V1_SMALL_POOL)
+@on(*SMALL_POOLS)
 def test_clearing_the_pool_removes_what_was_announced(engine: EngineProcess) -> None:
     forget_the_past(engine)
     engine.generate([PREFIX])
@@ -79,7 +91,7 @@ def test_clearing_the_pool_removes_what_was_announced(engine: EngineProcess) -> 
     assert sorted(map(str, removed)) == sorted(map(str, stored))
 
 
-@on(V1_SMALL_POOL)
+@on(*SMALL_POOLS)
 def test_blocks_saved_in_the_step_after_a_reset_are_announced(engine: EngineProcess) -> None:
     forget_the_past(engine)
     assert engine.reset(connector=True)

@@ -10,7 +10,7 @@ import pytest
 from engines.client import EngineError, EngineProcess, Nursery
 from engines.compare import assert_same, cached_tokens
 from engines.config import EngineConfig
-from engines.matrix import V1_ASYNC
+from engines.matrix import V1_ASYNC, need_triton
 from engines.workloads import LONG, vllm_version
 
 pytestmark = pytest.mark.engine
@@ -33,7 +33,7 @@ def refusal(config: EngineConfig, model: Path, nursery: Nursery) -> str:
         ({"host_capacity_gb": 0.0001}, ["host_capacity_gb", "row"]),
         ({"host_capacity_gb": 1e5}, ["host_capacity_gb: ", "are available"]),
         ({"eviction": "clock"}, ["eviction: ", '"s3fifo" or "lru"']),
-        ({"load": "sometimes"}, ["load: ", '"auto", "layered" or "async"']),
+        ({"load": "sometimes"}, ["load: ", '"auto", "layered", "async" or "sync"']),
     ],
     ids=["unknown-key", "less-than-a-row", "more-than-the-host-has", "eviction", "load"],
 )
@@ -64,15 +64,41 @@ def with_windows(model: Path, folder: Path, kinds: list[str]) -> Path:
 MIXED_WINDOWS = ["sliding_attention", "full_attention"] * 4
 
 
+TWO_GROUPS = json.dumps({"disable_hybrid_kv_cache_manager": False})
+"""Layers that forget and layers that do not are managed apart."""
+
+
 @pytest.mark.usefixtures("no_engine")
-def test_a_model_with_two_groups_of_kv_cache_is_refused(
+def test_a_model_with_two_groups_of_kv_cache_is_refused_by_vllm_itself(
     tiny_model: Path, nursery: Nursery, tmp_path: Path
 ) -> None:
-    """Two kinds of layers, and vLLM told to manage them apart."""
+    """vLLM 0.26 to 0.32 do not even ask a connector that carries one group, as kvtide is one; what
+    kvtide would answer is in the next test."""
     model = with_windows(tiny_model, tmp_path / "model", MIXED_WINDOWS)
-    forced = json.dumps({"disable_hybrid_kv_cache_manager": False})
-    error = refusal(dataclasses.replace(V1_ASYNC, arguments=forced), model, nursery)
-    assert "--disable-hybrid-kv-cache-manager" in error or "hybrid" in error.lower(), error
+    error = refusal(dataclasses.replace(V1_ASYNC, arguments=TWO_GROUPS), model, nursery)
+    last = error.strip().splitlines()[-1]
+    assert "Connector OffloadingConnectorV1Type3 does not support HMA" in last, error
+    assert "--disable-hybrid-kv-cache-manager" in last, error
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+@pytest.mark.usefixtures("no_engine")
+def test_the_two_groups_that_vllm_makes_of_a_model_are_refused_by_kvtide(
+    runner: str, tiny_model: Path, nursery: Nursery, tmp_path: Path
+) -> None:
+    """The KV cache is that of a real engine, without the connector because vLLM would stop first;
+    kvtide is shown it afterwards."""
+    need_triton(runner)
+    model = with_windows(tiny_model, tmp_path / "model", MIXED_WINDOWS)
+    config = EngineConfig(runner, connector=False, arguments=TWO_GROUPS)
+    engine = EngineProcess(config, model, nursery)
+    try:
+        refused = engine.refusal_of_groups()
+    finally:
+        assert engine.close() == []
+    assert refused.startswith("model: it has 2 groups of KV cache "), refused
+    assert "(FullAttentionSpec, SlidingWindowSpec)" in refused
+    assert "start vLLM with --disable-hybrid-kv-cache-manager" in refused
 
 
 @pytest.mark.usefixtures("no_engine")

@@ -101,7 +101,7 @@ class EngineProcess:
         limit = time.monotonic() + limit_s
         while time.monotonic() < limit:
             used = sum(self._process.cpu_times()[:2])
-            if select.select([self._connection], [], [], 1.5)[0]:
+            if select.select([self._connection], [], [], 0.75)[0]:
                 return False
             if sum(self._process.cpu_times()[:2]) - used < 0.05:
                 return True

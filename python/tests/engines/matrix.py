@@ -6,7 +6,9 @@ scheduling, load modes and verification are spread over the rest.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,10 +23,12 @@ V1_SMALL_POOL = EngineConfig(
     async_scheduling=False, load="auto", eviction="lru", rows=20, kv_events=True
 )
 """A pool that always evicts; the only one with sync scheduling."""
+V1_STRICT_SMALL_POOL = replace(V1_SMALL_POOL, async_scheduling=True, load="async", policy="fail")
+"""The same with async scheduling and vLLM's default policy: a load that fails fails its request."""
+V2_STRICT_SMALL_POOL = replace(V1_STRICT_SMALL_POOL, runner="v2")
 V1_UNVERIFIED = EngineConfig(load="layered")
 """Layered loads are compared with their checksums too late."""
-V1_POLICY_FAIL = EngineConfig(load="async", policy="fail")
-"""vLLM's default: a load that fails fails its request."""
+V2_UNVERIFIED = replace(V1_UNVERIFIED, runner="v2")
 V1_JOINING = EngineConfig(
     load="async", prefix_caching=False, blocks=64, settings='{"join_timeout_ms": 30}'
 )
@@ -39,6 +43,10 @@ ALL_MODES = [*BOTH_RUNNERS, V1_SMALL_POOL]
 EVERYTHING = [*ALL_MODES, V1_UNVERIFIED, V2_SCRUBBED]
 
 
+each_length = pytest.mark.parametrize("max_tokens", [1, 32])
+"""With one token a request ends with its prefill; with 32, generated tokens complete blocks."""
+
+
 def on(*configs: EngineConfig) -> Callable[[Any], Any]:
     """Runs a test in these configurations, each on a real engine given as `engine`."""
 
@@ -49,3 +57,9 @@ def on(*configs: EngineConfig) -> Callable[[Any], Any]:
         return pytest.mark.engine(each(test))
 
     return mark
+
+
+def need_triton(runner: str) -> None:
+    """Skips where the V2 model runner cannot run."""
+    if runner == "v2" and importlib.util.find_spec("triton") is None:
+        pytest.skip("the V2 model runner needs the package triton, which is not installed here")

@@ -40,7 +40,7 @@ class Engine:
         self._scheduler: Any = self._core.scheduler
         self._counts: collections.Counter[str] = collections.Counter()
         self._gauges: dict[str, int] = {}
-        self._recorded: dict[str, list[Json]] = {"received": [], "bad_blocks": [], "events": []}
+        self._recorded: dict[str, list[Json]] = collections.defaultdict(list)
         self._holding = False
         self._outputs: dict[str, Json] = {}
         self._request_number = 0
@@ -59,6 +59,7 @@ class Engine:
 
         def preempt_request(request: Any, *rest: Any, **more: Any) -> None:
             self._counts["preemptions"] += 1
+            self._recorded["preempted"].append(plain_id(request.request_id))
             preempt(request, *rest, **more)
 
         def publish_batch(batch: Any) -> None:
@@ -80,7 +81,7 @@ class Engine:
             if self._holding:
                 return None, None
             sent, received = get_finished(ids)
-            self._recorded["received"] += sorted(received or ())
+            self._recorded["received"] += map(plain_id, sorted(received or ()))
             return sent, received
 
         def watched_get_bad_blocks() -> set[int]:
@@ -94,6 +95,42 @@ class Engine:
             self._counts["async_loads"] += len(plan.loads)
             prepare(plan)
 
+        side = worker._as_worker
+        copies = side._worker = CountingWorker(side._worker)
+        bind, start_loads, save_layer = (
+            worker.bind_connector_metadata,
+            worker.start_load_kv,
+            worker.save_kv_layer,
+        )
+        layers_computed = 0
+
+        def watched_bind(plan: Any) -> None:
+            nonlocal layers_computed
+            layers_computed = 0
+            bind(plan)
+
+        def watched_save_layer(*args: Any, **more: Any) -> None:
+            nonlocal layers_computed
+            layers_computed += 1
+            save_layer(*args, **more)
+
+        def watched_start_loads(*args: Any, **more: Any) -> None:
+            plan, begun = side._plan, copies.loads
+            start_loads(*args, **more)
+            planned = len(plan.loads) + (plan.layered is not None)
+            if planned:
+                self._recorded["starts"].append(
+                    {
+                        "layered": plan.layered is not None,
+                        "planned": planned,
+                        "begun": copies.loads - begun,
+                        "layers_computed": layers_computed,
+                    }
+                )
+
+        worker.bind_connector_metadata = watched_bind
+        worker.save_kv_layer = watched_save_layer
+        worker.start_load_kv = watched_start_loads
         worker.get_finished = watched_get_finished
         worker.get_block_ids_with_load_errors = watched_get_bad_blocks
         worker.handle_preemptions = watched_prepare
@@ -108,9 +145,11 @@ class Engine:
 
     # ---- whole generations
 
-    def generate(self, prompts: list[Json], max_tokens: int = 1) -> list[Json]:
+    def generate(self, prompts: list[Json], max_tokens: int | list[int] = 1) -> list[Json]:
         """Tokens, their logprobs and the number of cached prompt tokens, for each prompt."""
-        ids = [self.submit(prompt, max_tokens) for prompt in prompts]
+        if isinstance(max_tokens, int):
+            max_tokens = [max_tokens] * len(prompts)
+        ids = [self.submit(*each) for each in zip(prompts, max_tokens, strict=True)]
         self.step(until_done=True)
         return self.results(ids)
 
@@ -185,9 +224,10 @@ class Engine:
         return int(self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
     def recorded(self, what: str) -> list[Json]:
-        """What the connector told vLLM: `received`, `bad_blocks` or `events`; then forgotten."""
+        """What was seen since the last call: `received`, `bad_blocks` and `events` that the
+        connector told vLLM, requests that were `preempted`, or the `starts` of loads."""
         found, self._recorded[what] = self._recorded[what], []
-        return [plain_id(item) for item in found] if what == "received" else found
+        return found
 
     def hold_loads(self, hold: bool) -> None:
         """From now on, ended loads are not reported, or are reported again."""
@@ -231,9 +271,39 @@ class Engine:
             "blocks": self._scheduler.kv_cache_config.num_blocks,
         }
 
+    def refusal_of_groups(self) -> str | None:
+        """What kvtide has against this engine's groups of KV cache."""
+        from kvtide import ConfigError
+        from kvtide.geometry import one_group
+
+        try:
+            one_group(self._scheduler.kv_cache_config)
+        except ConfigError as error:
+            return str(error)
+        return None
+
     def close(self) -> None:
         """Shuts the engine down as the end of a program does."""
         self._engine.engine_core.shutdown()
+
+
+class CountingWorker:
+    """kvtide's native worker, which also counts the loads that it was given."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self.loads = 0
+
+    def load_layered(self, *args: Any) -> Any:
+        self.loads += 1
+        return self._worker.load_layered(*args)
+
+    def load_async(self, *args: Any) -> Any:
+        self.loads += 1
+        return self._worker.load_async(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
 
 
 def plain_id(request_id: str) -> str:

@@ -57,7 +57,10 @@ LONG = prompt("long", 330)
 """Ten blocks and a bit; prefilled in three chunks."""
 OTHER = prompt("other", 70)
 CROWD = [prompt(f"crowd-{number}", 92) for number in range(6)]
-"""Together they need more blocks than there are once each has generated 40 tokens."""
+"""Together they need more blocks than there are once each has generated 5 tokens."""
+PRESSED = [*CROWD[:4], LONG]
+"""The first four and the last prompt just fit in, but they grow amid its prefill: then it is
+preempted, even if it is to generate one token."""
 PREFIX = prompt("family", 70)
 FAMILY = {"prompt_token_ids": token_ids(PREFIX)[:64] + tokens("family-tail", 110)}
 """Shares two blocks with PREFIX."""
@@ -72,6 +75,12 @@ def second_turn(first_answer: Output) -> Prompt:
     """The conversation goes on: question, answer, next question."""
     said = token_ids(FIRST_TURN) + first_answer["tokens"] + tokens("turn-2", 30)
     return {"prompt_token_ids": said}
+
+
+def pressed_lengths(max_tokens: int) -> list[int]:
+    """Tokens to generate for each of PRESSED: at least 8, so that they grow, and for the last one
+    `max_tokens`."""
+    return [max(max_tokens, 8)] * 4 + [max_tokens]
 
 
 class Reference:
