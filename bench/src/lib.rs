@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtide_engine::{Eviction, Pool, PoolOptions, SaveJob, Worker};
-use kvtide_kernels::copy::HostCache;
+use kvtide_kernels::copy::{HostCache, HostDevice};
 use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::{BlockKey, ChainRoot, Namespace, Scope};
 use tempfile::TempDir;
@@ -66,7 +66,10 @@ impl Memory {
         let registration = cache
             .expect("memory")
             .register(Arc::clone(&self.segment), 0);
-        let worker = Worker::start(Arc::new(registration.expect("geometry")), "bench");
+        let worker = Worker::start(
+            Arc::new(HostDevice::new(Arc::new(registration.expect("geometry")))),
+            "bench",
+        );
         let worker = worker.expect("threads");
         let plan = pool.begin_save(keys, &vec![0; keys.len()]);
         assert_eq!(plan.moves.len(), keys.len(), "the pool is too small");

@@ -26,13 +26,14 @@ impl Settings {
             .map_err(config_error)
     }
 
-    /// "auto", "layered" or "async".
+    /// "auto", "layered", "async" or "sync".
     #[getter]
     fn load(&self) -> &'static str {
         match self.0.load_mode {
             LoadMode::Auto => "auto",
             LoadMode::Layered => "layered",
             LoadMode::Async => "async",
+            LoadMode::Sync => "sync",
         }
     }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kvtide_engine::SaveJob;
-use kvtide_kernels::copy::Registration;
+use kvtide_kernels::copy::{CudaDevice, Device, HostDevice, Registration};
+use kvtide_kernels::cuda::ComputeStream;
 use kvtide_kernels::{KvLayout, TensorView};
 use kvtide_model::BlockMove;
 use pyo3::exceptions::PyValueError;
@@ -13,6 +14,7 @@ use pyo3::types::PyDict;
 
 use crate::fence::{KvtideError, enter, kvtide_error};
 use crate::pool::Segment;
+use crate::settings::Settings;
 
 /// A tensor as `register_kv_caches` gets it: (layer name, address, bytes to the end of its storage,
 /// shape, strides in bytes, bytes of an element).
@@ -25,6 +27,8 @@ type Ended = (u64, Vec<usize>, Vec<(u32, u32)>, u64, f64);
 pub(crate) struct Worker {
     /// None once closed.
     worker: Option<kvtide_engine::Worker>,
+    /// What is to be said of the device in the log.
+    about: String,
 }
 
 fn decode(moves: &[u8]) -> PyResult<Vec<BlockMove>> {
@@ -39,16 +43,6 @@ fn decode_jobs(jobs: Vec<(u64, PyBackedBytes)>) -> PyResult<Vec<SaveJob>> {
         })
     };
     jobs.into_iter().map(decode_job).collect()
-}
-
-/// An error unless the layer is there: computing without it would give wrong output, silently.
-fn loaded(done: bool) -> PyResult<()> {
-    if done {
-        return Ok(());
-    }
-    Err(KvtideError::new_err(
-        "a layered load ended early: the thread that copies has stopped",
-    ))
 }
 
 impl Worker {
@@ -67,13 +61,18 @@ impl Worker {
 
 #[pymethods]
 impl Worker {
-    /// Registers `tensors` as `rank`'s KV cache of `blocks` blocks and starts the copy threads.
-    /// `owner` is any object that keeps the tensors' storage alive.
+    /// Registers `tensors` as `rank`'s KV cache of `blocks` blocks and starts the copy threads,
+    /// whose names begin with `name`. `gpu` is the GPU in whose memory the tensors lie, or None for
+    /// host memory. `owner` is any object that keeps the tensors' storage alive.
     #[new]
+    #[expect(clippy::too_many_arguments, reason = "one call from one place")]
     fn new(
+        py: Python<'_>,
+        settings: &Settings,
         segment: &Segment,
         rank: u32,
-        device: &str,
+        name: &str,
+        gpu: Option<u32>,
         blocks: u32,
         tensors: Vec<Tensor>,
         owner: Py<PyAny>,
@@ -94,17 +93,44 @@ impl Worker {
         let layer_bytes = segment.0.geometry().layer_bytes();
         let layout = KvLayout::new(&views, blocks, layer_bytes).map_err(kvtide_error)?;
         // SAFETY: addresses and storage sizes are torch's own for the tensors vLLM registered as its
-        // KV cache on the CPU (`python/kvtide/worker.py` refuses other devices), and `owner` holds
-        // those tensors. vLLM writes a full block no more until it reallocates it, for which the
-        // scheduler's side makes it wait (`saves_reading`), and does not use blocks that are being
-        // loaded before the load is reported.
+        // KV cache, which lie in host memory or in that of `gpu` (`python/kvtide/worker.py` reads
+        // both from torch and refuses other devices), and `owner` holds those tensors. vLLM writes
+        // a full block no more until it reallocates it, for which the scheduler's side makes it wait
+        // (`saves_reading`), and does not use blocks that are being loaded before the load is
+        // reported.
         let registration =
             unsafe { Registration::new(layout, Arc::clone(&segment.0), rank, Box::new(owner)) };
         let registration = Arc::new(registration.map_err(kvtide_error)?);
-        let worker = kvtide_engine::Worker::start(registration, device).map_err(kvtide_error)?;
+        let options = settings.0.gpu_routes;
+        let (device, about): (Arc<dyn Device>, String) = match gpu {
+            None => (
+                Arc::new(HostDevice::new(registration)),
+                "KV cache in host memory".into(),
+            ),
+            Some(ordinal) => {
+                let device = enter(py, || CudaDevice::open(ordinal, registration, options))
+                    .map_err(kvtide_error)?;
+                let about = device.to_string();
+                (Arc::new(device), about)
+            }
+        };
+        let worker = kvtide_engine::Worker::start(device, name).map_err(kvtide_error)?;
         Ok(Self {
             worker: Some(worker),
+            about,
         })
+    }
+
+    /// What is to be said of the device in the log.
+    #[getter]
+    fn about(&self) -> &str {
+        &self.about
+    }
+
+    /// The engine computes on this CUDA stream from now on; 0 is the default stream.
+    fn use_stream(&mut self, stream: u64) -> PyResult<()> {
+        self.open_mut()?.use_stream(ComputeStream(stream));
+        Ok(())
     }
 
     /// Saves blocks whose layers are all computed; jobs are (id, moves).
@@ -154,13 +180,13 @@ impl Worker {
     /// Waits until the running step's layered load has loaded a layer.
     fn wait_layer(&self, py: Python<'_>, layer: usize) -> PyResult<()> {
         let worker = self.open()?;
-        loaded(enter(py, || worker.wait_layer(layer)))
+        enter(py, || worker.wait_layer(layer)).map_err(kvtide_error)
     }
 
     /// Waits until the running step's layered load has loaded every layer.
     fn wait_all_layers(&self, py: Python<'_>) -> PyResult<()> {
         let worker = self.open()?;
-        loaded(enter(py, || worker.wait_all_layers()))
+        enter(py, || worker.wait_all_layers()).map_err(kvtide_error)
     }
 
     /// Loads blocks beside the steps.
@@ -171,7 +197,7 @@ impl Worker {
     }
 
     /// Loads that have ended since the last call.
-    fn take_loads(&self) -> PyResult<Vec<Ended>> {
+    fn take_loads(&mut self) -> PyResult<Vec<Ended>> {
         let ended = |(job, outcome): (u64, kvtide_engine::LoadOutcome)| {
             let damaged = outcome
                 .damaged
@@ -180,7 +206,12 @@ impl Worker {
                 .collect();
             (job, outcome.failed, damaged, outcome.bytes, outcome.seconds)
         };
-        Ok(self.open()?.take_loads().into_iter().map(ended).collect())
+        Ok(self
+            .open_mut()?
+            .take_loads()
+            .into_iter()
+            .map(ended)
+            .collect())
     }
 
     /// Totals since the worker was made.

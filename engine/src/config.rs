@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kvtide_kernels::copy::{CudaOptions, Route};
 use kvtide_kernels::segment::HugePages;
 use serde_json::{Map, Value};
 
@@ -31,6 +32,9 @@ pub enum LoadMode {
     Layered,
     /// Between steps, while the request waits outside the batch.
     Async,
+    /// In the step itself, all layers before the computation, and all saves behind it: what layered
+    /// loads and saves are measured against.
+    Sync,
 }
 
 /// When rows are compared with their checksums, besides the background scrub.
@@ -69,6 +73,8 @@ pub struct Config {
     pub segment_directory: PathBuf,
     /// Whether huge pages are used.
     pub huge_pages: HugePages,
+    /// Ways of copying to and from a GPU that are not left to measurement.
+    pub gpu_routes: CudaOptions,
 }
 
 /// A setting that cannot be used.
@@ -118,12 +124,13 @@ const SETTINGS: &[Setting] = &[
     Setting {
         key: "load",
         aliases: &[],
-        expects: "\"auto\", \"layered\" or \"async\"",
+        expects: "\"auto\", \"layered\", \"async\" or \"sync\"",
         apply: |config, value| {
             let modes = [
                 ("auto", LoadMode::Auto),
                 ("layered", LoadMode::Layered),
                 ("async", LoadMode::Async),
+                ("sync", LoadMode::Sync),
             ];
             config.load_mode = choose(value, &modes)?;
             Some(())
@@ -217,7 +224,49 @@ const SETTINGS: &[Setting] = &[
             Some(())
         },
     },
+    Setting {
+        key: "gpu_save_route",
+        aliases: &[],
+        expects: ROUTES,
+        apply: |config, value| {
+            config.gpu_routes.save = route(value)?;
+            Some(())
+        },
+    },
+    Setting {
+        key: "gpu_load_route",
+        aliases: &[],
+        expects: ROUTES,
+        apply: |config, value| {
+            config.gpu_routes.load = route(value)?;
+            Some(())
+        },
+    },
+    Setting {
+        key: "gpu_layered_route",
+        aliases: &[],
+        expects: ROUTES,
+        apply: |config, value| {
+            config.gpu_routes.layered = route(value)?;
+            Some(())
+        },
+    },
 ];
+
+const ROUTES: &str = "\"auto\", \"dma\", \"staged\", \"kernel\" or \"bulk\", the latter two with a number \
+                      of multiprocessors as in \"bulk:4\"";
+
+/// A way of copying, or none for "auto".
+#[expect(
+    clippy::option_option,
+    reason = "the outer one is for values that mean nothing"
+)]
+fn route(value: &Value) -> Option<Option<Route>> {
+    match value.as_str()? {
+        "auto" => Some(None),
+        text => text.parse().ok().map(Some),
+    }
+}
 
 const VARIABLE_PREFIX: &str = "KVTIDE_";
 
@@ -262,7 +311,10 @@ impl Config {
         Self {
             // AIBrix's default, or a quarter of what there is on a small host.
             host_capacity_bytes: (10 << 30).min(memory_bytes / 4),
-            eviction: Eviction::S3Fifo,
+            // S3-FIFO gives up what is not asked for again within a tenth of the pool's turnover, and
+            // what comes back that soon is answered by the engine's own cache: see the decisions in
+            // docs/architecture.md.
+            eviction: Eviction::Lru,
             load_mode: LoadMode::Auto,
             verify: Verify::Load,
             scrub_bytes_per_second: 32 << 20,
@@ -273,6 +325,7 @@ impl Config {
             weights_revision: None,
             segment_directory: PathBuf::from("/dev/shm"),
             huge_pages: HugePages::Auto,
+            gpu_routes: CudaOptions::default(),
         }
     }
 }

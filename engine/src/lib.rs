@@ -15,4 +15,4 @@ pub use pool::{
     Lease, Match, Pool, PoolCounters, PoolEvent, PoolGauges, PoolOptions, Readiness, SavePlan,
 };
 pub use sequence::{Load, LoadPlan, Matched, Sequence};
-pub use worker::{LoadOutcome, SaveJob, Worker, WorkerCounters};
+pub use worker::{LayerError, LoadOutcome, SaveJob, StartError, Worker, WorkerCounters};

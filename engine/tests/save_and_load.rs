@@ -16,7 +16,7 @@ fn moves(slots: &[SlotRef], blocks: std::ops::Range<u32>) -> Vec<BlockMove> {
 
 #[test]
 fn saved_blocks_come_back_on_every_rank() {
-    let node = Node::new(8, 2, Eviction::S3Fifo);
+    let mut node = Node::new(8, 2, Eviction::S3Fifo);
     (0..4u8).for_each(|i| node.compute(i.into(), 10 + i));
     assert_eq!(node.save(&keys(0..4), &[0, 1, 2, 3]).moves.len(), 4);
 
@@ -84,7 +84,7 @@ fn a_layered_load_is_ahead_of_the_layer_that_waits() {
     let found = node.pool.lookup(&keys(0..4));
     node.workers[0].load_layered(9, moves(found.lease.slots(), 4..8));
     for layer in 0..LAYERS as usize {
-        assert!(node.workers[0].wait_layer(layer));
+        node.workers[0].wait_layer(layer).unwrap();
         for i in 0..4 {
             assert_eq!(
                 node.caches[0].read(layer, i),
@@ -93,12 +93,12 @@ fn a_layered_load_is_ahead_of_the_layer_that_waits() {
         }
     }
     node.workers[0].end_step();
-    assert!(wait_load(&node.workers[0], 9).failed.is_empty());
+    assert!(wait_load(&mut node.workers[0], 9).failed.is_empty());
 }
 
 #[test]
 fn a_damaged_row_is_found_by_the_load_that_reads_it_and_then_missing() {
-    let node = Node::new(8, 2, Eviction::S3Fifo);
+    let mut node = Node::new(8, 2, Eviction::S3Fifo);
     (0..3u8).for_each(|i| node.compute(i.into(), i));
     node.save(&keys(0..3), &[0, 1, 2]);
     let found = node.pool.lookup(&keys(0..3));
@@ -121,7 +121,7 @@ fn a_damaged_row_is_found_by_the_load_that_reads_it_and_then_missing() {
 
 #[test]
 fn a_stale_plan_loads_nothing() {
-    let node = Node::new(2, 1, Eviction::Lru);
+    let mut node = Node::new(2, 1, Eviction::Lru);
     node.compute(0, 1);
     let stale = node.save(&keys(0..1), &[0]).moves;
     node.save(&keys(1..3), &[1, 2]); // evicts the first
@@ -141,7 +141,7 @@ fn a_stale_plan_loads_nothing() {
 
 #[test]
 fn a_plan_out_of_range_fails_and_harms_nobody() {
-    let node = Node::new(2, 1, Eviction::Lru);
+    let mut node = Node::new(2, 1, Eviction::Lru);
     let plan = node.pool.begin_save(&keys(0..1), &[BLOCKS]);
     node.workers[0].save_now(vec![SaveJob {
         job: plan.job,
@@ -206,4 +206,27 @@ fn dropping_a_worker_ends_what_it_accepted() {
     pool.poll();
     assert_eq!(pool.lookup(&keys(0..4)).lease.len(), 4);
     assert_eq!(pool.counters().saved_blocks, 4);
+}
+
+#[test]
+fn loads_go_on_however_many_came_before_and_at_once() {
+    let mut node = Node::new(8, 1, Eviction::S3Fifo);
+    (0..4u8).for_each(|i| node.compute(i.into(), 10 + i));
+    node.save(&keys(0..4), &[0, 1, 2, 3]);
+    let found = node.pool.lookup(&keys(0..4));
+    for job in 0..8 {
+        let outcome = node.load(job, &moves(found.lease.slots(), 8..12)).remove(0);
+        assert!(outcome.failed.is_empty(), "load {job}");
+    }
+    let worker = &mut node.workers[0];
+    for job in 100..150 {
+        worker.load_async(job, moves(found.lease.slots(), 8..12));
+    }
+    let mut ended = Vec::new();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while ended.len() < 50 && std::time::Instant::now() < deadline {
+        ended.extend(worker.take_loads().into_iter().map(|(job, _)| job));
+        std::thread::yield_now();
+    }
+    assert_eq!(ended.len(), 50);
 }

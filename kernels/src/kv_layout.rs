@@ -159,6 +159,16 @@ impl KvLayout {
         self.layer_bytes * self.layers.len()
     }
 
+    /// Where the blocks of each layer lie.
+    pub(crate) fn places(&self) -> impl Iterator<Item = LayerPlace<'_>> {
+        self.layers.iter().map(|layer| LayerPlace {
+            base: layer.base,
+            block_stride: layer.block_stride,
+            run_offsets: &layer.run_offsets,
+            run_bytes: layer.run_bytes,
+        })
+    }
+
     /// Whether a block's bytes in `layer` are contiguous.
     pub(crate) fn is_one_run(&self, layer: usize) -> bool {
         self.layers
@@ -183,6 +193,15 @@ impl KvLayout {
                 .map(move |offset| (start + offset, layer.run_bytes))
         })
     }
+}
+
+/// The formula of one layer; see the module's documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LayerPlace<'a> {
+    pub(crate) base: usize,
+    pub(crate) block_stride: usize,
+    pub(crate) run_offsets: &'a [usize],
+    pub(crate) run_bytes: usize,
 }
 
 impl Layer {

@@ -3,7 +3,8 @@
 //! * [`segment`]: the shared host segment that holds the pool's rows, one file on shared memory
 //!   mapped by every process of a node that takes part;
 //! * [`KvLayout`]: where one rank's blocks lie in the tensors that vLLM registered;
-//! * [`copy`]: backends that move blocks between the two.
+//! * [`copy`]: devices and backends that move blocks between the two;
+//! * [`cuda`]: the driver, as far as they need it. The kernels are in `kernels/cuda`.
 //!
 //! All addresses, strides and lengths are checked once, when a [`KvLayout`] or a segment is made;
 //! after that a copy can be named only by slot, block and layer, each of which is compared with its
@@ -11,6 +12,7 @@
 
 mod checksum;
 pub mod copy;
+pub mod cuda;
 mod kv_layout;
 pub mod segment;
 

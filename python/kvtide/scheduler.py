@@ -171,8 +171,9 @@ class SchedulerSide:
 
     def _prefers_async(self) -> bool:
         if self._settings.load == "auto":
-            # Others in the batch would wait for the load with the request that asked for it.
-            return self._running > 0
+            # Others would wait for the load with the request that asked for it: those that run,
+            # those that load in the same step, and those whose loads share the link.
+            return self._running > 0 or bool(self._layered_now) or bool(self._loads)
         return self._settings.load == "async"
 
     def update_state_after_alloc(

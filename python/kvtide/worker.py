@@ -2,13 +2,15 @@
 
 Called on the thread that runs the model. Nothing here waits for a copy, except where the next
 computation needs its result: `handle_preemptions` for saves whose blocks are about to be
-overwritten, `wait_for_layer_load` for the layer that is about to be read.
+overwritten, and, on a CPU, `wait_for_layer_load` for the layer that is about to be read. On a GPU
+that wait is put on the stream that computes.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
 from kvtide._native import KvtideError, Worker
@@ -18,7 +20,6 @@ from kvtide.messages import StepPlan, WorkerReport, block_of
 from kvtide.stats import Stats
 
 if TYPE_CHECKING:
-    import torch
     from vllm.config import VllmConfig
     from vllm.forward_context import ForwardContext
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -29,8 +30,12 @@ class WorkerSide:
 
     def __init__(self, config: VllmConfig, kv_cache: KVCacheConfig) -> None:
         self._geometry = Geometry.of(config, kv_cache)
-        self._segment = self._geometry.segment(read_settings(config))
+        self._settings = read_settings(config)
+        self._segment = self._geometry.segment(self._settings)
+        self._by_layer = self._settings.load != "sync"
         self._worker: Worker | None = None
+        self._gpu: int | None = None
+        """Where the KV cache lies; None is host memory."""
         self._layers: dict[str, int] = {}
         self._hooked: set[int] = set()
         """Layers whose hooks were seen to run."""
@@ -49,14 +54,18 @@ class WorkerSide:
         """Takes the engine's KV cache into use."""
         refuse_shared_layers({name: tensor.data_ptr() for name, tensor in kv_caches.items()})
         rank = get_tensor_model_parallel_rank()
+        self._gpu = gpu_of(kv_caches)
         self._worker = Worker(
+            self._settings,
             self._segment,
             rank,
-            f"cpu{rank}",
+            f"cpu{rank}" if self._gpu is None else f"cuda{self._gpu}",
+            self._gpu,
             self._geometry.blocks,
             [view_of(name, tensor) for name, tensor in kv_caches.items()],
             list(kv_caches.values()),
         )
+        logger.info("rank %d: %s", rank, self._worker.about)
         self._layers = {name: index for index, name in enumerate(kv_caches)}
 
     # ---- one step, in the order in which vLLM calls
@@ -64,6 +73,8 @@ class WorkerSide:
     def handle_preemptions(self, plan: StepPlan) -> None:
         """Saves what earlier steps computed, and waits for saves that this step would spoil."""
         worker = self._open()
+        if self._gpu is not None:
+            worker.use_stream(torch.cuda.current_stream(self._gpu).cuda_stream)
         if plan.save_now:
             worker.save_now(plan.save_now)
         if plan.wait_saves:
@@ -86,12 +97,22 @@ class WorkerSide:
             job, moves = plan.layered
             self._layered[job] = moves
             worker.load_layered(job, moves)
-            # Layers whose hooks will not run in this step would be read before they are loaded.
-            if context.attn_metadata is None or len(self._hooked) < len(self._layers):
+            if not self._by_layer or not self._hooks_will_run(context):
                 worker.wait_all_layers()
         for load in plan.loads:
             self._async[load.job] = (load.request_id, load.moves, load.lost_blocks)
             worker.load_async(load.job, load.moves)
+
+    def _hooks_will_run(self, context: ForwardContext) -> bool:
+        """Whether `wait_for_layer_load` will be called for every layer of this step.
+
+        A step that replays one CUDA graph for all of the model runs no Python. The first model
+        runner says so by the graph's mode, the second by a context without attention metadata.
+        """
+        mode = getattr(context, "cudagraph_runtime_mode", None)
+        if context.attn_metadata is None or getattr(mode, "name", "") == "FULL":
+            return False
+        return len(self._hooked) == len(self._layers)
 
     def wait_for_layer_load(self, name: str) -> None:
         """The layer is about to be read."""
@@ -105,7 +126,7 @@ class WorkerSide:
         layer = self._layers[name]
         self._hooked.add(layer)
         plan = self._plan
-        if plan is not None and plan.save_step:
+        if plan is not None and plan.save_step and self._by_layer:
             self._open().layer_computed(layer)
 
     def end_step(self) -> None:
@@ -182,11 +203,6 @@ class WorkerSide:
 
 def view_of(name: str, tensor: torch.Tensor) -> tuple[str, int, int, list[int], list[int], int]:
     """A registered tensor as the engine wants it; see `_native.Worker`."""
-    if tensor.device.type != "cpu":
-        raise KvtideError(
-            f"layer {name} lies on {tensor.device}: this version copies KV caches in host memory "
-            "only; run vLLM's CPU build"
-        )
     size: Any = tensor.element_size()
     offset = tensor.storage_offset() * size
     return (
@@ -197,3 +213,17 @@ def view_of(name: str, tensor: torch.Tensor) -> tuple[str, int, int, list[int], 
         [stride * size for stride in tensor.stride()],
         size,
     )
+
+
+def gpu_of(kv_caches: dict[str, torch.Tensor]) -> int | None:
+    """The CUDA device on which the KV cache lies, or None for host memory."""
+    devices = {tensor.device for tensor in kv_caches.values()}
+    kinds = {device.type for device in devices}
+    if len(devices) != 1 or not kinds <= {"cpu", "cuda"} or torch.version.hip is not None:
+        places = ", ".join(sorted(map(str, devices)))
+        raise KvtideError(
+            f"the KV cache lies on {places}: kvtide copies to and from one NVIDIA GPU for each "
+            "worker, or host memory"
+        )
+    (device,) = devices
+    return None if device.type == "cpu" else (device.index or 0)

@@ -1,30 +1,37 @@
 //! The thread that copies blocks of the pool into the engine's KV cache.
 
+use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
-use kvtide_kernels::copy::{CopyBackend, CopyPlan, Direction, Registration};
-use kvtide_kernels::segment::ShardStatus;
+use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Device, Direction, Mark};
 use kvtide_model::BlockMove;
 
+use super::Loads;
+use super::outcome::Progress;
 use super::step::Layers;
-use super::{LoadOutcome, Loads};
 
 /// Loads that may wait. The scheduler admits fewer requests than this at once.
 const QUEUED_LOADS_MAX: usize = 4096;
-/// Blocks of an async load that are copied before layered loads are looked for.
-const SLICE_BLOCKS: usize = 32;
+/// Slices that are on the device at once: while the end of one is waited for, the next is copied.
+const SLICES_IN_FLIGHT: usize = 2;
 
 #[derive(Debug)]
 struct Load {
     job: u64,
-    moves: Vec<BlockMove>,
-    accepted: Instant,
-    /// Told of every layer, if the load is layered.
-    layers: Option<Arc<Layers>>,
+    progress: Progress,
+    how: How,
+}
+
+#[derive(Debug)]
+enum How {
+    /// Told of every layer.
+    Layered(Arc<Layers>),
+    /// Beside the steps, when what the engine did with the blocks before is done.
+    Async(Mark),
 }
 
 /// Runs loads; ends when dropped, after what was accepted.
@@ -46,20 +53,25 @@ struct Queues {
 impl LoadThread {
     pub(super) fn start(
         name: String,
-        registration: Arc<Registration>,
-        backend: Box<dyn CopyBackend>,
+        device: Arc<dyn Device>,
         loads: Arc<Loads>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, super::StartError> {
         let (layered, layered_loads) = sync_channel(QUEUED_LOADS_MAX);
         let (beside, beside_loads) = sync_channel(QUEUED_LOADS_MAX);
         let (wake, woken) = sync_channel(1);
+        let backends: Result<Vec<_>, CopyError> = (0..SLICES_IN_FLIGHT)
+            .map(|_| device.backend(Direction::Load))
+            .collect();
         let runner = Runner {
-            registration,
-            backend,
+            idle: backends?,
+            device,
             loads: Arc::clone(&loads),
+            active: HashMap::new(),
+            ready: VecDeque::new(),
+            in_flight: VecDeque::new(),
         };
         let work = move || runner.run(&layered_loads, &beside_loads, &woken);
-        let thread = std::thread::Builder::new().name(name).spawn(work)?;
+        let thread: io::Result<_> = std::thread::Builder::new().name(name).spawn(work);
         let queues = Some(Queues {
             layered,
             beside,
@@ -67,54 +79,45 @@ impl LoadThread {
         });
         Ok(Self {
             queues,
-            thread: Some(thread),
+            thread: Some(thread?),
             loads,
         })
     }
 
-    pub(super) fn load_layered(&self, job: u64, moves: Vec<BlockMove>, layers: Arc<Layers>) {
-        let load = Load {
-            job,
-            moves,
-            accepted: Instant::now(),
-            layers: Some(Arc::clone(&layers)),
-        };
+    /// Loads layer by layer, telling `layers`.
+    pub(super) fn load_layered(&self, job: u64, progress: Progress, layers: Arc<Layers>) {
+        let how = How::Layered(Arc::clone(&layers));
+        let load = Load { job, progress, how };
         if !self.send(load, |queues| &queues.layered) {
             layers.abort();
         }
     }
 
-    pub(super) fn load_async(&self, job: u64, moves: Vec<BlockMove>) {
-        let load = Load {
-            job,
-            moves,
-            accepted: Instant::now(),
-            layers: None,
-        };
+    /// Loads beside the steps, behind `mark`.
+    pub(super) fn load_async(&self, job: u64, progress: Progress, mark: Mark) {
+        let how = How::Async(mark);
+        let load = Load { job, progress, how };
         self.send(load, |queues| &queues.beside);
     }
 
     /// Queues a load, or fails it if there is no room.
     fn send(&self, load: Load, queue: fn(&Queues) -> &SyncSender<Load>) -> bool {
-        let (job, blocks) = (load.job, load.moves.len());
         let Some(queues) = &self.queues else {
             return false;
         };
-        let sent = queue(queues).try_send(load).is_ok();
-        if sent {
-            // A full channel holds a token already.
-            let _ = queues.wake.try_send(());
-        } else {
-            let failed = (0..blocks).collect();
-            self.loads.complete(
-                job,
-                LoadOutcome {
-                    failed,
-                    ..LoadOutcome::default()
-                },
-            );
+        match queue(queues).try_send(load) {
+            Ok(()) => {
+                // A full channel holds a token already.
+                let _ = queues.wake.try_send(());
+                true
+            }
+            Err(refused) => {
+                let (std::sync::mpsc::TrySendError::Full(load)
+                | std::sync::mpsc::TrySendError::Disconnected(load)) = refused;
+                self.loads.complete(load.job, load.progress.into_failure());
+                false
+            }
         }
-        sent
     }
 }
 
@@ -127,29 +130,62 @@ impl Drop for LoadThread {
     }
 }
 
-struct Runner {
-    registration: Arc<Registration>,
-    backend: Box<dyn CopyBackend>,
-    loads: Arc<Loads>,
+/// An async load that has begun.
+struct Active {
+    load: Load,
+    /// The first of the load's moves that is in no slice yet.
+    next: usize,
+    /// Slices on the device.
+    slices: usize,
 }
 
-/// Checksums of a load's blocks as far as they have been copied, and the blocks that failed.
-struct Progress {
-    digests: Vec<u64>,
-    failed: Vec<bool>,
+/// Some moves of a load, on the device.
+struct Slice {
+    job: u64,
+    places: Range<usize>,
+    backend: Box<dyn CopyBackend>,
+    begun: Result<(), CopyError>,
+}
+
+struct Runner {
+    device: Arc<dyn Device>,
+    loads: Arc<Loads>,
+    /// Backends that no slice uses.
+    idle: Vec<Box<dyn CopyBackend>>,
+    active: HashMap<u64, Active>,
+    /// Loads with moves that are in no slice yet; each gets one slice in turn, so that a short load
+    /// is not held up by a long one.
+    ready: VecDeque<u64>,
+    in_flight: VecDeque<Slice>,
 }
 
 impl Runner {
     fn run(mut self, layered: &Receiver<Load>, beside: &Receiver<Load>, woken: &Receiver<()>) {
+        let mut open = true;
         loop {
             self.run_layered(layered);
-            match beside.try_recv() {
-                Ok(load) => self.run_async(load, layered),
-                Err(TryRecvError::Disconnected) => return self.run_layered(layered),
-                Err(TryRecvError::Empty) => {
-                    // Failing means that the queues are closed: the next round ends.
-                    let _ = woken.recv();
+            while self.active.len() < QUEUED_LOADS_MAX {
+                match beside.try_recv() {
+                    Ok(load) => self.accept(load),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => {
+                        open = false;
+                        break;
+                    }
                 }
+            }
+            if let Some(&job) = self.ready.front()
+                && let Some(backend) = self.idle.pop()
+            {
+                self.ready.pop_front();
+                self.begin_slice(job, backend);
+            } else if let Some(slice) = self.in_flight.pop_front() {
+                self.end_slice(slice);
+            } else if open {
+                // Failing means that the queues are closed: the next round ends.
+                let _ = woken.recv();
+            } else {
+                return self.run_layered(layered);
             }
         }
     }
@@ -157,94 +193,117 @@ impl Runner {
     /// Runs all layered loads there are.
     fn run_layered(&mut self, layered: &Receiver<Load>) {
         while let Ok(load) = layered.try_recv() {
-            let _abort = load.layers.as_ref().map(Layers::abort_on_drop);
-            let mut progress = self.begin(&load);
-            for layer in 0..self.registration.layout().layers() {
-                self.copy(&load, 0..load.moves.len(), layer..layer + 1, &mut progress);
-                if let Some(layers) = &load.layers {
-                    layers.finish(layer);
-                }
+            let Load { job, progress, how } = load;
+            let How::Layered(layers) = how else {
+                continue; // Only layered loads are sent here.
+            };
+            let _abort = layers.abort_on_drop();
+            while let Some(slice) = self.in_flight.pop_front() {
+                self.end_slice(slice);
             }
-            self.end(load, progress);
+            let outcome = match self.copy_layered(&progress, &layers) {
+                Ok(digests) => progress.outcome(self.device.registration(), &digests),
+                Err(_) => progress.into_failure(),
+            };
+            self.loads.complete(job, outcome);
         }
     }
 
-    /// Runs one async load, block by block, letting layered loads pass between slices.
-    fn run_async(&mut self, load: Load, layered: &Receiver<Load>) {
-        let mut progress = self.begin(&load);
-        let layers = self.registration.layout().layers();
-        for start in (0..load.moves.len()).step_by(SLICE_BLOCKS) {
-            self.run_layered(layered);
-            let end = load.moves.len().min(start + SLICE_BLOCKS);
-            self.copy(&load, start..end, 0..layers, &mut progress);
-        }
-        self.end(load, progress);
-    }
-
-    /// Marks the blocks whose slots do not hold what the plan means.
-    fn begin(&self, load: &Load) -> Progress {
-        let (segment, rank) = (self.registration.segment(), self.registration.rank());
-        let holds = |step: &BlockMove| {
-            segment
-                .shard_state(step.slot.slot, rank)
-                .is_some_and(|state| {
-                    state.status == ShardStatus::Sealed && state.generation == step.slot.generation
-                })
-        };
-        Progress {
-            digests: vec![0; load.moves.len()],
-            failed: load.moves.iter().map(|step| !holds(step)).collect(),
-        }
-    }
-
-    fn copy(
+    fn copy_layered(
         &mut self,
-        load: &Load,
-        moves: std::ops::Range<usize>,
-        layers: std::ops::Range<usize>,
-        progress: &mut Progress,
-    ) {
-        for place in moves {
-            let Some(step) = load
-                .moves
-                .get(place..=place)
-                .filter(|_| !progress.failed[place])
-            else {
-                continue;
-            };
-            let plan = CopyPlan {
-                direction: Direction::Load,
-                moves: step,
-                layers: layers.clone(),
-            };
-            let sums = &mut progress.digests[place..=place];
-            progress.failed[place] = self.backend.copy(&plan, Some(sums)).is_err();
+        progress: &Progress,
+        layers: &Layers,
+    ) -> Result<Vec<u64>, CopyError> {
+        let count = self.device.registration().layout().layers();
+        let Some(backend) = self.idle.first_mut() else {
+            return Ok(Vec::new()); // All are idle when nothing is in flight.
+        };
+        backend.begin(&load_of(progress.moves()))?;
+        for layer in 0..count {
+            backend.copy(layer..layer + 1)?;
+            layers.finish(layer, Mark::passed());
         }
+        backend.finish()
     }
 
-    fn end(&self, load: Load, progress: Progress) {
-        let (segment, rank) = (self.registration.segment(), self.registration.rank());
-        let mut outcome = LoadOutcome::default();
-        let checks = load
-            .moves
-            .iter()
-            .zip(&progress.digests)
-            .zip(&progress.failed)
-            .enumerate();
-        for (place, ((step, &digest), &failed)) in checks {
-            let expected = segment
-                .shard_state(step.slot.slot, rank)
-                .map(|state| state.checksum);
-            if failed {
-                outcome.failed.push(place);
-            } else if expected != Some(digest) {
-                outcome.failed.push(place);
-                outcome.damaged.push(step.slot);
-            } else {
-                outcome.bytes += self.registration.layout().shard_bytes() as u64;
-            }
+    fn accept(&mut self, load: Load) {
+        let job = load.job;
+        if load.progress.moves().is_empty() {
+            let outcome = load.progress.outcome(self.device.registration(), &[]);
+            self.loads.complete(job, outcome);
+            return;
         }
-        outcome.seconds = load.accepted.elapsed().as_secs_f64();
-        self.loads.complete(load.job, outcome);
+        let active = Active {
+            load,
+            next: 0,
+            slices: 0,
+        };
+        self.active.insert(job, active);
+        self.ready.push_back(job);
+    }
+
+    /// Puts the next slice of a load on the device.
+    fn begin_slice(&mut self, job: u64, mut backend: Box<dyn CopyBackend>) {
+        let Some(active) = self.active.get_mut(&job) else {
+            self.idle.push(backend);
+            return;
+        };
+        let moves = active.load.progress.moves();
+        let end = moves.len().min(active.next + self.device.slice_blocks());
+        let places = active.next..end;
+        active.next = end;
+        active.slices += 1;
+        if end < moves.len() {
+            self.ready.push_back(job);
+        }
+        let layers = self.device.registration().layout().layers();
+        let begun = backend
+            .begin(&load_of(&moves[places.clone()]))
+            .and_then(|()| {
+                if let How::Async(mark) = &active.load.how {
+                    backend.wait_for(mark)?;
+                }
+                backend.copy(0..layers)
+            });
+        self.in_flight.push_back(Slice {
+            job,
+            places,
+            backend,
+            begun,
+        });
+    }
+
+    /// Waits for a slice, and ends its load if it was the last.
+    fn end_slice(&mut self, slice: Slice) {
+        let Slice {
+            job,
+            places,
+            mut backend,
+            begun,
+        } = slice;
+        let digests = backend.finish();
+        self.idle.push(backend);
+        let Some(active) = self.active.get_mut(&job) else {
+            return;
+        };
+        active.slices -= 1;
+        let progress = &mut active.load.progress;
+        match begun.and(digests) {
+            Ok(digests) => progress.copied(places, &digests),
+            Err(_) => progress.fail(places),
+        }
+        let ended = active.slices == 0 && active.next == active.load.progress.moves().len();
+        if ended && let Some(active) = self.active.remove(&job) {
+            let outcome = active.load.progress.end(self.device.registration());
+            self.loads.complete(job, outcome);
+        }
+    }
+}
+
+fn load_of(moves: &[BlockMove]) -> Batch<'_> {
+    Batch {
+        direction: Direction::Load,
+        moves,
+        digests: true,
     }
 }

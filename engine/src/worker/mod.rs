@@ -2,10 +2,12 @@
 //!
 //! Methods are called on the thread that runs the model and return at once, except those that say
 //! that they wait. A save follows the forward pass layer by layer; a layered load runs ahead of it;
-//! an async load runs beside it and gives way to layered ones between slices.
+//! an async load runs beside it, in slices. On a GPU the model's stream waits for layers, not the
+//! thread; layered loads are put on a stream of their own, and threads only for what runs beside.
 
 mod in_flight;
 mod load;
+mod outcome;
 mod save;
 mod step;
 
@@ -13,13 +15,17 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvtide_kernels::copy::{CopyBackend, MemcpyBackend, Registration};
-use kvtide_model::{BlockMove, SlotRef};
+use kvtide_kernels::copy::{CopyError, Device, Direction, LayeredLoad, Registration};
+use kvtide_kernels::cuda::ComputeStream;
+use kvtide_model::BlockMove;
 
 use in_flight::InFlight;
 use load::LoadThread;
+use outcome::Progress;
 use save::{SaveBatch, SaveThread};
 use step::Layers;
+
+pub use outcome::LoadOutcome;
 
 /// A save of some blocks: the job's id from the pool, and what to copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,19 +34,6 @@ pub struct SaveJob {
     pub job: u64,
     /// What to copy.
     pub moves: Vec<BlockMove>,
-}
-
-/// How a load ended.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LoadOutcome {
-    /// Places in the plan of the blocks that must not be used.
-    pub failed: Vec<usize>,
-    /// Slots whose bytes did not have their checksum.
-    pub damaged: Vec<SlotRef>,
-    /// Bytes copied.
-    pub bytes: u64,
-    /// From acceptance to end.
-    pub seconds: f64,
 }
 
 /// Totals since the worker was made.
@@ -62,10 +55,51 @@ pub struct WorkerCounters {
 type Jobs = InFlight<Arc<Registration>, ()>;
 type Loads = InFlight<Arc<Registration>, LoadOutcome>;
 
-/// Carries out saves and loads for one rank.
+/// Why a worker could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The operating system refused a thread.
+    #[error("cannot start a copy thread: {0}")]
+    Thread(#[from] io::Error),
+    /// The device refused a backend.
+    #[error(transparent)]
+    Device(#[from] CopyError),
+}
+
+/// Why the step must not go on: the model would compute with bytes that were not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The thread that copies has stopped.
+    #[error("a layered load ended early: the thread that copies has stopped")]
+    Stopped,
+    /// The device failed.
+    #[error("a layered load failed: {0}")]
+    Device(#[from] CopyError),
+}
+
+/// The layered load of the step that is running.
 #[derive(Debug)]
+enum Layered {
+    /// A thread copies.
+    Thread(Arc<Layers>),
+    /// The device's streams copy; the last entry of [`Worker::streaming`].
+    Stream,
+    /// It could not be started.
+    Failed(CopyError),
+}
+
+/// A layered load on the device's streams, of this or an earlier step.
+struct Streaming {
+    job: u64,
+    progress: Progress,
+    load: Box<dyn LayeredLoad>,
+}
+
+/// Carries out saves and loads for one rank.
 pub struct Worker {
-    registration: Arc<Registration>,
+    device: Arc<dyn Device>,
+    /// Where the engine computes.
+    stream: ComputeStream,
     saves: Arc<Jobs>,
     loads: Arc<Loads>,
     counters: Arc<Counters>,
@@ -73,36 +107,34 @@ pub struct Worker {
     load_thread: LoadThread,
     /// The saves of the step that is running.
     step: Option<Arc<SaveBatch>>,
-    /// The layered load of the step that is running.
-    layered: Option<Arc<Layers>>,
+    layered: Option<Layered>,
+    streaming: Vec<Streaming>,
 }
 
 impl Worker {
-    /// Starts the threads `{device}-load` and `{device}-save`.
+    /// Starts the threads `{name}-load` and `{name}-save`.
     ///
     /// # Errors
-    /// When the operating system refuses another thread.
-    pub fn start(registration: Arc<Registration>, device: &str) -> io::Result<Self> {
+    /// [`StartError`] when the operating system or the device refuses what is needed.
+    pub fn start(device: Arc<dyn Device>, name: &str) -> Result<Self, StartError> {
         let saves = Arc::new(Jobs::new());
         let loads = Arc::new(Loads::new());
         let counters = Arc::new(Counters::default());
-        let backend =
-            || -> Box<dyn CopyBackend> { Box::new(MemcpyBackend::new(Arc::clone(&registration))) };
         let save_thread = SaveThread::start(
-            format!("{device}-save"),
-            Arc::clone(&registration),
-            backend(),
+            format!("{name}-save"),
+            Arc::clone(device.registration()),
+            device.backend(Direction::Save)?,
             Arc::clone(&saves),
             Arc::clone(&counters),
         )?;
         let load_thread = LoadThread::start(
-            format!("{device}-load"),
-            Arc::clone(&registration),
-            backend(),
+            format!("{name}-load"),
+            Arc::clone(&device),
             Arc::clone(&loads),
         )?;
         Ok(Self {
-            registration,
+            device,
+            stream: ComputeStream::default(),
             saves,
             loads,
             counters,
@@ -110,13 +142,19 @@ impl Worker {
             load_thread,
             step: None,
             layered: None,
+            streaming: Vec::new(),
         })
     }
 
-    /// Saves blocks whose layers are all computed.
+    /// The engine computes on `stream` from now on.
+    pub fn use_stream(&mut self, stream: ComputeStream) {
+        self.stream = stream;
+    }
+
+    /// Saves blocks whose layers are all computed, or at least begun.
     pub fn save_now(&self, jobs: Vec<SaveJob>) {
         if let Some(batch) = self.enqueue(jobs) {
-            batch.layers.finish_all();
+            self.finish_all(&batch);
         }
     }
 
@@ -129,19 +167,31 @@ impl Worker {
         self.step = self.enqueue(jobs);
     }
 
-    /// The running step has computed `layer`.
+    /// The running step has computed `layer`, or at least begun to.
     pub fn layer_computed(&self, layer: usize) {
         if let Some(step) = &self.step {
-            step.layers.finish(layer);
+            match self.device.mark(self.stream) {
+                Ok(mark) => step.layers.finish(layer, mark),
+                Err(_) => step.layers.abort(),
+            }
         }
     }
 
-    /// The running step has computed all layers.
+    /// The running step has computed all layers, or at least begun to.
     pub fn end_step(&mut self) {
         if let Some(step) = self.step.take() {
-            step.layers.finish_all();
+            self.finish_all(&step);
         }
         self.layered = None;
+    }
+
+    /// What is to be saved may be read behind what the engine has put on its stream by now. If the
+    /// device cannot even mark that, its blocks are not saved; the engine will notice by itself.
+    fn finish_all(&self, batch: &SaveBatch) {
+        match self.device.mark(self.stream) {
+            Ok(mark) => batch.layers.finish_all(mark),
+            Err(_) => batch.layers.abort(),
+        }
     }
 
     /// Waits until `jobs` do not read the engine's blocks any more.
@@ -153,13 +203,14 @@ impl Worker {
         if jobs.is_empty() {
             return None;
         }
-        let layers = self.registration.layout().layers();
+        let layers = self.registration().layout().layers();
         let batch = Arc::new(SaveBatch {
             jobs,
             layers: Layers::new(layers),
         });
         for job in &batch.jobs {
-            self.saves.begin(job.job, Arc::clone(&self.registration));
+            self.saves
+                .begin(job.job, Arc::clone(self.device.registration()));
             // Nobody asks how a save ended: the segment says so.
             self.saves.detach(job.job);
         }
@@ -171,7 +222,7 @@ impl Worker {
             .refused_saves
             .fetch_add(refused as u64, Ordering::Relaxed);
         for job in &batch.jobs {
-            save::condemn(&self.registration, &job.moves);
+            save::condemn(self.registration(), &job.moves);
             self.saves.complete(job.job, ());
         }
         None
@@ -179,44 +230,94 @@ impl Worker {
 
     /// Loads blocks for the step beginning now, layer by layer; see [`Worker::wait_layer`].
     pub fn load_layered(&mut self, job: u64, moves: Vec<BlockMove>) {
-        let layers = Arc::new(Layers::new(self.registration.layout().layers()));
-        self.loads.begin(job, Arc::clone(&self.registration));
-        self.load_thread
-            .load_layered(job, moves, Arc::clone(&layers));
-        self.layered = Some(layers);
+        let progress = Progress::new(self.registration(), moves);
+        self.loads
+            .begin(job, Arc::clone(self.device.registration()));
+        let begun = self.device.begin_layered(progress.moves(), self.stream);
+        self.layered = Some(match begun {
+            None => {
+                let layers = Arc::new(Layers::new(self.registration().layout().layers()));
+                self.load_thread
+                    .load_layered(job, progress, Arc::clone(&layers));
+                Layered::Thread(layers)
+            }
+            Some(Ok(load)) => {
+                self.streaming.push(Streaming {
+                    job,
+                    progress,
+                    load,
+                });
+                Layered::Stream
+            }
+            Some(Err(error)) => {
+                self.loads.complete(job, progress.into_failure());
+                Layered::Failed(error)
+            }
+        });
     }
 
-    /// Waits until the running step's layered load, if there is one, has loaded `layer`; `false` if
-    /// it never will, so that the step must not go on.
-    #[must_use]
-    pub fn wait_layer(&self, layer: usize) -> bool {
-        self.layered
-            .as_ref()
-            .is_none_or(|layers| layers.wait(layer))
+    /// Holds back the engine until the running step's layered load, if there is one, has loaded
+    /// `layer`: this thread in host memory, the engine's stream on a GPU.
+    ///
+    /// # Errors
+    /// [`LayerError`] if the layer never will be loaded.
+    pub fn wait_layer(&self, layer: usize) -> Result<(), LayerError> {
+        match &self.layered {
+            None => Ok(()),
+            Some(Layered::Thread(layers)) => {
+                layers.wait(layer).then_some(()).ok_or(LayerError::Stopped)
+            }
+            Some(Layered::Stream) => {
+                let streaming = self.streaming.last().ok_or(LayerError::Stopped)?;
+                Ok(streaming.load.hold_back(self.stream, layer)?)
+            }
+            Some(Layered::Failed(error)) => Err(error.clone().into()),
+        }
     }
 
     /// As [`Worker::wait_layer`], for every layer.
-    #[must_use]
-    pub fn wait_all_layers(&self) -> bool {
-        (0..self.registration.layout().layers()).all(|layer| self.wait_layer(layer))
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_all_layers(&self) -> Result<(), LayerError> {
+        (0..self.registration().layout().layers()).try_for_each(|layer| self.wait_layer(layer))
     }
 
     /// Loads blocks beside the steps. Full queues fail the load, which is then recomputed.
     pub fn load_async(&self, job: u64, moves: Vec<BlockMove>) {
-        self.loads.begin(job, Arc::clone(&self.registration));
-        self.load_thread.load_async(job, moves);
+        let progress = Progress::new(self.registration(), moves);
+        self.loads
+            .begin(job, Arc::clone(self.device.registration()));
+        match self.device.mark(self.stream) {
+            Ok(mark) => self.load_thread.load_async(job, progress, mark),
+            Err(_) => self.loads.complete(job, progress.into_failure()),
+        }
     }
 
     /// Loads that have ended since the last call, layered ones included.
     #[must_use]
-    pub fn take_loads(&self) -> Vec<(u64, LoadOutcome)> {
+    pub fn take_loads(&mut self) -> Vec<(u64, LoadOutcome)> {
+        let registration = Arc::clone(self.device.registration());
+        let mut running = Vec::new();
+        for mut streaming in self.streaming.drain(..) {
+            let Some(ended) = streaming.load.poll() else {
+                running.push(streaming);
+                continue;
+            };
+            let outcome = match ended {
+                Ok(digests) => streaming.progress.outcome(&registration, &digests),
+                Err(_) => streaming.progress.into_failure(),
+            };
+            self.loads.complete(streaming.job, outcome);
+        }
+        self.streaming = running;
         self.loads.take_done()
     }
 
     /// The layout of this rank's tensors.
     #[must_use]
     pub fn registration(&self) -> &Registration {
-        &self.registration
+        self.device.registration()
     }
 
     /// Totals so far.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use kvtide_kernels::copy::{CopyBackend, CopyPlan, Direction, Registration};
+use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Direction, Registration};
 use kvtide_model::BlockMove;
 
 use super::step::Layers;
@@ -88,52 +88,51 @@ impl Runner {
                 jobs: Arc::clone(&self.jobs),
                 rest: batch.jobs.iter().collect(),
             };
-            for digests in self.copy(&batch) {
-                let Some(job) = unsaved.rest.pop_front() else {
-                    break;
-                };
-                match digests {
-                    Some(digests) => self.publish(&job.moves, &digests),
-                    None => condemn(&self.registration, &job.moves),
-                }
+            let Some(digests) = self.copy(&batch) else {
+                continue; // The step was aborted, or the device failed.
+            };
+            let mut digests = digests.as_slice();
+            while let Some(job) = unsaved.rest.pop_front() {
+                let (own, others) = digests.split_at(job.moves.len().min(digests.len()));
+                self.publish(&job.moves, own);
+                digests = others;
                 self.jobs.complete(job.job, ());
             }
         }
     }
 
-    /// Copies all layers as they become ready; the checksums of every job's blocks, or `None` for a
-    /// job that failed.
-    fn copy(&mut self, batch: &SaveBatch) -> Vec<Option<Vec<u64>>> {
+    /// Copies all layers as they become ready; the checksums of all jobs' blocks, or `None` if they
+    /// were not saved. On return nothing is read any more.
+    fn copy(&mut self, batch: &SaveBatch) -> Option<Vec<u64>> {
         let (segment, rank) = (self.registration.segment(), self.registration.rank());
-        for step in batch.jobs.iter().flat_map(|job| &job.moves) {
+        let moves: Vec<BlockMove> = batch.jobs.iter().flat_map(|j| j.moves.clone()).collect();
+        for step in &moves {
             segment.begin_shard(step.slot.slot, rank, step.slot.generation);
         }
-        let mut digests: Vec<Option<Vec<u64>>> = batch
-            .jobs
-            .iter()
-            .map(|job| Some(vec![0; job.moves.len()]))
-            .collect();
+        let copied = self.copy_layers(batch, &moves);
+        let finished = self.backend.finish();
+        match (copied, finished) {
+            (Ok(true), Ok(digests)) => Some(digests),
+            _ => None,
+        }
+    }
+
+    /// Whether all layers were copied, rather than the step aborted.
+    fn copy_layers(&mut self, batch: &SaveBatch, moves: &[BlockMove]) -> Result<bool, CopyError> {
+        self.backend.begin(&Batch {
+            direction: Direction::Save,
+            moves,
+            digests: true,
+        })?;
         let mut taken = vec![false; self.registration.layout().layers()];
-        while let Some(layer) = batch.layers.next(&taken) {
-            for (job, sums) in batch.jobs.iter().zip(&mut digests) {
-                let plan = CopyPlan {
-                    direction: Direction::Save,
-                    moves: &job.moves,
-                    layers: layer..layer + 1,
-                };
-                let copied = sums
-                    .as_mut()
-                    .map(|sums| self.backend.copy(&plan, Some(sums)));
-                if copied.is_some_and(|result| result.is_err()) {
-                    *sums = None;
-                }
+        while let Some(done) = batch.layers.next(&taken) {
+            for mark in &done.marks {
+                self.backend.wait_for(mark)?;
             }
-            taken[layer] = true;
+            taken[done.layers.clone()].fill(true);
+            self.backend.copy(done.layers)?;
         }
-        if taken.contains(&false) {
-            digests.fill(None); // The step was aborted.
-        }
-        digests
+        Ok(!taken.contains(&false))
     }
 
     fn publish(&self, moves: &[BlockMove], digests: &[u64]) {

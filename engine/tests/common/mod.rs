@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SaveJob, SavePlan, Worker};
-use kvtide_kernels::copy::HostCache;
+use kvtide_kernels::copy::{Device, HostCache, HostDevice, Registration};
 use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::{BlockKey, BlockMove};
 use tempfile::TempDir;
@@ -68,7 +68,7 @@ impl Node {
                 .register(Arc::clone(&segment), rank)
                 .expect("registration");
             workers.push(
-                Worker::start(Arc::new(registration), &format!("test{rank}")).expect("threads"),
+                Worker::start(device(registration), &format!("test{rank}")).expect("threads"),
             );
             caches.push(cache);
         }
@@ -119,12 +119,12 @@ impl Node {
     }
 
     /// Runs an async load on every rank; their outcomes.
-    pub fn load(&self, job: u64, moves: &[BlockMove]) -> Vec<LoadOutcome> {
+    pub fn load(&mut self, job: u64, moves: &[BlockMove]) -> Vec<LoadOutcome> {
         self.workers
             .iter()
             .for_each(|worker| worker.load_async(job, moves.to_vec()));
         self.workers
-            .iter()
+            .iter_mut()
             .map(|worker| wait_load(worker, job))
             .collect()
     }
@@ -158,7 +158,7 @@ pub fn flip_byte(path: &std::path::Path, offset: usize) {
     file.write_all_at(&byte, offset as u64).expect("write");
 }
 
-pub fn wait_load(worker: &Worker, job: u64) -> LoadOutcome {
+pub fn wait_load(worker: &mut Worker, job: u64) -> LoadOutcome {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         if let Some((id, outcome)) = worker.take_loads().pop() {
@@ -168,4 +168,8 @@ pub fn wait_load(worker: &Worker, job: u64) -> LoadOutcome {
         assert!(Instant::now() < deadline, "load {job} did not end");
         std::thread::sleep(Duration::from_micros(100));
     }
+}
+
+fn device(registration: Registration) -> Arc<dyn Device> {
+    Arc::new(HostDevice::new(Arc::new(registration)))
 }

@@ -1,33 +1,89 @@
 //! Plain memory copies by the calling thread, for KV caches in host memory.
 
+use std::ops::Range;
 use std::ptr;
 use std::slice;
 use std::sync::Arc;
 
-use super::{CopyBackend, CopyError, CopyPlan, Direction, Registration, stream};
-use crate::checksum::{CHUNK_BYTES, chunk_digest, layer_digest};
+use super::{
+    Batch, CopyBackend, CopyError, Device, Direction, LayeredLoad, Mark, Registration, stream,
+};
+use kvtide_model::BlockMove;
 
-/// Copies with the CPU. When `copy` returns, the bytes are in place.
+use crate::checksum::digest;
+use crate::cuda::ComputeStream;
+
+/// A piece is hashed just before it is copied, while it is in the core's own cache. A multiple of the
+/// checksum's chunks.
+const PIECE_BYTES: usize = 32 << 10;
+
+/// A slice of an async load: what a layered load waits for at most.
+const SLICE_BLOCKS: usize = 32;
+
+/// A KV cache in host memory, copied by the threads that ask for it.
 #[derive(Debug)]
-pub struct MemcpyBackend {
+pub struct HostDevice {
     registration: Arc<Registration>,
 }
 
-impl MemcpyBackend {
-    /// A backend for the tensors and rows of `registration`.
+impl HostDevice {
+    /// A device for the tensors and rows of `registration`, all of them in host memory.
     #[must_use]
     pub fn new(registration: Arc<Registration>) -> Self {
         Self { registration }
     }
+}
 
+impl Device for HostDevice {
+    fn registration(&self) -> &Arc<Registration> {
+        &self.registration
+    }
+
+    fn backend(&self, _direction: Direction) -> Result<Box<dyn CopyBackend>, CopyError> {
+        Ok(Box::new(MemcpyBackend {
+            registration: Arc::clone(&self.registration),
+            direction: Direction::Save,
+            moves: Vec::new(),
+            digests: None,
+        }))
+    }
+
+    fn mark(&self, _stream: ComputeStream) -> Result<Mark, CopyError> {
+        Ok(Mark::passed())
+    }
+
+    fn begin_layered(
+        &self,
+        _moves: &[BlockMove],
+        _stream: ComputeStream,
+    ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>> {
+        None
+    }
+
+    fn slice_blocks(&self) -> usize {
+        SLICE_BLOCKS
+    }
+}
+
+/// Copies with the CPU. When `copy` returns, the bytes are in place.
+#[derive(Debug)]
+struct MemcpyBackend {
+    registration: Arc<Registration>,
+    direction: Direction,
+    moves: Vec<BlockMove>,
+    /// One a move, if wanted.
+    digests: Option<Vec<u64>>,
+}
+
+impl MemcpyBackend {
     /// Copies one layer of one block; its digest (0 unless wanted), or `None` if out of range.
     fn copy_layer(
         &self,
-        direction: Direction,
         (slot, block): (u32, u32),
         layer: usize,
         wants_digest: bool,
     ) -> Option<u64> {
+        let direction = self.direction;
         let Registration {
             layout,
             segment,
@@ -37,22 +93,21 @@ impl MemcpyBackend {
         let offset = layer * layout.layer_bytes();
         let host = segment.shard_address(slot, *rank)?.wrapping_add(offset);
         let mut runs = layout.runs(layer, block)?;
-        // A layer in one piece is hashed while it passes through the cache: chunk by chunk, first
+        // A layer in one piece is hashed while it passes through the cache: piece by piece, first
         // read by the hash, then by the copy.
         if layout.is_one_run(layer) && wants_digest {
             let (address, bytes) = runs.next()?;
             let device = ptr::with_exposed_provenance_mut::<u8>(address);
             let mut sum: u64 = 0;
-            for start in (0..bytes).step_by(CHUNK_BYTES) {
-                let length = CHUNK_BYTES.min(bytes - start);
+            for start in (0..bytes).step_by(PIECE_BYTES) {
+                let length = PIECE_BYTES.min(bytes - start);
                 let (device, host) = (device.wrapping_add(start), host.wrapping_add(start));
                 let (source, target) = ends(direction, device, host);
                 // SAFETY: see `copy_run`; hashing reads what the copy reads.
                 sum = sum.wrapping_add(unsafe {
-                    let digest =
-                        chunk_digest(slice::from_raw_parts(source, length), offset + start);
+                    let piece = digest(slice::from_raw_parts(source, length), offset + start);
                     stream::copy(source, target, length);
-                    digest
+                    piece
                 });
             }
             return Some(sum);
@@ -73,7 +128,7 @@ impl MemcpyBackend {
         // SAFETY: `host` starts one layer of a shard in the segment; the pool keeps others from
         // writing it meanwhile.
         let layer = unsafe { slice::from_raw_parts(host, layout.layer_bytes()) };
-        Some(layer_digest(layer, offset))
+        Some(digest(layer, offset))
     }
 }
 
@@ -96,32 +151,40 @@ fn copy_run(direction: Direction, device: *mut u8, host: *mut u8, bytes: usize) 
 }
 
 impl CopyBackend for MemcpyBackend {
-    fn copy(&mut self, plan: &CopyPlan<'_>, digests: Option<&mut [u64]>) -> Result<(), CopyError> {
-        let copied = self.copy_moves(plan, digests);
-        // Also after an error: the moves before it were made.
-        stream::fence();
-        copied
+    fn begin(&mut self, batch: &Batch<'_>) -> Result<(), CopyError> {
+        self.registration.check(batch.moves)?;
+        self.direction = batch.direction;
+        self.moves = batch.moves.to_vec();
+        self.digests = batch.digests.then(|| vec![0; batch.moves.len()]);
+        Ok(())
     }
-}
 
-impl MemcpyBackend {
-    fn copy_moves(
-        &self,
-        plan: &CopyPlan<'_>,
-        mut digests: Option<&mut [u64]>,
-    ) -> Result<(), CopyError> {
-        for (i, step) in plan.moves.iter().enumerate() {
-            for layer in plan.layers.clone() {
-                let (slot, block) = (step.slot.slot, step.block);
-                let wanted = digests.as_deref_mut().and_then(|sums| sums.get_mut(i));
-                let digest = self
-                    .copy_layer(plan.direction, (slot, block), layer, wanted.is_some())
-                    .ok_or(CopyError::OutOfRange { slot, block, layer })?;
-                if let Some(sum) = wanted {
-                    *sum = sum.wrapping_add(digest);
-                }
+    fn wait_for(&mut self, _mark: &Mark) -> Result<(), CopyError> {
+        Ok(())
+    }
+
+    fn copy(&mut self, layers: Range<usize>) -> Result<(), CopyError> {
+        self.registration.check_layers(&layers)?;
+        let mut digests = self.digests.take();
+        for (i, step) in self.moves.iter().enumerate() {
+            let wanted = digests.as_deref_mut().and_then(|sums| sums.get_mut(i));
+            let (slot, block) = (step.slot.slot, step.block);
+            let sum = layers.clone().try_fold(0, |sum: u64, layer| {
+                let digest = self.copy_layer((slot, block), layer, wanted.is_some())?;
+                Some(sum.wrapping_add(digest))
+            });
+            let sum = sum.ok_or(CopyError::OutOfRange { slot, block })?;
+            if let Some(wanted) = wanted {
+                *wanted = wanted.wrapping_add(sum);
             }
         }
+        self.digests = digests;
+        stream::fence();
         Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Vec<u64>, CopyError> {
+        self.moves.clear();
+        Ok(self.digests.take().unwrap_or_default())
     }
 }

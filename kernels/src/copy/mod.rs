@@ -1,8 +1,12 @@
 //! Copies between paged KV cache blocks and rows.
 //!
-//! A [`CopyPlan`] names slots, blocks and layers; a [`CopyBackend`] carries it out for one rank.
-//! Backends run on the device's own load and save threads and know nothing of requests.
+//! A [`Device`] is one rank's KV cache and the rows it may use. It hands out [`CopyBackend`]s, one to
+//! each thread that copies, and starts the layered loads of a device that has streams. A backend
+//! works in batches: some blocks, named by slot and block, of which layers are copied one after the
+//! other or all at once. It may only enqueue; the batch's end is waited for. Nothing here knows of
+//! requests.
 
+mod cuda;
 mod host_cache;
 mod memcpy;
 mod stream;
@@ -14,11 +18,13 @@ use std::sync::Arc;
 
 use kvtide_model::BlockMove;
 
+use crate::cuda::{ComputeStream, CudaError, Event};
 use crate::kv_layout::KvLayout;
 use crate::segment::SharedSegment;
 
+pub use cuda::{CudaDevice, CudaOptions, Measured, Route, Routes};
 pub use host_cache::HostCache;
-pub use memcpy::MemcpyBackend;
+pub use memcpy::HostDevice;
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +69,10 @@ impl Registration {
     /// [`RegistrationError`] when the segment's rows do not hold what the layout describes.
     ///
     /// # Safety
-    /// The tensors behind `layout` are memory of this process that can be read and written, and
-    /// stay so until `owner` is dropped. Blocks named in a plan are not written by others while a
-    /// save of them runs, and not used by others while a load of them runs.
+    /// The tensors behind `layout` are memory that can be read and written by the device that this
+    /// is given to (host memory by [`HostDevice`], memory of that GPU by [`CudaDevice`]), and stay
+    /// so until `owner` is dropped. Blocks named in a batch are not written by others while a save
+    /// of them runs, and not used by others while a load of them runs.
     pub unsafe fn new(
         layout: KvLayout,
         segment: Arc<SharedSegment>,
@@ -111,6 +118,28 @@ impl Registration {
     pub fn rank(&self) -> u32 {
         self.rank
     }
+
+    /// An error if one of `moves` names a slot or a block that does not exist.
+    fn check(&self, moves: &[BlockMove]) -> Result<(), CopyError> {
+        let rows = self.segment.geometry().rows();
+        let outside = moves
+            .iter()
+            .find(|step| step.slot.slot >= rows || step.block >= self.layout.blocks());
+        outside.map_or(Ok(()), |step| {
+            Err(CopyError::OutOfRange {
+                slot: step.slot.slot,
+                block: step.block,
+            })
+        })
+    }
+
+    /// An error if `layers` do not exist.
+    fn check_layers(&self, layers: &Range<usize>) -> Result<(), CopyError> {
+        if layers.start <= layers.end && layers.end <= self.layout.layers() {
+            return Ok(());
+        }
+        Err(CopyError::NoSuchLayer { layer: layers.end })
+    }
 }
 
 impl fmt::Debug for Registration {
@@ -123,40 +152,123 @@ impl fmt::Debug for Registration {
     }
 }
 
-/// Some layers of some blocks, in one direction.
-#[derive(Clone, Debug)]
-pub struct CopyPlan<'a> {
-    /// Which way.
-    pub direction: Direction,
-    /// Slots and blocks.
-    pub moves: &'a [BlockMove],
-    /// Layers, by index in the layout.
-    pub layers: Range<usize>,
-}
-
-/// Why a plan could not be carried out. Layers before the one that is named may have been copied.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+/// Why a batch could not be carried out. Some of it may have been copied.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CopyError {
-    /// The plan names something that does not exist.
-    #[error("slot {slot}, block {block} or layer {layer} is out of range")]
+    /// A move names something that does not exist.
+    #[error("slot {slot} or block {block} is out of range")]
     OutOfRange {
         /// Slot.
         slot: u32,
         /// Block.
         block: u32,
+    },
+    /// There is no such layer.
+    #[error("layer {layer} is out of range")]
+    NoSuchLayer {
         /// Layer.
         layer: usize,
     },
+    /// The GPU or its driver failed.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
 }
 
-/// Copies for one rank.
+/// A point in the engine's computation: what the engine has started by then is done before whatever
+/// waits for the mark.
+#[derive(Debug)]
+pub struct Mark(Option<Event>);
+
+impl Mark {
+    /// A mark of an engine that computes in host memory: what was started is done.
+    #[must_use]
+    pub fn passed() -> Self {
+        Self(None)
+    }
+}
+
+/// Blocks that are copied together, in one direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// Which way.
+    pub direction: Direction,
+    /// Slots and blocks.
+    pub moves: &'a [BlockMove],
+    /// Whether checksums are wanted.
+    pub digests: bool,
+}
+
+/// Copies for one thread, in batches; a batch ends before the next begins.
+///
+/// Dropping it waits for what it has started.
 pub trait CopyBackend: Send {
-    /// Carries out `plan`. If `digests` is given it has one entry a move, to which the digest of
-    /// every layer that was copied is added (wrapping); the sum over all layers is the shard's
-    /// checksum ([`crate::shard_checksum`]).
+    /// Begins a batch.
     ///
     /// # Errors
-    /// [`CopyError`] at the first move that cannot be made.
-    fn copy(&mut self, plan: &CopyPlan<'_>, digests: Option<&mut [u64]>) -> Result<(), CopyError>;
+    /// [`CopyError`] when a move is out of range, and when the device fails.
+    fn begin(&mut self, batch: &Batch<'_>) -> Result<(), CopyError>;
+
+    /// What is copied from now on is copied after `mark`.
+    ///
+    /// # Errors
+    /// [`CopyError`] when the device fails.
+    fn wait_for(&mut self, mark: &Mark) -> Result<(), CopyError>;
+
+    /// Copies `layers`, by index in the layout, of all the batch's moves.
+    ///
+    /// # Errors
+    /// [`CopyError`] when a layer is out of range, and when the device fails.
+    fn copy(&mut self, layers: Range<usize>) -> Result<(), CopyError>;
+
+    /// Waits until all copies of the batch have ended. If digests were wanted: for each move, the
+    /// wrapping sum of the digests of the layers that were copied, which over all layers is the
+    /// shard's checksum ([`crate::shard_checksum`]). A save's are of what was read, a load's of what
+    /// the blocks hold afterwards.
+    ///
+    /// # Errors
+    /// [`CopyError`] when the device fails.
+    fn finish(&mut self) -> Result<Vec<u64>, CopyError>;
+}
+
+/// A load whose layers arrive one after the other, all of it enqueued on the device.
+pub trait LayeredLoad: Send + Sync {
+    /// Holds back `stream` until `layer` is there. Returns at once.
+    ///
+    /// # Errors
+    /// [`CopyError`] when the layer is out of range, and when the device fails.
+    fn hold_back(&self, stream: ComputeStream, layer: usize) -> Result<(), CopyError>;
+
+    /// What [`CopyBackend::finish`] returns, once the load has ended; `None` before.
+    fn poll(&mut self) -> Option<Result<Vec<u64>, CopyError>>;
+}
+
+/// One rank's KV cache, where it can be copied to and from.
+pub trait Device: Send + Sync + fmt::Debug {
+    /// Both sides of every copy.
+    fn registration(&self) -> &Arc<Registration>;
+
+    /// A backend for a thread that copies in one direction.
+    ///
+    /// # Errors
+    /// [`CopyError`] when the device has no room for what a backend needs.
+    fn backend(&self, direction: Direction) -> Result<Box<dyn CopyBackend>, CopyError>;
+
+    /// Marks what the engine has put on `stream` so far.
+    ///
+    /// # Errors
+    /// [`CopyError`] when the device fails.
+    fn mark(&self, stream: ComputeStream) -> Result<Mark, CopyError>;
+
+    /// Enqueues a load of `moves`, layer by layer, behind what the engine has put on `stream` so
+    /// far. `None` if the device has no streams: a thread loads, and the engine waits for it.
+    fn begin_layered(
+        &self,
+        moves: &[BlockMove],
+        stream: ComputeStream,
+    ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>>;
+
+    /// Blocks of one slice of a long load: few enough that others need not wait long, enough to
+    /// keep the device busy.
+    fn slice_blocks(&self) -> usize;
 }

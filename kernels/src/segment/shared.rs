@@ -406,6 +406,11 @@ impl SharedSegment {
         &self.reclaimed
     }
 
+    /// Address and bytes of the whole map.
+    pub(crate) fn range(&self) -> (*mut u8, usize) {
+        (self.map.as_mut_ptr(), self.map.len())
+    }
+
     /// Address of `rank`'s shard of `row`, good for [`RowGeometry::shard_bytes`] bytes; `None` when
     /// out of range.
     pub(crate) fn shard_address(&self, row: u32, rank: u32) -> Option<*mut u8> {

@@ -1,0 +1,244 @@
+"""`python -m bench.gpu`: kvtide, vLLM's own offloading and no offloading, side by side on one GPU.
+
+All engines are alive at once, each in a process of its own, and run every workload in turn. Writes
+`bench/results/gpu.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.provenance import ROOT
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_LOGGING_LEVEL": "INFO",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+SETTLE_S = 0.3
+"""After saves, before what must not overlap with them."""
+
+
+class Engine:
+    """One engine's process."""
+
+    def __init__(self, name: str, log: Path, **options: Any) -> None:
+        self.name = name
+        self._log = log.open("w")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.gpu.engine", json.dumps(options)],
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.boot_s = 0.0
+        self._reader = threading.Thread(target=self._await_boot)
+        self._reader.start()
+
+    def _await_boot(self) -> None:
+        self.boot_s = self._answer()["boot_s"]
+
+    def booted(self) -> None:
+        """Waits for the boot."""
+        self._reader.join()
+        if self.boot_s == 0.0:
+            sys.exit(f"{self.name} did not boot; see {self._log.name}")
+        print(f"{self.name}: booted in {self.boot_s:.0f} s", flush=True)
+
+    def __call__(self, do: str, **arguments: Any) -> Any:
+        """Runs a workload."""
+        assert self._process.stdin is not None
+        print(json.dumps({"do": do} | arguments), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line.removeprefix("RESULT "))
+            print(line, end="", file=self._log)
+        return {"boot_s": 0.0}
+
+
+def ms(seconds: float) -> float:
+    """In milliseconds."""
+    return seconds * 1e3
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Of sorted values."""
+    return values[min(len(values) - 1, int(len(values) * share))]
+
+
+class Suite:
+    """All workloads over the engines that are alive."""
+
+    def __init__(self, engines: list[Engine]) -> None:
+        self.engines = engines
+        self.found: dict[str, dict[str, Any]] = {engine.name: {} for engine in engines}
+        self.seed = 1000
+
+    def fresh(self, count: int) -> list[int]:
+        """Seeds that no engine has seen."""
+        self.seed += count
+        return list(range(self.seed - count, self.seed))
+
+    def note(self, engine: Engine, what: str, value: Any) -> None:
+        """Keeps and prints a result."""
+        self.found[engine.name][what] = value
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        print(f"{engine.name:12} {what:40} {shown}", flush=True)
+
+    def warm_up(self) -> None:
+        """Kernels are chosen and graphs captured before anything is timed."""
+        for engine in self.engines:
+            seeds = self.fresh(8)
+            engine("batch", seeds=seeds, output=8)
+            engine("idle", seconds=SETTLE_S)
+            engine("batch", seeds=seeds, output=8)
+            engine("each", seeds=seeds[:3], output=1)
+
+    def reload(self) -> None:
+        """8k-token prompts reloaded on an idle engine; cold and GPU hits beside it."""
+        for engine in self.engines:
+            seeds = self.fresh(14)
+            cold = engine("each", seeds=seeds, output=1)
+            engine("idle", seconds=SETTLE_S)
+            again = engine("each", seeds=seeds[:8], output=1)
+            hit = engine("each", seeds=[seeds[7]] * 5, output=1)
+            self.note(engine, "cold_ms", ms(median(cold)))
+            self.note(engine, "reload_ms", ms(median(again)))
+            self.note(engine, "reload_all_ms", [round(ms(t), 1) for t in again])
+            self.note(engine, "gpu_hit_ms", ms(median(hit)))
+
+    def batch(self) -> None:
+        """16 prompts of 8k with 32 tokens each, reloaded."""
+        for engine in self.engines:
+            times = []
+            for _ in range(1 if engine.name == "none" else 3):
+                seeds = self.fresh(16)
+                engine("batch", seeds=seeds, output=32)
+                engine("idle", seconds=SETTLE_S)
+                times.append(engine("batch", seeds=seeds, output=32))
+            self.note(engine, "batch_reload_s", median(times))
+
+    def new_prompts(self, turns: int) -> None:
+        """16 new prompts, by turns: what saving costs."""
+        seconds: dict[str, list[float]] = {engine.name: [] for engine in self.engines}
+        for turn in range(turns):
+            order = self.engines if turn % 2 == 0 else self.engines[::-1]
+            seeds = self.fresh(16)
+            for engine in order:
+                seconds[engine.name].append(engine("batch", seeds=seeds, output=32))
+                engine("idle", seconds=SETTLE_S)
+        for engine in self.engines:
+            pairs = zip(seconds[engine.name], seconds["none"], strict=True)
+            self.note(engine, "new_s", median(seconds[engine.name]))
+            self.note(engine, "new_cost", median(a / b for a, b in pairs) - 1)
+
+    def mixed(self) -> None:
+        """8 decoders and a reload each 250 ms."""
+        for engine in self.engines:
+            seeds = self.fresh(16)
+            engine("batch", seeds=seeds, output=1)
+            engine("idle", seconds=SETTLE_S)
+            engine("batch", seeds=self.fresh(6), output=1)
+            engine("idle", seconds=SETTLE_S)
+            result = engine("mixed", seeds=seeds[:12], decoders=8, every_s=0.25)
+            self.note(engine, "mixed_ttft_p50_ms", ms(median(result["ttft"])))
+            self.note(engine, "mixed_ttft_max_ms", ms(result["ttft"][-1]))
+            for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
+                self.note(engine, f"mixed_itl_{name}_ms", ms(percentile(result["itl"], share)))
+            self.found[engine.name]["mixed_itl"] = result["itl"]
+
+    def closed_loop(self) -> None:
+        """The headline: every prefill step carries a load."""
+        for engine in self.engines:
+            seeds = self.fresh(16)
+            engine("batch", seeds=seeds, output=1)
+            engine("idle", seconds=SETTLE_S)
+            arguments = {"users": 4, "requests": 32, "new_tokens": 1024, "output": 64}
+            result = engine("closed_loop", prefixes=seeds, **arguments)
+            self.note(engine, "loop_requests_s", result["requests_s"])
+            self.note(engine, "loop_ttft_p50_ms", ms(median(result["ttft"])))
+            self.note(engine, "loop_tpot_p50_ms", ms(median(result["tpot"])))
+            self.note(engine, "loop_itl_p99_ms", ms(percentile(result["itl"], 0.99)))
+
+
+def main() -> None:
+    """See the module's documentation."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results and logs")
+    parser.add_argument("--engines", nargs="*", default=["none", "native", "kvtide"])
+    parser.add_argument(
+        "--workloads", nargs="*", default=["reload", "batch", "mixed", "closed_loop", "new_prompts"]
+    )
+    parser.add_argument("--host-gb", type=float, default=32)
+    parser.add_argument("--turns", type=int, default=5)
+    arguments = parser.parse_args()
+    folder = tempfile.mkdtemp(prefix="kvtide-bench-")
+    extras = {
+        "kvtide-sync": {"load": "sync"},
+        "kvtide-layered": {"load": "layered"},
+        "kvtide-async": {"load": "async"},
+    }
+    engines = []
+    for name in arguments.engines:
+        engines.append(
+            Engine(
+                name,
+                arguments.out / f"{name}.log",
+                connector=name.split("-")[0],
+                host_gb=arguments.host_gb,
+                extra=extras.get(name, {}),
+                folder=folder,
+            )
+        )
+        if name == arguments.engines[0]:
+            engines[0].booted()  # Compiles for all of them.
+    for engine in engines[1:]:
+        engine.booted()
+    suite = Suite(engines)
+    began = time.perf_counter()
+    suite.warm_up()
+    for workload in arguments.workloads:
+        try:
+            if workload == "new_prompts":
+                suite.new_prompts(arguments.turns)
+            else:
+                getattr(suite, workload)()
+        finally:
+            (arguments.out / "gpu_found.json").write_text(json.dumps(suite.found, indent=1))
+        print(f"-- {workload} done at {time.perf_counter() - began:.0f} s", flush=True)
+    for engine in engines:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""`python -m bench.gpu.copies`: rates of every route, by size of the contiguous pieces.
+
+Whole loads and saves through a worker are timed, checksums and hand-over included: 1 GiB of
+scattered blocks of 32 layers, K and V apart, so a piece is half of a block's bytes in one layer.
+"both" saves and loads whole rows at once, and adds up their bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from bench.gpu.rig import Layout, Rig
+
+LAYERS = 32
+BYTES = 1 << 30
+REPEATS = 7
+PIECES_KIB = (8, 16, 32, 64)
+SAVE_ROUTES = ("dma", "staged", "bulk:4", "kernel:2", "kernel:4")
+LOAD_ROUTES = ("dma", "staged")
+LAYERED_ROUTES = ("dma", "staged", "bulk:4", "bulk:8", "kernel:4", "kernel:8")
+
+
+def layout_of(piece_kib: int) -> Layout:
+    """A layer whose K and V of one block are a piece each."""
+    return Layout(f"{piece_kib} KiB", (2, -1, 16, 1, piece_kib << 10 >> 5))
+
+
+def rate(seconds: list[float]) -> float:
+    """Median in GB/s."""
+    return BYTES / statistics.median(seconds) / 1e9
+
+
+class Bench:
+    """One rig with all its blocks saved."""
+
+    def __init__(self, piece_kib: int, **routes: str) -> None:
+        layout = layout_of(piece_kib)
+        self.count = BYTES // (LAYERS * layout.layer_bytes())
+        # Room for a save of everything beside what is held.
+        self.rig = Rig(layout, LAYERS, self.count + 1, BYTES / (1 << 30) * 2.2, **routes)
+        self.blocks = random.Random(0).sample(range(1, self.count + 1), k=self.count)
+
+    def saves(self) -> list[float]:
+        """Seconds of saves, each of fresh keys into rows that hold older ones."""
+        seconds = []
+        for seed in range(1, REPEATS + 2):
+            sequence = self.rig.sequence(self.count, seed)
+            job, moves, _ = sequence.plan_save(self.rig.pool, 0, self.blocks)
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            self.rig.worker.begin_step([(job, moves)])
+            for layer in range(LAYERS):
+                self.rig.worker.layer_computed(layer)
+            self.rig.worker.end_step()
+            self.rig.worker.wait_saves([job])
+            seconds.append(time.perf_counter() - start)
+            self.rig.pool.poll()
+            self.rig.pool.clear()
+        return seconds[1:]
+
+    def loads(self, layered: bool) -> list[float]:
+        """Seconds of loads of everything."""
+        sequence = self.rig.sequence(self.count)
+        self.rig.save(sequence, self.blocks)
+        seconds = []
+        for _ in range(REPEATS + 1):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            failed, damaged, _ = self.rig.load(sequence, self.blocks, layered)
+            seconds.append(time.perf_counter() - start)
+            assert not failed
+            assert not damaged
+        return seconds[1:]
+
+    def both(self) -> list[float]:
+        """Seconds of a load of half of the blocks beside a save of the other half."""
+        half = self.count // 2
+        loaded, saved = self.blocks[:half], self.blocks[half:]
+        sequence = self.rig.sequence(half)
+        self.rig.save(sequence, loaded)
+        seconds = []
+        for seed in range(1, REPEATS + 2):
+            fresh = self.rig.sequence(half, seed)
+            job, moves, _ = fresh.plan_save(self.rig.pool, 0, saved)
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            self.rig.worker.save_now([(job, moves)])
+            failed, damaged, _ = self.rig.load(sequence, loaded)
+            self.rig.worker.wait_saves([job])
+            seconds.append(time.perf_counter() - start)
+            assert not failed
+            assert not damaged
+            self.rig.pool.poll()
+        return seconds[1:]
+
+    def close(self) -> None:
+        self.rig.__exit__()
+
+
+def measure(piece_kib: int) -> list[dict[str, Any]]:
+    """All routes for pieces of one size."""
+    rows = []
+
+    def add(what: str, route: str, seconds: list[float]) -> None:
+        rows.append({"what": what, "piece_kib": piece_kib, "route": route, "gb_s": rate(seconds)})
+        print(f"{piece_kib:4} KiB {what:8} {route:10} {rate(seconds):6.1f} GB/s", flush=True)
+
+    for what, routes in (("save", SAVE_ROUTES), ("load", LOAD_ROUTES), ("layered", LAYERED_ROUTES)):
+        for route in routes:
+            pinned = {f"gpu_{w}_route": "dma" for w in ("save", "load", "layered")}
+            bench = Bench(piece_kib, **(pinned | {f"gpu_{what}_route": route}))
+            add(what, route, bench.saves() if what == "save" else bench.loads(what == "layered"))
+            bench.close()
+    bench = Bench(piece_kib, gpu_save_route="staged", gpu_load_route="staged")
+    add("both", "staged", bench.both())
+    bench.close()
+    bench = Bench(piece_kib)
+    print(bench.rig.worker.about, flush=True)
+    bench.close()
+    return rows
+
+
+def main() -> None:
+    """See the module's documentation."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--json", help="write the rows to this file")
+    parser.add_argument("--pieces", type=int, nargs="*", default=PIECES_KIB, help="KiB")
+    arguments = parser.parse_args()
+    rows = [row for piece in arguments.pieces for row in measure(piece)]
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(rows, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

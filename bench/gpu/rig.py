@@ -1,0 +1,206 @@
+"""A pool and a worker over tensors of any shape, without vLLM."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from kvtide import _native
+
+BLOCK_TOKENS = 16
+TIMEOUT_S = 20.0
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the KV cache of one layer lies in memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    """With -1 where blocks are counted."""
+    dtype: torch.dtype = torch.bfloat16
+    offset: int = 0
+    """Elements of the storage before the first."""
+    order: tuple[int, ...] = ()
+    """Dimensions from the outermost in memory to the innermost; as in the shape if empty."""
+    cross_layer: bool = False
+    """Whether all layers share one storage, block by block."""
+
+    def tensors(self, layers: int, blocks: int) -> list[torch.Tensor]:
+        """One view a layer, filled with random bytes."""
+        shape = tuple(blocks if n == -1 else n for n in self.shape)
+        order = self.order or tuple(range(len(shape)))
+        memory = [shape[d] for d in order]
+        inverse = [order.index(d) for d in range(len(shape))]
+        if self.cross_layer:
+            assert self.shape[0] == -1
+            storage = self._random((blocks, layers, *memory[1:]))
+            return [storage[:, layer].permute(inverse) for layer in range(layers)]
+        return [self._random(tuple(memory)).permute(inverse) for _ in range(layers)]
+
+    def _random(self, shape: tuple[int, ...]) -> torch.Tensor:
+        count = torch.Size(shape).numel() + self.offset
+        size = torch.empty(0, dtype=self.dtype).element_size()
+        raw = torch.randint(0, 256, (count * size,), dtype=torch.uint8, device="cuda")
+        return raw.view(self.dtype)[self.offset :].view(shape)
+
+    def layer_bytes(self) -> int:
+        """Bytes of a block in one layer."""
+        size = torch.empty(0, dtype=self.dtype).element_size()
+        elements = 1
+        for n in self.shape:
+            elements *= 1 if n == -1 else n
+        return elements * size
+
+    def block_dimension(self) -> int:
+        """Where blocks are counted."""
+        return self.shape.index(-1)
+
+
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's elements as integers, so that NaN equals itself."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+    return tensor.view(kinds[tensor.element_size()])
+
+
+class Rig:
+    """One rank's KV cache and a pool for it."""
+
+    def __init__(
+        self, layout: Layout, layers: int = 3, blocks: int = 64, rows_gb: float = 0.05, **extra: Any
+    ) -> None:
+        self.layout, self.layers, self.blocks = layout, layers, blocks
+        self.tensors = layout.tensors(layers, blocks)
+        settings = {"host_capacity_gb": rows_gb, "scrub_mib_per_s": 0, "huge_pages": "off"} | extra
+        self.settings = _native.Settings(json.dumps(settings), {})
+        name = f"gpu-{os.getpid()}-{next(_numbers)}"
+        # One holder more than there are, so that the file keeps its name.
+        self.segment = _native.Segment(self.settings, name, 1, layers, layout.layer_bytes(), 3)
+        self.segment.populate(lambda _done, _total: None)
+        self.pool = _native.Pool(self.settings, self.segment, False)
+        self.worker = _native.Worker(
+            self.settings,
+            self.segment,
+            0,
+            "gpu",
+            torch.cuda.current_device(),
+            blocks,
+            [self._view(i, tensor) for i, tensor in enumerate(self.tensors)],
+            self.tensors,
+        )
+        self.worker.use_stream(torch.cuda.current_stream().cuda_stream)
+        self.namespace = _native.Namespace(
+            model=name,
+            weights_revision="",
+            compute_dtype="",
+            kv_dtype="",
+            layout="",
+            block_tokens=BLOCK_TOKENS,
+            ranks=1,
+            shard_bytes=layers * layout.layer_bytes(),
+        )
+        self._jobs = itertools.count(1 << 40)
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.worker.close()
+        path = Path(self.segment.path)
+        del self.worker, self.pool, self.segment
+        path.unlink(missing_ok=True)
+
+    def _view(self, index: int, tensor: torch.Tensor) -> tuple:
+        size = tensor.element_size()
+        offset = tensor.storage_offset() * size
+        return (
+            f"layers.{index}",
+            tensor.data_ptr(),
+            tensor.untyped_storage().nbytes() - offset,
+            list(tensor.shape),
+            [stride * size for stride in tensor.stride()],
+            size,
+        )
+
+    def sequence(self, blocks: int, seed: int = 0) -> _native.Sequence:
+        """A sequence of so many blocks; equal seeds make equal keys."""
+        fresh = self.namespace.sequence(None, None, None, [])
+        fresh.extend([seed * 1_000_003 + i for i in range(blocks * BLOCK_TOKENS)])
+        return fresh
+
+    def save(self, sequence: _native.Sequence, blocks: list[int], by_layer: bool = False) -> None:
+        """Saves blocks, all at once or as a step computes them."""
+        job, moves, _ = sequence.plan_save(self.pool, 0, blocks)
+        if by_layer:
+            self.worker.begin_step([(job, moves)])
+            for layer in range(self.layers):
+                self.worker.layer_computed(layer)
+            self.worker.end_step()
+        else:
+            self.worker.save_now([(job, moves)])
+        self.worker.wait_saves([job])
+        self.pool.poll()
+
+    def load(self, sequence: _native.Sequence, blocks: list[int], layered: bool = False) -> tuple:
+        """Loads into blocks; (failed places, damaged slots, bytes)."""
+        found, complete = sequence.match_blocks(self.pool, 0, len(blocks), False)
+        assert (found, complete) == (len(blocks), True)
+        load = sequence.begin_load(0, blocks)
+        assert load is not None
+        plan = load.plan(self.pool)
+        assert plan is not None
+        moves, lost = plan
+        assert not lost
+        job = next(self._jobs)
+        if layered:
+            self.worker.load_layered(job, moves)
+            for layer in range(self.layers):
+                self.worker.wait_layer(layer)
+            self.worker.end_step()
+        else:
+            self.worker.load_async(job, moves)
+        return self.await_load(job)
+
+    def await_load(self, job: int) -> tuple:
+        """How a load ended."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            for ended, failed, damaged, size, _ in self.worker.take_loads():
+                assert ended == job
+                return failed, damaged, size
+            time.sleep(0.0002)
+        raise TimeoutError(f"load {job} has not ended")
+
+    def snapshot(self) -> list[torch.Tensor]:
+        """The KV cache now."""
+        return [raw(tensor).clone() for tensor in self.tensors]
+
+    def poison(self, blocks: list[int]) -> None:
+        """Overwrites blocks with bytes that no test saves."""
+        for tensor in self.tensors:
+            pattern = torch.tensor([0xA5] * tensor.element_size(), dtype=torch.uint8)
+            value = raw(pattern.view(tensor.dtype)).item()
+            raw(tensor).index_fill_(
+                self.layout.block_dimension(), torch.tensor(blocks, device="cuda"), value
+            )
+
+    def pick(self, tensor: torch.Tensor, blocks: list[int]) -> torch.Tensor:
+        """Some blocks of a (raw) tensor."""
+        index = torch.tensor(blocks, device="cuda")
+        return tensor.index_select(self.layout.block_dimension(), index)
+
+    def damage(self, offset_from_end: int) -> None:
+        """Flips a bit of the segment's file, counted from its end."""
+        path = Path(self.segment.path)
+        with path.open("r+b") as file:
+            file.seek(-offset_from_end, os.SEEK_END)
+            byte = file.read(1)[0]
+            file.seek(-offset_from_end, os.SEEK_END)
+            file.write(bytes([byte ^ 0x20]))

@@ -1,0 +1,28 @@
+// What the crate launches; kernels/src/copy/cuda/module.rs knows these by name.
+
+#include "bulk.cuh"
+#include "copy.cuh"
+#include "digest.cuh"
+
+using namespace kvtide;
+
+extern "C" __global__ void __launch_bounds__(512) kvtide_save(const Plan plan) { copy_chunks<Direction::kSave>(plan); }
+
+extern "C" __global__ void __launch_bounds__(512) kvtide_load(const Plan plan) { copy_chunks<Direction::kLoad>(plan); }
+
+extern "C" __global__ void __launch_bounds__(256)
+    kvtide_digest(const Plan plan, const uint4* keys, unsigned long long* digests) {
+    digest_chunks(plan, keys, digests);
+}
+
+extern "C" __global__ void __launch_bounds__(32) kvtide_save_bulk(const Plan plan) {
+#if __CUDA_ARCH__ >= 900
+    copy_pieces<Direction::kSave>(plan);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(32) kvtide_load_bulk(const Plan plan) {
+#if __CUDA_ARCH__ >= 900
+    copy_pieces<Direction::kLoad>(plan);
+#endif
+}

@@ -1,0 +1,199 @@
+//! Which route is taken for what, by trying them.
+//!
+//! Some blocks are saved and loaded back over every route, with the pieces and strides of the
+//! real layout. A block's bytes are written to a row and back, so the KV cache does not change; rows
+//! hold nothing yet. It takes well below a second.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvtide_model::{BlockMove, SlotRef};
+
+use super::copier::Copier;
+use super::device::{CudaOptions, Shared};
+use super::route::{Measured, Route, Routes};
+use crate::copy::{Batch, CopyBackend, CopyError, Direction};
+use crate::cuda::{Priority, Stream};
+
+/// What is copied at a time: long enough to time, short enough to try everything.
+const SAMPLE_BYTES: usize = 256 << 20;
+const REPEATS: u32 = 2;
+
+/// One use of routes: the candidates in the order of preference, and the share of the fastest one's
+/// rate from which on a preferred one is taken.
+struct Purpose {
+    name: &'static str,
+    direction: Direction,
+    layer_by_layer: bool,
+    candidates: &'static [Route],
+    good_enough: f64,
+}
+
+/// A model makes a tenth of what the link carries, and the copy engines take nothing from it.
+const SAVE: Purpose = Purpose {
+    name: "save",
+    direction: Direction::Save,
+    layer_by_layer: true,
+    candidates: &[Route::Dma, Route::Staged, Route::Bulk(2), Route::Kernel(4)],
+    good_enough: 0.4,
+};
+/// Others compute meanwhile: what takes few multiprocessors for a short time comes first.
+const LOAD: Purpose = Purpose {
+    name: "load",
+    direction: Direction::Load,
+    layer_by_layer: false,
+    candidates: &[
+        Route::Staged,
+        Route::Dma,
+        Route::Bulk(4),
+        Route::Bulk(8),
+        Route::Kernel(16),
+    ],
+    good_enough: 0.9,
+};
+/// A step waits for it.
+const LAYERED: Purpose = Purpose {
+    name: "layered",
+    direction: Direction::Load,
+    layer_by_layer: true,
+    candidates: &[
+        Route::Bulk(4),
+        Route::Bulk(8),
+        Route::Kernel(8),
+        Route::Kernel(16),
+        Route::Dma,
+        Route::Staged,
+    ],
+    good_enough: 0.97,
+};
+
+/// The routes to take, and what was measured to choose them.
+pub(super) fn measure(
+    shared: &Arc<Shared>,
+    options: CudaOptions,
+) -> Result<(Routes, Vec<Measured>), CopyError> {
+    let moves = sample(shared);
+    let stream = Arc::new(Stream::new(&shared.context, Priority::High)?);
+    let mut copier = Copier::new(shared, &stream, Route::Dma)?;
+    let mut measured = Vec::new();
+    // Rows are filled by a save before anything is loaded from them.
+    let fill = Batch {
+        direction: Direction::Save,
+        moves: &moves,
+        digests: false,
+    };
+    run(&mut copier, &fill, false)?;
+    let mut choose = |purpose: &Purpose, pinned: Option<Route>| -> Result<Route, CopyError> {
+        if let Some(route) = pinned {
+            return Ok(route);
+        }
+        let batch = Batch {
+            direction: purpose.direction,
+            moves: &moves,
+            digests: false,
+        };
+        let mut rates = Vec::new();
+        for &route in purpose.candidates {
+            let needs_bulk = matches!(route, Route::Bulk(_));
+            if needs_bulk && !(shared.tables.suits_bulk && shared.kernels.bulk.is_some()) {
+                continue;
+            }
+            copier.set_route(route);
+            run(&mut copier, &batch, purpose.layer_by_layer)?;
+            let mut best = Duration::MAX;
+            for _ in 0..REPEATS {
+                best = best.min(run(&mut copier, &batch, purpose.layer_by_layer)?);
+            }
+            let bytes = moves.len() * shared.registration.layout().shard_bytes();
+            #[expect(clippy::cast_precision_loss, reason = "a rate, not an account")]
+            let gb_per_s = bytes as f64 / best.as_secs_f64().max(1e-9) / 1e9;
+            rates.push(Measured {
+                purpose: purpose.name,
+                route,
+                gb_per_s,
+            });
+        }
+        let route = choice(&rates, purpose.good_enough).unwrap_or(Route::Dma);
+        measured.extend(rates);
+        Ok(route)
+    };
+    let routes = Routes {
+        save: choose(&SAVE, options.save)?,
+        load: choose(&LOAD, options.load)?,
+        layered: choose(&LAYERED, options.layered)?,
+    };
+    Ok((routes, measured))
+}
+
+/// The first route that reaches `good_enough` of the fastest one's rate.
+fn choice(rates: &[Measured], good_enough: f64) -> Option<Route> {
+    let fastest = rates.iter().map(|m| m.gb_per_s).fold(0.0, f64::max);
+    let chosen = rates.iter().find(|m| m.gb_per_s >= fastest * good_enough);
+    chosen.map(|m| m.route)
+}
+
+/// Copies the batch once; the time that it took.
+fn run(
+    copier: &mut Copier,
+    batch: &Batch<'_>,
+    layer_by_layer: bool,
+) -> Result<Duration, CopyError> {
+    let began = Instant::now();
+    copier.begin(batch)?;
+    let layers = copier.layers();
+    if layer_by_layer {
+        for layer in 0..layers {
+            copier.copy(layer..layer + 1)?;
+        }
+    } else {
+        copier.copy(0..layers)?;
+    }
+    copier.finish()?;
+    Ok(began.elapsed())
+}
+
+/// Blocks and rows far from each other, each once.
+fn sample(shared: &Shared) -> Vec<BlockMove> {
+    let layout = shared.registration.layout();
+    let rows = shared.registration.segment().geometry().rows();
+    let wanted = u32::try_from(SAMPLE_BYTES / layout.shard_bytes().max(1)).unwrap_or(u32::MAX);
+    // The last block and the last row exist; what precedes them by equal steps does too.
+    let count = wanted.clamp(1, layout.blocks().min(rows));
+    let (block_step, row_step) = (layout.blocks() / count, rows / count);
+    let scattered = |i: u32, step: u32| {
+        // Even places first, then odd ones, so that neighbours in the batch are not neighbours.
+        let half = count.div_ceil(2);
+        (if i < half { 2 * i } else { 2 * (i - half) + 1 }) * step
+    };
+    (0..count)
+        .map(|i| BlockMove {
+            slot: SlotRef {
+                slot: scattered(i, row_step),
+                generation: 0,
+            },
+            block: i * block_step,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(rates: &[(Route, f64)]) -> Vec<Measured> {
+        let measured = |&(route, gb_per_s)| Measured {
+            purpose: "load",
+            route,
+            gb_per_s,
+        };
+        rates.iter().map(measured).collect()
+    }
+
+    #[test]
+    fn a_preferred_route_is_taken_while_it_is_nearly_as_fast() {
+        let near = rates(&[(Route::Staged, 46.0), (Route::Bulk(8), 50.0)]);
+        assert_eq!(choice(&near, 0.9), Some(Route::Staged));
+        let far = rates(&[(Route::Staged, 40.0), (Route::Bulk(8), 50.0)]);
+        assert_eq!(choice(&far, 0.9), Some(Route::Bulk(8)));
+    }
+}

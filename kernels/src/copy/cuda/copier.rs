@@ -1,0 +1,327 @@
+//! One stream's copies.
+
+use std::ffi::c_void;
+use std::ops::Range;
+use std::ptr;
+use std::sync::Arc;
+
+use kvtide_model::BlockMove;
+
+use super::device::Shared;
+use super::dma::Pieces;
+use super::route::Route;
+use super::tables::{Move, Plan};
+use crate::copy::{Batch, CopyBackend, CopyError, Direction, Mark};
+use crate::cuda::{CudaError, DeviceBuffer, Event, Function, Launch, PinnedBuffer, Pod, Stream};
+
+/// Threads of a block of the copy kernels: sixteen warps with four KiB in flight each.
+const COPY_THREADS: u32 = 512;
+/// One thread of a warp drives the bulk copy engine.
+const BULK_THREADS: u32 = 32;
+const DIGEST_THREADS: u32 = 256;
+/// Multiprocessors that move bytes between the staging buffer and the blocks: enough for the speed
+/// of the device's memory.
+const STAGED_BLOCKS: u32 = 64;
+/// Moves that a batch has room for at first.
+const MOVES: usize = 1024;
+
+/// Values that go to the device and back with every batch.
+#[derive(Debug)]
+struct Mirrored<T: Pod> {
+    host: PinnedBuffer<T>,
+    device: DeviceBuffer<T>,
+}
+
+impl<T: Pod> Mirrored<T> {
+    fn new(shared: &Shared, count: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            host: PinnedBuffer::new(&shared.context, count)?,
+            device: DeviceBuffer::new(&shared.context, count)?,
+        })
+    }
+}
+
+/// A backend with a stream of its own, or a share of one.
+#[derive(Debug)]
+pub(super) struct Copier {
+    shared: Arc<Shared>,
+    stream: Arc<Stream>,
+    route: Route,
+    moves: Mirrored<Move>,
+    sums: Mirrored<u64>,
+    /// Where rows wait between copy engine and kernel.
+    staging: Option<DeviceBuffer<u8>>,
+    pieces: Pieces,
+    direction: Direction,
+    batch: Vec<BlockMove>,
+    digests: bool,
+    /// Layers that the batch has copied, from the first to the last.
+    copied: Range<usize>,
+    done: Event,
+}
+
+impl Copier {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        stream: &Arc<Stream>,
+        route: Route,
+    ) -> Result<Self, CudaError> {
+        Ok(Self {
+            shared: Arc::clone(shared),
+            stream: Arc::clone(stream),
+            route,
+            moves: Mirrored::new(shared, MOVES)?,
+            sums: Mirrored::new(shared, MOVES)?,
+            staging: None,
+            pieces: Pieces::default(),
+            direction: Direction::Save,
+            batch: Vec::new(),
+            digests: false,
+            copied: 0..0,
+            done: shared.events.take()?,
+        })
+    }
+
+    pub(super) fn set_route(&mut self, route: Route) {
+        self.route = route;
+    }
+
+    /// Layers of the layout.
+    pub(super) fn layers(&self) -> usize {
+        self.shared.registration.layout().layers()
+    }
+
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Enqueues the end of the batch: digests, and the event that closes it.
+    pub(super) fn close(&mut self) -> Result<(), CudaError> {
+        self.shared.context.enter()?;
+        let count = self.batch.len();
+        if self.digests && count > 0 {
+            self.sums.device.clear(count, &self.stream)?;
+            self.launch_digest()?;
+            self.sums
+                .host
+                .download(count, &self.sums.device, &self.stream)?;
+        }
+        self.done.record(&self.stream)
+    }
+
+    /// Whether a closed batch has ended.
+    pub(super) fn is_done(&self) -> Result<bool, CudaError> {
+        self.done.is_done()
+    }
+
+    /// The digests of a batch that has ended.
+    pub(super) fn take_digests(&mut self) -> Vec<u64> {
+        let sums = self.sums.host.values().get(..self.batch.len());
+        let digests = self.digests.then(|| sums.unwrap_or_default().to_vec());
+        self.batch.clear();
+        digests.unwrap_or_default()
+    }
+
+    /// A plan for moves `start` to `start + count` of the batch, over the host's rows.
+    fn plan(&self, layers: &Range<usize>, start: usize, count: usize) -> Plan {
+        let layer_bytes = self.shared.registration.layout().layer_bytes();
+        Plan {
+            moves: self.moves.device.address() + (start * size_of::<Move>()) as u64,
+            move_count: u32::try_from(count).unwrap_or(0),
+            rows: self.shared.rows,
+            row_stride: self.shared.row_stride,
+            ..self.shared.tables.plan(layers, layer_bytes)
+        }
+    }
+
+    fn launch_copy(&self, mut plan: Plan, route: Route) -> Result<(), CudaError> {
+        let kernels = &self.shared.kernels;
+        let (function, launch) = match (route, &kernels.bulk) {
+            (Route::Bulk(blocks), Some(bulk)) if self.shared.tables.suits_bulk => {
+                let threads = BULK_THREADS;
+                (bulk.of(self.direction), Launch { blocks, threads })
+            }
+            (Route::Kernel(blocks) | Route::Bulk(blocks), _) => {
+                let threads = COPY_THREADS;
+                (kernels.copy.of(self.direction), Launch { blocks, threads })
+            }
+            (Route::Dma | Route::Staged, _) => {
+                let blocks = STAGED_BLOCKS.min(self.shared.context.multiprocessors().max(1));
+                let threads = COPY_THREADS;
+                (kernels.copy.of(self.direction), Launch { blocks, threads })
+            }
+        };
+        self.launch(function, launch, &mut [ptr::from_mut(&mut plan).cast()])
+    }
+
+    fn launch_digest(&self) -> Result<(), CudaError> {
+        let mut plan = self.plan(&self.copied, 0, self.batch.len());
+        let mut keys = self.shared.keys.address();
+        let mut sums = self.sums.device.address();
+        let launch = Launch {
+            blocks: self.shared.context.multiprocessors().max(1),
+            threads: DIGEST_THREADS,
+        };
+        let arguments: &mut [*mut c_void] = &mut [
+            ptr::from_mut(&mut plan).cast(),
+            ptr::from_mut(&mut keys).cast(),
+            ptr::from_mut(&mut sums).cast(),
+        ];
+        self.launch(&self.shared.kernels.digest, launch, arguments)
+    }
+
+    fn launch(
+        &self,
+        function: &Function,
+        launch: Launch,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), CudaError> {
+        // SAFETY: arguments are as the kernels of `kernels/cuda/kernels.cu` take them. Slots, blocks
+        // and layers of the plan were compared with their bounds, so all addresses that it leads to
+        // lie in the tensors and the segment, which `shared` keeps alive; tables and buffers belong
+        // to `shared` and `self`. Dropping a copier waits for its stream.
+        unsafe { function.launch(&self.stream, launch, arguments) }
+    }
+
+    fn copy_pieces(&mut self) -> Result<(), CudaError> {
+        // SAFETY: pieces lie in tensors, segment and staging buffer, as in `launch`.
+        unsafe { self.pieces.copy(&self.stream) }
+    }
+
+    /// Copy engines, one contiguous piece of a block at a time.
+    fn copy_dma(&mut self, layers: &Range<usize>) -> Result<(), CudaError> {
+        let layout = self.shared.registration.layout();
+        let layer_bytes = layout.layer_bytes();
+        self.pieces.clear();
+        for step in &self.batch {
+            let row = self.shared.row_address(step.slot.slot);
+            for layer in layers.clone() {
+                let mut at = row + (layer * layer_bytes) as u64;
+                for (address, bytes) in layout.runs(layer, step.block).into_iter().flatten() {
+                    match self.direction {
+                        Direction::Save => self.pieces.push(address as u64, at, bytes),
+                        Direction::Load => self.pieces.push(at, address as u64, bytes),
+                    }
+                    at += bytes as u64;
+                }
+            }
+        }
+        self.copy_pieces()
+    }
+
+    /// Copy engines for rows, kernels for pieces, as many moves at a time as can be staged.
+    fn copy_staged(&mut self, layers: &Range<usize>) -> Result<(), CudaError> {
+        let layer_bytes = self.shared.registration.layout().layer_bytes();
+        let width = layers.len() * layer_bytes;
+        let skipped = (layers.start * layer_bytes) as u64;
+        let staging = match self.staging.take() {
+            Some(staging) => staging,
+            None => DeviceBuffer::new(&self.shared.context, self.shared.staging_bytes())?,
+        };
+        let at_once = (staging.count() / width.max(1)).max(1);
+        for start in (0..self.batch.len()).step_by(at_once) {
+            let count = at_once.min(self.batch.len() - start);
+            let plan = Plan {
+                // Kernels add a layer's place in the shard to a row's address; the staging buffer
+                // holds no layers before the first.
+                rows: staging.address().wrapping_sub(skipped),
+                row_stride: width as u64,
+                rows_in_order: 1,
+                ..self.plan(layers, start, count)
+            };
+            if self.direction == Direction::Save {
+                self.launch_copy(plan, Route::Staged)?;
+            }
+            self.pieces.clear();
+            for (i, step) in self.batch[start..start + count].iter().enumerate() {
+                let row = self.shared.row_address(step.slot.slot) + skipped;
+                let staged = staging.address() + (i * width) as u64;
+                match self.direction {
+                    Direction::Save => self.pieces.push(staged, row, width),
+                    Direction::Load => self.pieces.push(row, staged, width),
+                }
+            }
+            self.copy_pieces()?;
+            if self.direction == Direction::Load {
+                self.launch_copy(plan, Route::Staged)?;
+            }
+        }
+        self.staging = Some(staging);
+        Ok(())
+    }
+}
+
+impl CopyBackend for Copier {
+    fn begin(&mut self, batch: &Batch<'_>) -> Result<(), CopyError> {
+        self.shared.registration.check(batch.moves)?;
+        self.shared.context.enter()?;
+        // The tables of a batch that failed half-way may still be read.
+        if !self.batch.is_empty() {
+            self.stream.synchronize()?;
+        }
+        self.batch.clear();
+        let count = batch.moves.len();
+        if count > self.moves.device.count() {
+            self.moves = Mirrored::new(&self.shared, count.next_power_of_two())?;
+            self.sums = Mirrored::new(&self.shared, count.next_power_of_two())?;
+        }
+        for (entry, step) in self.moves.host.values_mut().iter_mut().zip(batch.moves) {
+            *entry = Move {
+                row: step.slot.slot,
+                block: step.block,
+            };
+        }
+        self.direction = batch.direction;
+        self.digests = batch.digests;
+        self.copied = 0..0;
+        self.batch.extend_from_slice(batch.moves);
+        self.moves
+            .host
+            .upload(count, &self.moves.device, &self.stream)?;
+        Ok(())
+    }
+
+    fn wait_for(&mut self, mark: &Mark) -> Result<(), CopyError> {
+        if let Some(event) = &mark.0 {
+            self.shared.context.enter()?;
+            self.stream.wait_for(event)?;
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, layers: Range<usize>) -> Result<(), CopyError> {
+        self.shared.registration.check_layers(&layers)?;
+        if layers.is_empty() || self.batch.is_empty() {
+            return Ok(());
+        }
+        self.shared.context.enter()?;
+        match self.route {
+            Route::Dma => self.copy_dma(&layers)?,
+            Route::Staged => self.copy_staged(&layers)?,
+            Route::Kernel(_) | Route::Bulk(_) => {
+                self.launch_copy(self.plan(&layers, 0, self.batch.len()), self.route)?;
+            }
+        }
+        self.copied = if self.copied.is_empty() {
+            layers
+        } else {
+            self.copied.start.min(layers.start)..self.copied.end.max(layers.end)
+        };
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Vec<u64>, CopyError> {
+        self.close()?;
+        self.done.wait()?;
+        Ok(self.take_digests())
+    }
+}
+
+impl Drop for Copier {
+    fn drop(&mut self) {
+        // Buffers and tables are freed after this. A failure means that the context is broken and
+        // runs nothing any more.
+        let _ = self.shared.context.enter();
+        let _ = self.stream.synchronize();
+    }
+}

@@ -1,0 +1,287 @@
+//! One GPU with one rank's KV cache.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvtide_model::BlockMove;
+
+use super::calibrate::measure;
+use super::copier::Copier;
+use super::layered::Layered;
+use super::route::{Measured, Route, Routes};
+use super::tables::Tables;
+use crate::checksum::KEYS;
+use crate::copy::{CopyBackend, CopyError, Device, Direction, LayeredLoad, Mark, Registration};
+use crate::cuda::{
+    ComputeStream, Context, CudaError, DeviceBuffer, EventPool, Function, HostRegistration, Module,
+    Priority, Stream,
+};
+
+/// Bytes that wait on the device between copy engine and kernel; also those of a load's slice, which
+/// takes the link less than a millisecond.
+const STAGING_BYTES: usize = 32 << 20;
+/// What the bulk kernels take of a multiprocessor: `kBulkSharedBytes` in `kernels/cuda/bulk.cuh`.
+const BULK_SHARED_BYTES: u32 = 24 * 8192 + 24 * 8;
+
+/// Choices that are not left to measurement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Route of saves.
+    pub save: Option<Route>,
+    /// Route of async loads.
+    pub load: Option<Route>,
+    /// Route of layered loads.
+    pub layered: Option<Route>,
+}
+
+/// A kernel for each direction.
+#[derive(Debug)]
+pub(super) struct Pair {
+    save: Function,
+    load: Function,
+}
+
+impl Pair {
+    pub(super) fn of(&self, direction: Direction) -> &Function {
+        match direction {
+            Direction::Save => &self.save,
+            Direction::Load => &self.load,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Kernels {
+    pub(super) copy: Pair,
+    /// Where the device has the bulk copy engine.
+    pub(super) bulk: Option<Pair>,
+    pub(super) digest: Function,
+}
+
+impl Kernels {
+    fn load(context: &Arc<Context>) -> Result<Self, CudaError> {
+        let module = Module::load(context)?;
+        let bulk = || -> Result<Pair, CudaError> {
+            Ok(Pair {
+                save: module.function(c"kvtide_save_bulk", BULK_SHARED_BYTES)?,
+                load: module.function(c"kvtide_load_bulk", BULK_SHARED_BYTES)?,
+            })
+        };
+        Ok(Self {
+            copy: Pair {
+                save: module.function(c"kvtide_save", 0)?,
+                load: module.function(c"kvtide_load", 0)?,
+            },
+            bulk: context.has_bulk_copies().then(bulk).transpose()?,
+            digest: module.function(c"kvtide_digest", 0)?,
+        })
+    }
+}
+
+/// What all copiers of a device use. Fields are freed in this order: the segment is unpinned before
+/// the registration lets go of it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) kernels: Kernels,
+    pub(super) tables: Tables,
+    /// Keys of the checksum.
+    pub(super) keys: DeviceBuffer<u32>,
+    pub(super) events: EventPool,
+    _pinned: HostRegistration,
+    pub(super) registration: Arc<Registration>,
+    pub(super) context: Arc<Context>,
+    /// Device address of this rank's shard of row 0.
+    pub(super) rows: u64,
+    pub(super) row_stride: u64,
+}
+
+impl Shared {
+    /// Device address of this rank's shard of the row of `slot`.
+    pub(super) fn row_address(&self, slot: u32) -> u64 {
+        self.rows + u64::from(slot) * self.row_stride
+    }
+
+    /// Size of a staging buffer: at least one row fits.
+    pub(super) fn staging_bytes(&self) -> usize {
+        STAGING_BYTES.max(self.registration.layout().shard_bytes())
+    }
+}
+
+/// A KV cache in a GPU's memory.
+#[derive(Debug)]
+pub struct CudaDevice {
+    shared: Arc<Shared>,
+    routes: Routes,
+    measured: Vec<Measured>,
+    pinning: Duration,
+    /// All layered loads, in the order in which steps need them.
+    layered_stream: Arc<Stream>,
+    /// Copiers of layered loads that have ended.
+    layered_copiers: Arc<Mutex<Vec<Copier>>>,
+}
+
+impl CudaDevice {
+    /// Takes `registration`, whose tensors lie in the memory of GPU `ordinal`, into use: pins the
+    /// segment and measures the routes that `options` leave open, for which rows and blocks are
+    /// copied back and forth without being changed.
+    ///
+    /// # Errors
+    /// [`CopyError`] when there is no such GPU, this build has no kernels for it, or the segment
+    /// cannot be pinned.
+    pub fn open(
+        ordinal: u32,
+        registration: Arc<Registration>,
+        options: CudaOptions,
+    ) -> Result<Self, CopyError> {
+        let context = Context::open(ordinal)?;
+        context.enter()?;
+        let segment = registration.segment();
+        let (start, bytes) = segment.range();
+        let began = Instant::now();
+        // SAFETY: the range is the segment's map, which `registration` keeps until after `_pinned`
+        // is dropped.
+        let pinned = unsafe { HostRegistration::new(&context, start, bytes) }?;
+        let pinning = began.elapsed();
+        let geometry = segment.geometry();
+        let first = geometry.shard_offset(0, registration.rank()).unwrap_or(0);
+        let shared = Arc::new(Shared {
+            kernels: Kernels::load(&context)?,
+            tables: Tables::new(&context, registration.layout())?,
+            keys: DeviceBuffer::of(&context, &KEYS)?,
+            events: EventPool::new(&context),
+            rows: pinned.device() + first as u64,
+            row_stride: geometry.row_stride_bytes() as u64,
+            _pinned: pinned,
+            registration,
+            context: Arc::clone(&context),
+        });
+        let (routes, measured) = measure(&shared, options)?;
+        Ok(Self {
+            layered_stream: Arc::new(Stream::new(&context, Priority::High)?),
+            shared,
+            routes,
+            measured,
+            pinning,
+            layered_copiers: Arc::default(),
+        })
+    }
+
+    /// The routes in use.
+    #[must_use]
+    pub fn routes(&self) -> Routes {
+        self.routes
+    }
+
+    /// What was measured when the device was opened.
+    #[must_use]
+    pub fn measured(&self) -> &[Measured] {
+        &self.measured
+    }
+
+    /// The time that pinning the segment took.
+    #[must_use]
+    pub fn pinning(&self) -> Duration {
+        self.pinning
+    }
+
+    /// The product's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.shared.context.name()
+    }
+
+    fn mark_event(&self, stream: ComputeStream) -> Result<crate::cuda::Event, CudaError> {
+        self.shared.context.enter()?;
+        let event = self.shared.events.take()?;
+        event.record_compute(stream)?;
+        Ok(event)
+    }
+
+    fn layered(
+        &self,
+        moves: &[BlockMove],
+        stream: ComputeStream,
+    ) -> Result<Box<dyn LayeredLoad>, CopyError> {
+        let begin = self.mark_event(stream)?;
+        let free = self
+            .layered_copiers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let copier = free.map_or_else(
+            || Copier::new(&self.shared, &self.layered_stream, self.routes.layered),
+            Ok,
+        )?;
+        let pool = Arc::clone(&self.layered_copiers);
+        let events = self.shared.events.clone();
+        let load = Layered::enqueue(copier, pool, &events, moves, &begin)?;
+        Ok(Box::new(load))
+    }
+}
+
+impl fmt::Display for CudaDevice {
+    /// What an operator wants to know: the device, the routes, and what every route reached.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Routes {
+            save,
+            load,
+            layered,
+        } = self.routes;
+        let pinning = self.pinning.as_secs_f64();
+        write!(
+            f,
+            "{}: pinned the pool in {pinning:.2} s; saves by {save}, loads by {load}, layered loads by \
+             {layered}",
+            self.name()
+        )?;
+        let mut purpose = "";
+        for rate in &self.measured {
+            let heading = if rate.purpose == purpose { "," } else { ";" };
+            let name = if rate.purpose == purpose {
+                ""
+            } else {
+                rate.purpose
+            };
+            let space = if name.is_empty() { "" } else { " " };
+            write!(
+                f,
+                "{heading}{space}{name} {} {:.1} GB/s",
+                rate.route, rate.gb_per_s
+            )?;
+            purpose = rate.purpose;
+        }
+        Ok(())
+    }
+}
+
+impl Device for CudaDevice {
+    fn registration(&self) -> &Arc<Registration> {
+        &self.shared.registration
+    }
+
+    fn backend(&self, direction: Direction) -> Result<Box<dyn CopyBackend>, CopyError> {
+        let (priority, route) = match direction {
+            Direction::Save => (Priority::Low, self.routes.save),
+            Direction::Load => (Priority::High, self.routes.load),
+        };
+        let stream = Arc::new(Stream::new(&self.shared.context, priority)?);
+        Ok(Box::new(Copier::new(&self.shared, &stream, route)?))
+    }
+
+    fn mark(&self, stream: ComputeStream) -> Result<Mark, CopyError> {
+        Ok(Mark(Some(self.mark_event(stream)?)))
+    }
+
+    fn begin_layered(
+        &self,
+        moves: &[BlockMove],
+        stream: ComputeStream,
+    ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>> {
+        Some(self.layered(moves, stream))
+    }
+
+    fn slice_blocks(&self) -> usize {
+        (STAGING_BYTES / self.shared.registration.layout().shard_bytes()).max(1)
+    }
+}

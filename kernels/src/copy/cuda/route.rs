@@ -1,0 +1,106 @@
+//! Ways from a block to a row and back.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// See the module's documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Copy engines, piece by piece.
+    Dma,
+    /// Copy engines, row by row, through a buffer on the device.
+    Staged,
+    /// Threads, on this many multiprocessors.
+    Kernel(u32),
+    /// The bulk copy engine, on this many multiprocessors.
+    Bulk(u32),
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dma => f.write_str("dma"),
+            Self::Staged => f.write_str("staged"),
+            Self::Kernel(blocks) => write!(f, "kernel:{blocks}"),
+            Self::Bulk(blocks) => write!(f, "bulk:{blocks}"),
+        }
+    }
+}
+
+/// Multiprocessors of `kernel` and `bulk` unless they are said.
+const KERNEL_BLOCKS: u32 = 16;
+const BULK_BLOCKS: u32 = 8;
+/// A device has fewer; a launch has a bound.
+const BLOCKS_MAX: u32 = 1024;
+
+impl FromStr for Route {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, blocks) = match text.split_once(':') {
+            Some((name, count)) => (name, Some(count)),
+            None => (text, None),
+        };
+        let count = |default| match blocks.map(str::parse) {
+            None => Ok(default),
+            Some(Ok(count)) if (1..=BLOCKS_MAX).contains(&count) => Ok(count),
+            Some(_) => Err(format!(
+                "{text:?} does not end in 1 to {BLOCKS_MAX} multiprocessors"
+            )),
+        };
+        match (name, blocks) {
+            ("dma", None) => Ok(Self::Dma),
+            ("staged", None) => Ok(Self::Staged),
+            ("kernel", _) => count(KERNEL_BLOCKS).map(Self::Kernel),
+            ("bulk", _) => count(BULK_BLOCKS).map(Self::Bulk),
+            _ => Err(format!(
+                "{text:?} is no route; use dma, staged, kernel or bulk, the latter two with the \
+                 number of multiprocessors behind a colon if it matters"
+            )),
+        }
+    }
+}
+
+/// The routes in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routes {
+    /// Saves, which go layer by layer.
+    pub save: Route,
+    /// Async loads, which go by whole rows.
+    pub load: Route,
+    /// Layered loads.
+    pub layered: Route,
+}
+
+/// What a route reached.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// "save", "load" or "layered".
+    pub purpose: &'static str,
+    /// The route.
+    pub route: Route,
+    /// Gigabytes per second.
+    pub gb_per_s: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_read_as_it_is_written() {
+        for route in [Route::Dma, Route::Staged, Route::Kernel(3), Route::Bulk(4)] {
+            assert_eq!(route.to_string().parse(), Ok(route));
+        }
+        assert_eq!("bulk".parse(), Ok(Route::Bulk(BULK_BLOCKS)));
+    }
+
+    #[test]
+    fn what_is_no_route_is_refused_with_what_would_be() {
+        for text in ["", "fast", "dma:2", "bulk:0", "bulk:x", "kernel:5000"] {
+            assert!(text.parse::<Route>().is_err(), "{text:?}");
+        }
+        let error = "copy".parse::<Route>().unwrap_err();
+        assert!(error.contains("use dma, staged, kernel or bulk"), "{error}");
+    }
+}

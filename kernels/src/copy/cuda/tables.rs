@@ -1,0 +1,114 @@
+//! What the kernels are told, in their own types; mirrors `kernels/cuda/layout.cuh`.
+
+use std::sync::Arc;
+
+use crate::cuda::{Context, CudaError, DeviceBuffer, Pod};
+use crate::kv_layout::KvLayout;
+
+/// One layer of the paged KV cache.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Layer {
+    base: u64,
+    block_stride: u64,
+    first_offset: u32,
+    runs: u32,
+    run_bytes: u32,
+    reserved: u32,
+}
+
+/// A row and a block.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Move {
+    pub(super) row: u32,
+    pub(super) block: u32,
+}
+
+/// Some layers of some moves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Plan {
+    pub(super) layers: u64,
+    pub(super) run_offsets: u64,
+    pub(super) moves: u64,
+    pub(super) rows: u64,
+    pub(super) row_stride: u64,
+    pub(super) move_count: u32,
+    pub(super) first_layer: u32,
+    pub(super) layer_count: u32,
+    pub(super) layer_bytes: u32,
+    pub(super) rows_in_order: u32,
+    pub(super) reserved: u32,
+}
+
+// SAFETY: integers without padding: 2×8 + 4×4 bytes.
+unsafe impl Pod for Layer {}
+// SAFETY: two integers of one size.
+unsafe impl Pod for Move {}
+
+const _: () =
+    assert!(size_of::<Layer>() == 32 && size_of::<Move>() == 8 && size_of::<Plan>() == 64);
+
+/// The layout, where kernels can read it.
+#[derive(Debug)]
+pub(super) struct Tables {
+    layers: DeviceBuffer<Layer>,
+    run_offsets: DeviceBuffer<u64>,
+    /// Whether every layer has the same runs, and all addresses and sizes are multiples of 16: what
+    /// the bulk copy engine needs.
+    pub(super) suits_bulk: bool,
+}
+
+/// What the bulk copy engine's addresses and sizes are multiples of.
+const BULK_ALIGN_BYTES: usize = 16;
+
+/// A number that the kernels hold in 32 bits. Layouts with larger ones are refused when the device
+/// is opened: blocks are far smaller.
+fn narrow(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+impl Tables {
+    pub(super) fn new(context: &Arc<Context>, layout: &KvLayout) -> Result<Self, CudaError> {
+        let mut offsets = Vec::new();
+        let mut layers = Vec::new();
+        let mut suits_bulk = true;
+        let first = layout.places().next();
+        for place in layout.places() {
+            layers.push(Layer {
+                base: place.base as u64,
+                block_stride: place.block_stride as u64,
+                first_offset: narrow(offsets.len()),
+                runs: narrow(place.run_offsets.len()),
+                run_bytes: narrow(place.run_bytes),
+                reserved: 0,
+            });
+            offsets.extend(place.run_offsets.iter().map(|&offset| offset as u64));
+            let numbers = [place.base, place.block_stride, place.run_bytes];
+            suits_bulk &= first.is_some_and(|first| {
+                first.run_bytes == place.run_bytes && first.run_offsets == place.run_offsets
+            }) && numbers
+                .iter()
+                .chain(place.run_offsets)
+                .all(|number| number % BULK_ALIGN_BYTES == 0);
+        }
+        Ok(Self {
+            layers: DeviceBuffer::of(context, &layers)?,
+            run_offsets: DeviceBuffer::of(context, &offsets)?,
+            suits_bulk,
+        })
+    }
+
+    /// A plan for `layers` of the moves at address `moves`; its rows are to be filled in.
+    pub(super) fn plan(&self, layers: &std::ops::Range<usize>, layer_bytes: usize) -> Plan {
+        Plan {
+            layers: self.layers.address(),
+            run_offsets: self.run_offsets.address(),
+            first_layer: narrow(layers.start),
+            layer_count: narrow(layers.len()),
+            layer_bytes: narrow(layer_bytes),
+            ..Plan::default()
+        }
+    }
+}

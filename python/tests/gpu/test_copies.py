@@ -1,0 +1,180 @@
+"""Blocks come back byte for byte, over every route and from every layout; nothing else changes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from bench.gpu.rig import Layout, Rig, raw
+
+H, D, T = 4, 64, 16
+LAYOUTS = [
+    Layout("split", (2, -1, T, H, D)),
+    Layout("split-heads-first", (2, -1, T, H, D), order=(0, 1, 3, 2, 4)),
+    Layout("interleaved", (-1, 2, T, H, D)),
+    Layout("interleaved-heads-first", (-1, 2, T, H, D), order=(0, 1, 3, 2, 4)),
+    Layout("fp8", (2, -1, T, H, D), dtype=torch.float8_e4m3fn),
+    Layout("float32", (2, -1, T, H, D), dtype=torch.float32),
+    Layout("mla", (-1, T, 576)),
+    Layout("cross-layer", (-1, 2, T, H, D), cross_layer=True),
+    Layout("large-pieces", (2, -1, T, 8, 128)),
+    Layout("small-pieces", (2, -1, T, 1, 8)),
+    Layout("odd-size", (2, -1, T, 3, 27)),
+    Layout("odd-bytes", (-1, T, 37), dtype=torch.uint8),
+    Layout("misaligned-2", (2, -1, T, H, D), offset=1),
+    Layout("misaligned-8", (2, -1, T, H, D), offset=4),
+    Layout("misaligned-odd", (-1, T, 100), dtype=torch.uint8, offset=3),
+]
+ROUTES = ["dma", "staged", "kernel:2", "bulk:2"]
+
+
+@pytest.mark.parametrize("layered", [False, True], ids=["async", "layered"])
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_blocks_come_back_whole_and_nothing_else_changes(
+    layout: Layout, route: str, layered: bool
+) -> None:
+    routes = {"gpu_save_route": route, "gpu_load_route": route, "gpu_layered_route": route}
+    with Rig(layout, **routes) as rig:
+        blocks = random.Random(1).sample(range(1, rig.blocks), k=40)
+        source, target = blocks[:20], blocks[20:]
+        before = rig.snapshot()
+        sequence = rig.sequence(len(source))
+        rig.save(sequence, source, by_layer=layered)
+        # The row's bytes have the checksum that the GPU computed, by the CPU's reckoning.
+        assert sequence.match_blocks(rig.pool, 0, len(source), True) == (len(source), True)
+        sequence.release()
+        assert all(map(torch.equal, before, rig.snapshot())), "a save changed the KV cache"
+
+        rig.poison(target)
+        expected = rig.snapshot()
+        index = torch.tensor(target, device="cuda")
+        for want, was in zip(expected, before, strict=True):
+            want.index_copy_(layout.block_dimension(), index, rig.pick(was, source))
+        failed, damaged, size = rig.load(sequence, target, layered)
+        assert (failed, damaged) == ([], [])
+        assert size == len(target) * rig.layers * layout.layer_bytes()
+        for layer, (want, tensor) in enumerate(zip(expected, rig.tensors, strict=True)):
+            assert torch.equal(want, raw(tensor)), f"layer {layer}"
+
+
+@pytest.mark.parametrize("layered", [False, True], ids=["async", "layered"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_more_blocks_than_are_staged_or_sliced_at_once(route: str, layered: bool) -> None:
+    layout = Layout("large", (2, -1, T, 8, 128))
+    routes = {"gpu_save_route": route, "gpu_load_route": route, "gpu_layered_route": route}
+    with Rig(layout, layers=16, blocks=256, rows_gb=0.3, **routes) as rig:
+        source = list(range(1, 121))
+        target = list(range(255, 135, -1))
+        sequence = rig.sequence(len(source))
+        rig.save(sequence, source)
+        rig.poison(target)
+        before = rig.snapshot()
+        assert rig.load(sequence, target, layered)[:2] == ([], [])
+        for was, tensor in zip(before, rig.tensors, strict=True):
+            assert torch.equal(rig.pick(raw(tensor), target), rig.pick(was, source))
+
+
+@pytest.mark.parametrize("layered", [False, True], ids=["async", "layered"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_damaged_row_is_told_by_its_checksum(route: str, layered: bool) -> None:
+    layout = Layout("split", (2, -1, T, H, D))
+    rows = {"rows_gb": 0.002, "gpu_load_route": route, "gpu_layered_route": route}
+    with Rig(layout, **rows) as rig:
+        count = rig.segment.rows
+        sequence = rig.sequence(count)
+        rig.save(sequence, list(range(1, count + 1)))
+        rig.damage(rig.segment.row_bytes // 2)
+        failed, damaged, _ = rig.load(sequence, list(range(1, count + 1)), layered)
+        assert len(failed) == len(damaged) == 1
+
+
+def test_a_load_waits_for_what_the_engine_still_does_with_the_blocks() -> None:
+    layout = Layout("split", (2, -1, T, 8, 128))
+    with Rig(layout, layers=4) as rig:
+        source, target = list(range(1, 21)), list(range(30, 50))
+        sequence = rig.sequence(len(source))
+        rig.save(sequence, source)
+        saved = rig.snapshot()
+        for layered in (False, True):
+            torch.cuda._sleep(50_000_000)
+            rig.poison(target)  # Runs on the device after the sleep, and before any load.
+            assert rig.load(sequence, target, layered)[:2] == ([], [])
+            for was, tensor in zip(saved, rig.tensors, strict=True):
+                assert torch.equal(rig.pick(raw(tensor), target), rig.pick(was, source))
+
+
+def test_a_layered_load_holds_back_the_stream_and_not_the_thread() -> None:
+    layout = Layout("split", (2, -1, T, 8, 128))
+    with Rig(layout, layers=8, blocks=1024, rows_gb=1.0) as rig:
+        blocks = list(range(1, 1001))
+        sequence = rig.sequence(len(blocks))
+        rig.save(sequence, blocks)
+        saved = rig.snapshot()
+        rig.poison(blocks)
+        sequence.match_blocks(rig.pool, 0, len(blocks), False)
+        load = sequence.begin_load(0, blocks)
+        assert load is not None
+        moves, _ = load.plan(rig.pool) or (b"", [])
+        torch.cuda.synchronize()
+        rig.worker.load_layered(7, moves)
+        seen = []
+        for layer, tensor in enumerate(rig.tensors):
+            rig.worker.wait_layer(layer)
+            seen.append(raw(tensor).clone())
+        done = torch.cuda.Event()
+        done.record()
+        assert not done.query(), "the thread waited for 0.5 GB"
+        torch.cuda.synchronize()
+        rig.worker.end_step()
+        for was, now in zip(saved, seen, strict=True):
+            assert torch.equal(rig.pick(was, blocks), rig.pick(now, blocks))
+        rig.await_load(7)
+
+
+def test_a_save_reads_what_the_step_wrote_before_it_told_of_the_layer() -> None:
+    layout = Layout("split", (2, -1, T, 8, 128))
+    with Rig(layout, layers=4) as rig:
+        blocks = list(range(1, 21))
+        sequence = rig.sequence(len(blocks))
+        job, moves, _ = sequence.plan_save(rig.pool, 0, blocks)
+        rig.worker.begin_step([(job, moves)])
+        for layer, tensor in enumerate(rig.tensors):
+            torch.cuda._sleep(10_000_000)
+            raw(tensor).fill_(layer + 1)
+            rig.worker.layer_computed(layer)
+        rig.worker.end_step()
+        rig.worker.wait_saves([job])
+        rig.pool.poll()
+        for tensor in rig.tensors:
+            raw(tensor).fill_(99)
+        assert rig.load(sequence, blocks)[:2] == ([], [])
+        for layer, tensor in enumerate(rig.tensors):
+            assert bool((rig.pick(raw(tensor), blocks) == layer + 1).all()), f"layer {layer}"
+
+
+def test_a_short_load_is_not_held_up_by_a_long_one() -> None:
+    layout = Layout("split", (2, -1, T, 8, 128))
+    with Rig(layout, layers=32, blocks=1100, rows_gb=2.4, gpu_load_route="staged") as rig:
+        long, short = list(range(1, 1001)), list(range(1001, 1005))
+        long_sequence, short_sequence = rig.sequence(len(long), 1), rig.sequence(len(short), 2)
+        rig.save(long_sequence, long)
+        rig.save(short_sequence, short)
+        jobs = []
+        for job, (sequence, blocks) in enumerate(
+            [(long_sequence, long), (short_sequence, short)], start=1
+        ):
+            sequence.match_blocks(rig.pool, 0, len(blocks), False)
+            load = sequence.begin_load(0, blocks)
+            assert load is not None
+            plan = load.plan(rig.pool)
+            assert plan is not None
+            jobs.append((job, plan[0], load))
+        for job, moves, _ in jobs:
+            rig.worker.load_async(job, moves)
+        ended: list[int] = []
+        while len(ended) < 2:
+            ended += [job for job, *_ in rig.worker.take_loads()]
+        assert ended == [2, 1]
