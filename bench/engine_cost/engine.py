@@ -1,7 +1,7 @@
-"""One real vLLM engine, with or without kvtide, in a process of its own; prints its result as JSON.
+"""One real vLLM engine with kvtide in a process of its own; prints its results as JSON.
 
-Run by `bench.engine_cost`, with (steps|rounds) (vllm|kvtide) MODEL. With `rounds` it computes one
-round for every seed that it reads from its standard input.
+Run by `bench.engine_cost`, with (steps|rounds) MODEL. With `rounds` it computes one round for every
+line `SEED (on|off)` of its standard input, with kvtide or without.
 """
 
 from __future__ import annotations
@@ -31,17 +31,10 @@ SCHEDULER_HOOKS = (
 )
 
 
-def boot(model: str, kvtide: bool) -> Any:
+def boot(model: str) -> Any:
     """An engine that computes everything: no prefix is ever repeated."""
     from vllm import LLM
 
-    transfer = {
-        "kv_connector": "OffloadingConnectorV1Type3",
-        "kv_connector_module_path": "kvtide.vllm",
-        "kv_role": "kv_both",
-        "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"host_capacity_gb": 1},
-    }
     return LLM(
         model=model,
         dtype="float32",
@@ -52,8 +45,35 @@ def boot(model: str, kvtide: bool) -> Any:
         max_num_seqs=RUNNING,
         skip_tokenizer_init=True,
         seed=0,
-        **({"kv_transfer_config": transfer} if kvtide else {}),
+        kv_transfer_config={
+            "kv_connector": "OffloadingConnectorV1Type3",
+            "kv_connector_module_path": "kvtide.vllm",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": {"host_capacity_gb": 1},
+        },
     )
+
+
+class Switch:
+    """Takes the connector out of the engine between rounds, and puts it back.
+
+    Without it, scheduler and model runner take the paths that they take in an engine that was
+    started without a connector.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        from vllm.distributed.kv_transfer import kv_transfer_state
+
+        self._scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+        self._state = kv_transfer_state
+        self._sides = self._scheduler.connector, kv_transfer_state._KV_CONNECTOR_AGENT
+
+    def turn(self, on: bool) -> None:
+        """No request may be running."""
+        scheduler, worker = self._sides if on else (None, None)
+        self._scheduler.connector = scheduler
+        self._state._KV_CONNECTOR_AGENT = worker
 
 
 def prompts(seed: int, count: int, tokens: int) -> list[dict[str, list[int]]]:
@@ -114,14 +134,17 @@ def step_times(llm: Any) -> dict[str, float]:
 
 def main() -> None:
     """See the module's documentation."""
-    what, which, model = sys.argv[1:4]
-    llm = boot(model, which == "kvtide")
+    what, model = sys.argv[1:3]
+    llm = boot(model)
     if what == "steps":
         answer(step_times(llm))
         return
+    switch = Switch(llm)
     answer("ready")
     for line in sys.stdin:
-        answer(round_seconds(llm, int(line)))
+        seed, state = line.split()
+        switch.turn(state == "on")
+        answer(round_seconds(llm, int(seed)))
 
 
 def answer(result: Any) -> None:

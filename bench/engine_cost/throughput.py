@@ -1,10 +1,10 @@
-"""Throughput without hits: an engine with kvtide, one without, and a second one without.
+"""Throughput without hits: one engine, its connector taken out and put back between rounds.
 
-All three are alive at once and compute the same short round in turn, in an order drawn anew each
-time. Rounds of one turn are seconds apart, so a machine whose speed wanders by more than what is
-measured slows all three alike, and only ratios inside a turn are used. A process keeps the memory
-it happened to get, so the three are booted anew several times. The second engine without kvtide is
-the control: its ratio to the first shows what the method itself makes of no difference.
+A turn is three short rounds in an order drawn anew: with kvtide, without, and once more without.
+Rounds of one turn share the process, so the memory that it happened to get, and are seconds apart,
+so a machine whose speed wanders slows all three alike; only ratios inside a turn are used. The
+third round is the control: its ratio to the second shows what the method makes of no difference.
+(Engines side by side in processes of their own differed by a seventh without any difference.)
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from bench.engine_cost.engine import OUTPUT_TOKENS, PROMPT_TOKENS, PROMPTS
 from bench.provenance import ROOT
 
 WARM_UP_TURNS = 4
-ENGINES = {"vllm": "vllm", "control": "vllm", "kvtide": "kvtide"}
+ROUNDS = {"vllm": "off", "control": "off", "kvtide": "on"}
 RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Throughput of an engine relative to vLLM without kvtide."""
+    """Throughput relative to rounds without kvtide."""
 
     median: float
     low: float
@@ -52,8 +52,8 @@ class Ratio:
 class Engine:
     """One engine in a process of its own."""
 
-    def __init__(self, what: str, which: str, model: str) -> None:
-        command = [sys.executable, "-m", "bench.engine_cost.engine", what, which, model]
+    def __init__(self, what: str, model: str) -> None:
+        command = [sys.executable, "-m", "bench.engine_cost.engine", what, model]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -65,10 +65,10 @@ class Engine:
         )
         self.first = self._answer()
 
-    def round(self, seed: int) -> float:
-        """Seconds for one round."""
+    def round(self, seed: int, state: str) -> float:
+        """Seconds for one round, with kvtide `on` or `off`."""
         assert self._process.stdin is not None
-        print(seed, file=self._process.stdin, flush=True)
+        print(seed, state, file=self._process.stdin, flush=True)
         return float(self._answer())
 
     def close(self) -> None:
@@ -98,11 +98,11 @@ class Throughput:
     tokens_per_s: float
     """Of vLLM without kvtide."""
     boots: list[dict[str, list[float]]]
-    """Seconds of every round, by engine."""
+    """Seconds of every round."""
 
 
 def measure(model: str, boots: int, turns: int) -> Throughput:
-    """Boots the engines `boots` times, for `turns` turns each."""
+    """Boots an engine `boots` times, for `turns` turns each."""
     rng = random.Random(0)
     seconds = []
     for boot in range(boots):
@@ -124,16 +124,17 @@ def measure(model: str, boots: int, turns: int) -> Throughput:
 
 
 def one_boot(model: str, turns: int, rng: random.Random) -> dict[str, list[float]]:
-    """Seconds of every round of one boot, by engine."""
-    engines = {name: Engine("rounds", which, model) for name, which in ENGINES.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    """Seconds of every round of one boot."""
+    engine = Engine("rounds", model)
+    seconds: dict[str, list[float]] = {name: [] for name in ROUNDS}
+    seed = 0
     try:
         for turn in range(WARM_UP_TURNS + turns):
-            for name in rng.sample(sorted(engines), k=len(engines)):
-                spent = engines[name].round(turn + 1)
+            for name in rng.sample(sorted(ROUNDS), k=len(ROUNDS)):
+                seed += 1
+                spent = engine.round(seed, ROUNDS[name])
                 if turn >= WARM_UP_TURNS:
                     seconds[name].append(spent)
     finally:
-        for engine in engines.values():
-            engine.close()
+        engine.close()
     return seconds
