@@ -4,6 +4,7 @@
 //! is made in `kvtide-engine`, every call of vLLM in the `kvtide` package. `python/kvtide/_native.pyi`
 //! describes this module and is kept in step with it.
 
+mod cost;
 mod fence;
 mod pool;
 mod sequence;
@@ -25,6 +26,7 @@ fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sequence::Namespace>()?;
     module.add_class::<sequence::Sequence>()?;
     module.add_class::<sequence::Load>()?;
+    module.add_class::<cost::CostModel>()?;
     module.add_class::<worker::Worker>()?;
     Ok(())
 }

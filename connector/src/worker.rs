@@ -29,6 +29,8 @@ pub(crate) struct Worker {
     worker: Option<kvtide_engine::Worker>,
     /// What is to be said of the device in the log.
     about: String,
+    /// Bytes per second of layered loads, where they do not compete with the model.
+    load_rate: Option<f64>,
 }
 
 fn decode(moves: &[u8]) -> PyResult<Vec<BlockMove>> {
@@ -102,23 +104,32 @@ impl Worker {
             unsafe { Registration::new(layout, Arc::clone(&segment.0), rank, Box::new(owner)) };
         let registration = Arc::new(registration.map_err(kvtide_error)?);
         let options = settings.0.gpu_routes;
-        let (device, about): (Arc<dyn Device>, String) = match gpu {
+        let (device, about, load_rate): (Arc<dyn Device>, String, Option<f64>) = match gpu {
             None => (
                 Arc::new(HostDevice::new(registration)),
                 "KV cache in host memory".into(),
+                None,
             ),
             Some(ordinal) => {
                 let device = enter(py, || CudaDevice::open(ordinal, registration, options))
                     .map_err(kvtide_error)?;
-                let about = device.to_string();
-                (Arc::new(device), about)
+                let (about, load_rate) = (device.to_string(), device.layered_bytes_per_s());
+                (Arc::new(device), about, load_rate)
             }
         };
         let worker = kvtide_engine::Worker::start(device, name).map_err(kvtide_error)?;
         Ok(Self {
             worker: Some(worker),
             about,
+            load_rate,
         })
+    }
+
+    /// Bytes per second that layered loads reached when the device was opened. None in host memory,
+    /// where copies compete with the model.
+    #[getter]
+    fn load_rate(&self) -> Option<f64> {
+        self.load_rate
     }
 
     /// What is to be said of the device in the log.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod cost;
 mod memory;
 mod pool;
 mod sequence;
@@ -9,6 +10,7 @@ mod sync;
 mod worker;
 
 pub use config::{Config, ConfigError, Eviction, LoadMode, Verify};
+pub use cost::CostModel;
 pub use memory::available_memory_bytes;
 pub use pool::scrub::Scrubber;
 pub use pool::{

@@ -57,10 +57,13 @@ class WorkerReport(KVConnectorWorkerMetadata):
     """Requests whose async load failed in part."""
     spoiled: bool = False
     """Whether a layered load has put damaged bytes into the engine's KV cache."""
+    load_rate: float | None = None
+    """Bytes per second of layered loads, told once; of several ranks the lowest."""
 
     def is_empty(self) -> bool:
         """Whether there is nothing to tell."""
-        return not (self.ended or self.damaged or self.failed or self.spoiled)
+        told = self.ended or self.damaged or self.failed or self.spoiled
+        return not told and self.load_rate is None
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """The reports of two ranks as one."""
@@ -73,4 +76,5 @@ class WorkerReport(KVConnectorWorkerMetadata):
             self.damaged | other.damaged,
             self.failed | other.failed,
             self.spoiled or other.spoiled,
+            min(filter(None, (self.load_rate, other.load_rate)), default=None),
         )

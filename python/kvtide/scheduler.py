@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvtide._native import Load, Pool, Sequence
+from kvtide._native import CostModel, Load, Pool, Sequence
 from kvtide.events import EventLog
 from kvtide.geometry import Geometry, read_settings
 from kvtide.log import logger
@@ -86,6 +86,9 @@ class SchedulerSide:
         self._settings = settings
         self._block_tokens = geometry.block_tokens
         self._ranks = geometry.ranks
+        self._shard_bytes = geometry.layers * geometry.layer_bytes
+        self._step_tokens = config.scheduler_config.max_num_batched_tokens
+        self._cost = CostModel()
         self._segment = geometry.segment(settings)
         self._events = EventLog.of(config, geometry.block_tokens)
         self._pool = Pool(settings, self._segment, self._events is not None)
@@ -93,6 +96,8 @@ class SchedulerSide:
         self._requests: dict[str, RequestState] = {}
         self._loads: dict[str, PendingLoad] = {}
         self._layered_now: list[Load] = []
+        self._layered_size = (0, 0)
+        """Blocks that those load, and prompt tokens that are computed behind them in this step."""
         self._layered: dict[int, tuple[list[Load], int]] = {}
         """Layered load job → its leases, and the ranks that have not ended it."""
         self._finished_saves: list[tuple[int, bytes]] = []
@@ -161,7 +166,8 @@ class SchedulerSide:
         blocks, complete = state.sequence.match_blocks(self._pool, first, end, self._certain)
         if blocks == 0:
             return 0, False
-        asynchronous = not complete or self._prefers_async()
+        rest = request.num_tokens - num_computed_tokens - blocks * self._block_tokens
+        asynchronous = not complete or self._prefers_async(blocks, rest)
         if asynchronous and len(self._loads) >= LOADS_MAX:
             state.sequence.release()
             self._stats.count("deferred_lookups", 1)
@@ -169,12 +175,23 @@ class SchedulerSide:
         state.match = (first, blocks, asynchronous)
         return blocks * self._block_tokens, asynchronous
 
-    def _prefers_async(self) -> bool:
-        if self._settings.load == "auto":
-            # Others would wait for the load with the request that asked for it: those that run,
-            # those that load in the same step, and those whose loads share the link.
-            return self._running > 0 or bool(self._layered_now) or bool(self._loads)
-        return self._settings.load == "async"
+    def _prefers_async(self, blocks: int, rest: int) -> bool:
+        """How to load so many blocks of a prompt of which `rest` tokens are to be computed."""
+        if self._settings.load != "auto":
+            return self._settings.load == "async"
+        if self._loads:
+            return True  # It would share the link with those.
+        # Others would wait with the request for what its computation does not hide: those that run
+        # and those that load in the same step.
+        alone = self._running == 0 and not self._layered_now
+        return not alone and not self._cost.hides(*self._layered_cost(blocks, rest))
+
+    def _layered_cost(self, blocks: int, rest: int) -> tuple[int, int]:
+        """Bytes that this step's layered loads copy on each rank if these are added, and prompt
+        tokens that are computed behind them."""
+        loading, computing = self._layered_size
+        tokens = min(computing + rest, self._step_tokens)
+        return (loading + blocks) * self._shard_bytes, tokens
 
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
@@ -200,6 +217,9 @@ class SchedulerSide:
             self._loads[request.request_id] = PendingLoad(load, first)
         else:
             self._layered_now.append(load)
+            loading, computing = self._layered_size
+            rest = request.num_tokens - (first + count) * self._block_tokens
+            self._layered_size = loading + count, computing + rest
         self._stats.count("hit_tokens", num_external_tokens)
         kind = "loaded_tokens_async" if asynchronous else "loaded_tokens_layered"
         self._stats.count(kind, num_external_tokens)
@@ -230,9 +250,18 @@ class SchedulerSide:
         for state, tokens in advancing:
             self._plan_save(state, tokens, plan.save_step)
         self._plan_loads(plan)
-        self._running = len(output.num_scheduled_tokens)
+        self._observe_step(output)
         self._expire_matches()
         return plan
+
+    def _observe_step(self, output: SchedulerOutput) -> None:
+        if self._running == 0:
+            self._cost.idle()
+        self._layered_size = 0, 0
+        self._running = len(output.num_scheduled_tokens)
+        # A decoding request computes one token.
+        prompt_tokens = output.total_num_scheduled_tokens - self._running
+        self._cost.observe_step(time.monotonic(), prompt_tokens)
 
     def _note_blocks(
         self, output: SchedulerOutput, overwritten: list[int]
@@ -340,6 +369,8 @@ class SchedulerSide:
             logger.warning(
                 "%d rows did not have their checksum and were dropped", len(report.damaged)
             )
+        if report.load_rate is not None:
+            self._cost.set_load_rate(report.load_rate)
         if report.spoiled:
             self._contain()
 

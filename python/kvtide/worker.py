@@ -66,6 +66,7 @@ class WorkerSide:
             list(kv_caches.values()),
         )
         logger.info("rank %d: %s", rank, self._worker.about)
+        self._report.load_rate = self._worker.load_rate
         self._layers = {name: index for index, name in enumerate(kv_caches)}
 
     # ---- one step, in the order in which vLLM calls

@@ -84,17 +84,17 @@ pub(super) fn measure(
     };
     run(&mut copier, &fill, false)?;
     let mut choose = |purpose: &Purpose, pinned: Option<Route>| -> Result<Route, CopyError> {
-        if let Some(route) = pinned {
-            return Ok(route);
-        }
+        let candidates = pinned
+            .as_ref()
+            .map_or(purpose.candidates, std::slice::from_ref);
         let batch = Batch {
             direction: purpose.direction,
             moves: &moves,
             digests: false,
         };
         let mut rates = Vec::new();
-        for &route in purpose.candidates {
-            let needs_bulk = matches!(route, Route::Bulk(_));
+        for &route in candidates {
+            let needs_bulk = matches!(route, Route::Bulk(_)) && pinned.is_none();
             if needs_bulk && !(shared.tables.suits_bulk && shared.kernels.bulk.is_some()) {
                 continue;
             }

@@ -179,6 +179,14 @@ impl CudaDevice {
         &self.measured
     }
 
+    /// Bytes per second that layered loads reached.
+    #[must_use]
+    pub fn layered_bytes_per_s(&self) -> Option<f64> {
+        let mut rates = self.measured.iter();
+        let chosen = rates.find(|m| m.purpose == "layered" && m.route == self.routes.layered);
+        chosen.map(|m| m.gb_per_s * 1e9)
+    }
+
     /// The time that pinning the segment took.
     #[must_use]
     pub fn pinning(&self) -> Duration {
