@@ -210,68 +210,37 @@ impl Layer {
         if tensor.shape.len() != tensor.strides_bytes.len() || tensor.item_bytes == 0 {
             return Err(LayoutError::Malformed { layer: name() });
         }
-        let (block_stride, mut dims) = Self::split_blocks(tensor, blocks)?;
-        dims.retain(|&(length, _)| length != 1);
-        dims.sort_unstable_by_key(|&(_, stride)| stride);
         let overlap = || LayoutError::Overlap {
             layer: name(),
             shape: tensor.shape.clone(),
             strides_bytes: tensor.strides_bytes.clone(),
         };
-
-        // Neighbouring dimensions melt into one run for as long as they touch.
-        let mut run_bytes = tensor.item_bytes;
-        let mut outer: Vec<(usize, usize)> = Vec::new();
-        let mut extent = tensor.item_bytes;
-        for (length, stride) in dims {
-            if stride < extent {
-                return Err(overlap());
-            }
-            if outer.is_empty() && stride == run_bytes {
-                run_bytes *= length;
-            } else {
-                outer.push((length, stride));
-            }
-            extent = (length - 1)
-                .checked_mul(stride)
-                .and_then(|reach| reach.checked_add(extent))
-                .ok_or_else(overlap)?;
-        }
-        let runs = outer
-            .iter()
-            .try_fold(1usize, |n, &(length, _)| n.checked_mul(length));
-        let runs = runs.unwrap_or(usize::MAX);
+        let (block_stride, dims) = Self::split_blocks(tensor, blocks)?;
+        let shape = BlockShape::new(dims, tensor.item_bytes).ok_or_else(overlap)?;
+        let runs = shape.runs();
         if runs > MAX_RUNS_PER_LAYER {
             return Err(LayoutError::TooScattered {
                 layer: name(),
                 runs,
             });
         }
-        let mut run_offsets = vec![0];
-        for &(length, stride) in outer.iter().rev() {
-            run_offsets = run_offsets
-                .iter()
-                .flat_map(|&offset| (0..length).map(move |i| offset + i * stride))
-                .collect();
-        }
+        let (run_bytes, run_offsets) = (shape.run_bytes, shape.run_offsets());
         if runs * run_bytes != layer_bytes {
-            let bytes = runs * run_bytes;
             return Err(LayoutError::UnequalLayers {
                 layer: name(),
-                bytes,
+                bytes: runs * run_bytes,
                 expected: layer_bytes,
             });
         }
         let needed = (blocks - 1)
             .checked_mul(block_stride)
-            .and_then(|start| start.checked_add(extent))
+            .and_then(|start| start.checked_add(shape.extent))
             .ok_or_else(overlap)?;
         if needed > tensor.reachable_bytes || tensor.address.checked_add(needed).is_none() {
-            let reachable = tensor.reachable_bytes;
             return Err(LayoutError::OutOfBounds {
                 layer: name(),
                 needed,
-                reachable,
+                reachable: tensor.reachable_bytes,
             });
         }
         if blocks > 1 && !blocks_are_disjoint(block_stride, &run_offsets, run_bytes, blocks) {
@@ -320,6 +289,65 @@ impl Layer {
         let kernel_blocks = length / blocks;
         dims.push((kernel_blocks, stride));
         Ok((stride * kernel_blocks, dims))
+    }
+}
+
+/// The dimensions inside one block of one layer.
+struct BlockShape {
+    /// Contiguous bytes.
+    run_bytes: usize,
+    /// Dimensions of runs, as (length, stride in bytes), from the innermost to the outermost.
+    outer: Vec<(usize, usize)>,
+    /// Bytes from the first to the end of the last.
+    extent: usize,
+}
+
+impl BlockShape {
+    /// Melts neighbouring dimensions into one run for as long as they touch; `None` if elements
+    /// overlap or lie further apart than can be addressed.
+    fn new(mut dims: Vec<(usize, usize)>, item_bytes: usize) -> Option<Self> {
+        dims.retain(|&(length, _)| length != 1);
+        dims.sort_unstable_by_key(|&(_, stride)| stride);
+        let mut shape = Self {
+            run_bytes: item_bytes,
+            outer: Vec::new(),
+            extent: item_bytes,
+        };
+        for (length, stride) in dims {
+            if stride < shape.extent {
+                return None;
+            }
+            if shape.outer.is_empty() && stride == shape.run_bytes {
+                shape.run_bytes *= length;
+            } else {
+                shape.outer.push((length, stride));
+            }
+            let reach = (length - 1).checked_mul(stride)?;
+            shape.extent = reach.checked_add(shape.extent)?;
+        }
+        Some(shape)
+    }
+
+    /// Number of runs.
+    fn runs(&self) -> usize {
+        let lengths = self.outer.iter().map(|&(length, _)| length);
+        lengths
+            .into_iter()
+            .try_fold(1usize, usize::checked_mul)
+            .unwrap_or(usize::MAX)
+    }
+
+    /// Places of all runs in the block, in ascending order.
+    fn run_offsets(&self) -> Vec<usize> {
+        self.outer
+            .iter()
+            .rev()
+            .fold(vec![0], |offsets, &(length, stride)| {
+                offsets
+                    .iter()
+                    .flat_map(|&offset| (0..length).map(move |i| offset + i * stride))
+                    .collect()
+            })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sizes and offsets inside a segment.
 
 use super::shard::SHARD_HEADER_BYTES;
+use super::size::size;
 
 /// Rows begin on this boundary, so that they can be read and written with `O_DIRECT`.
 pub(crate) const ROW_ALIGN_BYTES: usize = 4096;
@@ -31,7 +32,10 @@ pub enum GeometryError {
         layer_bytes: usize,
     },
     /// Not even one row fits.
-    #[error("a capacity of {capacity_bytes} bytes holds no row of {needed_bytes} bytes")]
+    #[error(
+        "a capacity of {} holds no row, of which one needs {}",
+        size(*capacity_bytes), size(*needed_bytes)
+    )]
     TooSmall {
         /// The capacity that was asked for.
         capacity_bytes: usize,

@@ -22,6 +22,7 @@ mod directory;
 mod geometry;
 mod shard;
 mod shared;
+mod size;
 
 pub use directory::HugePages;
 pub use geometry::{GeometryError, RowGeometry};

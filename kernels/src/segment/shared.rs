@@ -12,6 +12,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use super::directory::{self, HugePages};
 use super::geometry::{HEADER_BYTES, RowGeometry};
 use super::shard::{ShardHeader, ShardState};
+use super::size::size;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x01\0");
 /// Where the header counts holders, behind its words.
@@ -43,9 +44,9 @@ pub struct SegmentOptions {
 pub enum SegmentError {
     /// The directory is smaller than the segment.
     #[error(
-        "{directory} has {free_bytes} bytes free and the segment needs {needed_bytes}: lower \
-         `host_capacity_gb`, or enlarge the mount (containers: --shm-size, or an emptyDir with \
-         medium Memory)"
+        "{directory} has {} free and the segment needs {}: lower `host_capacity_gb`, or enlarge the \
+         mount (containers: --shm-size, or an emptyDir with medium Memory)",
+        size(*free_bytes), size(*needed_bytes)
     )]
     NoSpace {
         /// Where.
@@ -57,8 +58,8 @@ pub enum SegmentError {
     },
     /// The host has too little memory.
     #[error(
-        "host_capacity_gb: the segment needs {needed_bytes} bytes and {available_bytes} are \
-         available: lower it"
+        "host_capacity_gb: the segment needs {} and {} are available: lower it",
+        size(*needed_bytes), size(*available_bytes)
     )]
     NoMemory {
         /// Bytes needed.
@@ -68,8 +69,9 @@ pub enum SegmentError {
     },
     /// Huge pages were required and there are too few.
     #[error(
-        "`huge_pages` is \"require\", and no hugetlbfs mount has {needed_bytes} bytes of free \
-         2 MiB pages: reserve them (sysctl vm.nr_hugepages) or set it to \"auto\""
+        "`huge_pages` is \"require\", and no hugetlbfs mount has {} of free 2 MiB pages: reserve them \
+         (sysctl vm.nr_hugepages) or set it to \"auto\"",
+        size(*needed_bytes)
     )]
     NoHugePages {
         /// Bytes needed.
