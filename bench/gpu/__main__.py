@@ -177,6 +177,17 @@ class Suite:
                 self.note(engine, f"mixed_itl_{name}_ms", ms(percentile(result["itl"], share)))
             self.found[engine.name]["mixed_itl"] = result["itl"]
 
+    def timeline(self) -> None:
+        """Where the time of the mixed load's steps goes; printed, for whoever tunes."""
+        for engine in self.engines:
+            seeds = self.fresh(8)
+            engine("batch", seeds=seeds, output=1)
+            engine("idle", seconds=SETTLE_S)
+            engine("batch", seeds=self.fresh(6), output=1)
+            engine("idle", seconds=SETTLE_S)
+            shown = engine("timeline", seeds=seeds[:4], decoders=8, every_s=0.25)
+            print(f"{engine.name}\n{shown}", flush=True)
+
     def closed_loop(self) -> None:
         """The headline: every prefill step carries a load."""
         for engine in self.engines:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import models
+from bench.gpu.timeline import Timeline
 
 PROMPT_TOKENS = 8192
 POOL_PROMPTS = 6
@@ -142,6 +143,12 @@ class Engine:
             self.engine.step()
         gaps = [b - a for each in times.values() for a, b in itertools.pairwise(each)]
         return {"ttft": sorted(ttft.values()), "itl": sorted(gaps)}
+
+    def do_timeline(self, seeds: list[int], decoders: int, every_s: float) -> str:
+        """A mixed load, step by step."""
+        with Timeline(self.engine) as timeline:
+            self.do_mixed(seeds, decoders, every_s)
+        return timeline.table()
 
     def do_closed_loop(
         self, prefixes: list[int], users: int, requests: int, new_tokens: int, output: int

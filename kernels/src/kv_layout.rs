@@ -330,10 +330,9 @@ impl BlockShape {
 
     /// Number of runs.
     fn runs(&self) -> usize {
-        let lengths = self.outer.iter().map(|&(length, _)| length);
-        lengths
-            .into_iter()
-            .try_fold(1usize, usize::checked_mul)
+        self.outer
+            .iter()
+            .try_fold(1usize, |runs, &(length, _)| runs.checked_mul(length))
             .unwrap_or(usize::MAX)
     }
 
