@@ -8,12 +8,13 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Machine code for Ampere, Hopper and Blackwell, and PTX from which a driver compiles for others.
+/// Machine code for Ampere (and Ada), Hopper and Blackwell, and PTX from which a driver compiles for
+/// what comes after them. The PTX is Hopper's: that of an older one would lack the bulk copies.
 const TARGETS: [&str; 4] = [
     "arch=compute_80,code=sm_80",
     "arch=compute_90,code=sm_90",
     "arch=compute_100,code=sm_100",
-    "arch=compute_80,code=compute_80",
+    "arch=compute_90,code=compute_90",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -20,10 +20,11 @@ impl CostModel {
         self.0.set_load_rate(bytes_per_s);
     }
 
-    /// A step with `prompt_tokens` is scheduled at `now`, in seconds of a clock that never goes back.
-    fn observe_step(&mut self, now: f64, prompt_tokens: u64) {
+    /// A step with `prompt_tokens` is scheduled at `now`, in seconds of a clock that never goes back;
+    /// `loads` if it waits for a layered load.
+    fn observe_step(&mut self, now: f64, prompt_tokens: u64, loads: bool) {
         if let Ok(now) = Duration::try_from_secs_f64(now) {
-            self.0.observe_step(now, prompt_tokens);
+            self.0.observe_step(now, prompt_tokens, loads);
         }
     }
 

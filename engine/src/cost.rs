@@ -35,6 +35,8 @@ struct Stretch {
     seconds: f64,
     steps: u32,
     quiet: u32,
+    /// Whether a step waited for a load: its time is not that of its tokens.
+    waited: bool,
 }
 
 impl CostModel {
@@ -52,12 +54,13 @@ impl CostModel {
         }
     }
 
-    /// A step with `prompt_tokens` is scheduled at `now`.
-    pub fn observe_step(&mut self, now: Duration, prompt_tokens: u64) {
+    /// A step with `prompt_tokens` is scheduled at `now`; `loads` if it waits for a layered load.
+    pub fn observe_step(&mut self, now: Duration, prompt_tokens: u64, loads: bool) {
         if let Some(last) = self.last.replace(now) {
             self.observe_interval(now.saturating_sub(last).as_secs_f64(), prompt_tokens);
         }
         self.stretch.tokens += prompt_tokens;
+        self.stretch.waited |= loads;
     }
 
     /// The engine has nothing to do: the time until the next step is nobody's.
@@ -85,7 +88,7 @@ impl CostModel {
         let stretch = std::mem::take(&mut self.stretch);
         let decoding = self.decode_step.unwrap_or(0.0) * f64::from(stretch.steps);
         let computing = stretch.seconds - decoding;
-        if stretch.tokens >= STRETCH_TOKENS_MIN && computing > 0.0 {
+        if stretch.tokens >= STRETCH_TOKENS_MIN && computing > 0.0 && !stretch.waited {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52 tokens")]
             let rate = computing / stretch.tokens as f64;
             self.seconds_per_token = Some(averaged(self.seconds_per_token, rate));
@@ -133,7 +136,7 @@ mod tests {
         }
         let mut now = 1.0;
         for (seconds, tokens) in times.iter().zip(&tokens) {
-            model.observe_step(Duration::from_secs_f64(now), *tokens);
+            model.observe_step(Duration::from_secs_f64(now), *tokens, false);
             now += seconds;
         }
     }
@@ -159,12 +162,27 @@ mod tests {
         assert!(model.hides(250_000_000, 1024) && !model.hides(262_000_000, 1024));
     }
 
+    /// Otherwise a long load would teach that computing is slow, and so hides longer ones.
+    #[test]
+    fn time_spent_waiting_for_a_load_is_not_that_of_tokens() {
+        let mut model = CostModel::new();
+        serve(&mut model, &[1000; 4], 8, 0);
+        let before = model.seconds_per_token();
+        let mut now = 100.0;
+        for (seconds, tokens, loads) in [(0.3, 1000, true), (0.007, 0, false), (0.007, 0, false)] {
+            model.observe_step(Duration::from_secs_f64(now), tokens, loads);
+            now += seconds;
+        }
+        serve(&mut model, &[], 8, 0);
+        assert_eq!(model.seconds_per_token(), before);
+    }
+
     #[test]
     fn time_without_requests_is_nobodys() {
         let mut model = CostModel::new();
         serve(&mut model, &[1000], 8, 0);
         let before = model.seconds_per_token();
-        model.observe_step(Duration::from_secs(50), 1000);
+        model.observe_step(Duration::from_secs(50), 1000, false);
         model.idle();
         serve(&mut model, &[], 8, 0);
         assert_eq!(model.seconds_per_token(), before);

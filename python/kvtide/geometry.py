@@ -111,6 +111,11 @@ def refuse_flags(config: VllmConfig) -> None:
             f"--runner {config.model_config.runner_type}: a pooling model needs all of its prompt "
             "computed, so there is nothing to reuse; start it without kvtide"
         )
+    if getattr(config.model_config, "enable_sleep_mode", False):
+        raise ConfigError(
+            "--enable-sleep-mode: it takes the KV cache's memory away while copies may still use "
+            "it; kvtide does not support it yet, remove it"
+        )
     if getattr(parallel, "enable_dbo", False):
         raise ConfigError("--enable-dbo: kvtide cannot follow split batches yet; remove it")
     role = config.kv_transfer_config.kv_role

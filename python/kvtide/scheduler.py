@@ -103,7 +103,7 @@ class SchedulerSide:
         self._finished_saves: list[tuple[int, bytes]] = []
         self._loading_into: list[int] = []
         """Blocks that this step's loads overwrite."""
-        self._running = 0
+        self._running: set[str] = set()
         """Requests of the last step that have not finished since."""
         self._epoch = 0
         """Grows when what live requests compute must not be saved any more."""
@@ -183,7 +183,7 @@ class SchedulerSide:
             return True  # It would share the link with those.
         # Others would wait with the request for what its computation does not hide: those that run
         # and those that load in the same step.
-        alone = self._running == 0 and not self._layered_now
+        alone = not self._running and not self._layered_now
         return not alone and not self._cost.hides(*self._layered_cost(blocks, rest))
 
     def _layered_cost(self, blocks: int, rest: int) -> tuple[int, int]:
@@ -226,7 +226,7 @@ class SchedulerSide:
 
     def request_finished(self, request: Request) -> None:
         """Plans the save of what the request computed and no step has saved; forgets it."""
-        self._running = max(0, self._running - 1)
+        self._running.discard(request.request_id)
         state = self._requests.pop(request.request_id, None)
         if state is None or request.request_id in self._loads:
             return
@@ -255,13 +255,13 @@ class SchedulerSide:
         return plan
 
     def _observe_step(self, output: SchedulerOutput) -> None:
-        if self._running == 0:
+        if not self._running:
             self._cost.idle()
-        self._layered_size = 0, 0
-        self._running = len(output.num_scheduled_tokens)
+        loads, self._layered_size = self._layered_size[0] > 0, (0, 0)
+        self._running = set(output.num_scheduled_tokens)
         # A decoding request computes one token.
-        prompt_tokens = output.total_num_scheduled_tokens - self._running
-        self._cost.observe_step(time.monotonic(), prompt_tokens)
+        prompt_tokens = output.total_num_scheduled_tokens - len(self._running)
+        self._cost.observe_step(time.monotonic(), prompt_tokens, loads)
 
     def _note_blocks(
         self, output: SchedulerOutput, overwritten: list[int]

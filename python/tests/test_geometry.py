@@ -28,7 +28,10 @@ def config(**changes: Any) -> Any:
     parallel = {name: changes.pop(name, value) for name, value in PARALLEL.items()}
     transfer = {"kv_role": changes.pop("kv_role", "kv_both"), "engine_id": "e"}
     return SimpleNamespace(
-        model_config=SimpleNamespace(runner_type=changes.pop("runner_type", "generate")),
+        model_config=SimpleNamespace(
+            runner_type=changes.pop("runner_type", "generate"),
+            enable_sleep_mode=changes.pop("enable_sleep_mode", False),
+        ),
         parallel_config=SimpleNamespace(**parallel),
         speculative_config=changes.pop("speculative_config", None),
         kv_transfer_config=SimpleNamespace(**transfer),
@@ -59,6 +62,7 @@ def kv_cache(*specs: Any, layers: int = 4) -> Any:
         ({"nnodes": 2}, "--nnodes 2"),
         ({"speculative_config": object()}, "--speculative-config"),
         ({"enable_dbo": True}, "--enable-dbo"),
+        ({"enable_sleep_mode": True}, "--enable-sleep-mode"),
         ({"kv_role": "kv_producer"}, "kv_role: 'kv_producer'"),
         ({"runner_type": "pooling"}, "--runner pooling"),
     ],

@@ -23,7 +23,7 @@ def side(load: str = "auto", **state: Any) -> SchedulerSide:
     made._settings = Settings(json.dumps({"load": load, "host_capacity_gb": 1}), {})
     made._shard_bytes = BLOCK_BYTES
     made._step_tokens = 8192
-    made._running = 0
+    made._running = set()
     made._loads = {}
     made._layered_now = []
     made._layered_size = (0, 0)
@@ -38,7 +38,7 @@ def teach(made: SchedulerSide, seconds_per_token: float) -> None:
     """Lets it see a step with 2,000 prompt tokens among others of 7 ms."""
     now = 0.0
     for tokens in (0, 0, 0, 2000, 0, 0, 0, 0):
-        made._cost.observe_step(now, tokens)
+        made._cost.observe_step(now, tokens, False)
         now += 0.007 + tokens * seconds_per_token
 
 
@@ -47,7 +47,7 @@ def test_an_idle_engine_loads_in_the_step() -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [{"running": 3}, {"layered_now": [object()], "layered_size": (BLOCKS, 16)}]
+    "state", [{"running": {"other"}}, {"layered_now": [object()], "layered_size": (BLOCKS, 16)}]
 )
 def test_others_do_not_wait_for_a_load_that_nothing_hides(state: dict[str, Any]) -> None:
     made = side(**state)
@@ -57,7 +57,7 @@ def test_others_do_not_wait_for_a_load_that_nothing_hides(state: dict[str, Any])
 
 
 def test_a_load_that_computing_hides_is_layered_beside_others() -> None:
-    made = side(running=3)
+    made = side(running={"other"})
     teach(made, 26e-6)
     # 1 GiB takes 21 ms; 1,024 tokens take 27.
     assert not made._prefers_async(BLOCKS, 1024)
@@ -69,7 +69,7 @@ def test_a_load_that_computing_hides_is_layered_beside_others() -> None:
 
 
 def test_computing_hides_no_more_than_a_step_can_hold() -> None:
-    made = side(running=3, step_tokens=512)
+    made = side(running={"other"}, step_tokens=512)
     teach(made, 26e-6)
     assert made._prefers_async(BLOCKS, 8000)
 
@@ -84,5 +84,5 @@ def test_a_load_does_not_share_the_link_with_async_ones() -> None:
     ("load", "asynchronous"), [("layered", False), ("async", True), ("sync", False)]
 )
 def test_a_setting_overrules_the_prediction(load: str, asynchronous: bool) -> None:
-    assert side(load, running=3)._prefers_async(BLOCKS, 16) is asynchronous
+    assert side(load, running={"other"})._prefers_async(BLOCKS, 16) is asynchronous
     assert side(load)._prefers_async(BLOCKS, 16) is asynchronous

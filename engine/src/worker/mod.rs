@@ -146,9 +146,14 @@ impl Worker {
         })
     }
 
-    /// The engine computes on `stream` from now on.
+    /// The engine computes the next step on `stream`.
     pub fn use_stream(&mut self, stream: ComputeStream) {
         self.stream = stream;
+        for streaming in &self.streaming {
+            // The step may overwrite blocks whose digests are still being computed. A device that
+            // cannot even wait tells so at the next call that matters.
+            let _ = streaming.load.hold_back_until_end(stream);
+        }
     }
 
     /// Saves blocks whose layers are all computed, or at least begun.

@@ -223,8 +223,8 @@ pub trait CopyBackend: Send {
 
     /// Waits until all copies of the batch have ended. If digests were wanted: for each move, the
     /// wrapping sum of the digests of the layers that were copied, which over all layers is the
-    /// shard's checksum ([`crate::shard_checksum`]). A save's are of what was read, a load's of what
-    /// the blocks hold afterwards.
+    /// shard's checksum ([`crate::shard_checksum`]). On a GPU they are of what the blocks hold when
+    /// all copies have been made; nobody changes them before the batch has ended.
     ///
     /// # Errors
     /// [`CopyError`] when the device fails.
@@ -238,6 +238,13 @@ pub trait LayeredLoad: Send + Sync {
     /// # Errors
     /// [`CopyError`] when the layer is out of range, and when the device fails.
     fn hold_back(&self, stream: ComputeStream, layer: usize) -> Result<(), CopyError>;
+
+    /// Holds back `stream` until the load has ended, its digests included: they are of the blocks,
+    /// which must not change before. Returns at once.
+    ///
+    /// # Errors
+    /// [`CopyError`] when the device fails.
+    fn hold_back_until_end(&self, stream: ComputeStream) -> Result<(), CopyError>;
 
     /// What [`CopyBackend::finish`] returns, once the load has ended; `None` before.
     fn poll(&mut self) -> Option<Result<Vec<u64>, CopyError>>;

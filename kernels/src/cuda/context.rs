@@ -16,6 +16,7 @@ pub struct Context {
     name: String,
     multiprocessors: u32,
     compute_major: u32,
+    shared_bytes_per_block: u32,
 }
 
 // SAFETY: a context handle may be used from any thread; the driver locks inside.
@@ -44,6 +45,8 @@ impl Context {
         };
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let compute_major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let shared_bytes_per_block =
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         // SAFETY: `device` came from `device::get`; the reference is given back in `drop`.
         let raw = unsafe { result::primary_ctx::retain(device) }.explain("open the context")?;
         Ok(Arc::new(Self {
@@ -52,6 +55,7 @@ impl Context {
             name,
             multiprocessors,
             compute_major,
+            shared_bytes_per_block,
         }))
     }
 
@@ -76,10 +80,20 @@ impl Context {
         self.multiprocessors
     }
 
-    /// Whether the device has Hopper's bulk copy engine.
+    /// Whether the device has Hopper's bulk copy engine, and `shared_bytes` of shared memory for one
+    /// block of threads.
     #[must_use]
-    pub fn has_bulk_copies(&self) -> bool {
-        self.compute_major >= 9
+    pub fn has_bulk_copies(&self, shared_bytes: u32) -> bool {
+        self.compute_major >= 9 && self.shared_bytes_per_block >= shared_bytes
+    }
+
+    /// Waits until everything that was put on any of the context's streams has ended.
+    ///
+    /// # Errors
+    /// [`CudaError`] when any of it failed.
+    pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
+        self.enter()?;
+        result::ctx::synchronize().explain("wait for the device")
     }
 }
 

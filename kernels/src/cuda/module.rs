@@ -104,6 +104,14 @@ pub(crate) struct Launch {
 }
 
 impl Function {
+    /// Virtual architecture that the kernel was compiled for, as 90 for `compute_90`.
+    pub(crate) fn compiled_for(&self) -> Result<u32, CudaError> {
+        let attribute = Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+        // SAFETY: `raw` is a function of the loaded module.
+        let version = unsafe { result::function::get_function_attribute(self.raw, attribute) };
+        Ok(u32::try_from(version.explain("ask for a kernel's version")?).unwrap_or(0))
+    }
+
     /// Puts the kernel on `stream`.
     ///
     /// # Safety

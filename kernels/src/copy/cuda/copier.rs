@@ -109,6 +109,11 @@ impl Copier {
         self.done.record(&self.stream)
     }
 
+    /// The end of a closed batch.
+    pub(super) fn end(&self) -> &Event {
+        &self.done
+    }
+
     /// Whether a closed batch has ended.
     pub(super) fn is_done(&self) -> Result<bool, CudaError> {
         self.done.is_done()
@@ -214,17 +219,23 @@ impl Copier {
         let layer_bytes = self.shared.registration.layout().layer_bytes();
         let width = layers.len() * layer_bytes;
         let skipped = (layers.start * layer_bytes) as u64;
-        let staging = match self.staging.take() {
-            Some(staging) => staging,
-            None => DeviceBuffer::new(&self.shared.context, self.shared.staging_bytes())?,
+        let (staging, room) = match &self.staging {
+            Some(staging) => (staging.address(), staging.count()),
+            None => {
+                let bytes = self.shared.staging_bytes();
+                let staging = self
+                    .staging
+                    .insert(DeviceBuffer::new(&self.shared.context, bytes)?);
+                (staging.address(), staging.count())
+            }
         };
-        let at_once = (staging.count() / width.max(1)).max(1);
+        let at_once = (room / width.max(1)).max(1);
         for start in (0..self.batch.len()).step_by(at_once) {
             let count = at_once.min(self.batch.len() - start);
             let plan = Plan {
                 // Kernels add a layer's place in the shard to a row's address; the staging buffer
                 // holds no layers before the first.
-                rows: staging.address().wrapping_sub(skipped),
+                rows: staging.wrapping_sub(skipped),
                 row_stride: width as u64,
                 rows_in_order: 1,
                 ..self.plan(layers, start, count)
@@ -235,7 +246,7 @@ impl Copier {
             self.pieces.clear();
             for (i, step) in self.batch[start..start + count].iter().enumerate() {
                 let row = self.shared.row_address(step.slot.slot) + skipped;
-                let staged = staging.address() + (i * width) as u64;
+                let staged = staging + (i * width) as u64;
                 match self.direction {
                     Direction::Save => self.pieces.push(staged, row, width),
                     Direction::Load => self.pieces.push(row, staged, width),
@@ -246,7 +257,6 @@ impl Copier {
                 self.launch_copy(plan, Route::Staged)?;
             }
         }
-        self.staging = Some(staging);
         Ok(())
     }
 }
@@ -262,8 +272,13 @@ impl CopyBackend for Copier {
         self.batch.clear();
         let count = batch.moves.len();
         if count > self.moves.device.count() {
-            self.moves = Mirrored::new(&self.shared, count.next_power_of_two())?;
-            self.sums = Mirrored::new(&self.shared, count.next_power_of_two())?;
+            let room = count.next_power_of_two();
+            let (moves, sums) = (
+                Mirrored::new(&self.shared, room)?,
+                Mirrored::new(&self.shared, room)?,
+            );
+            // Both or neither: kernels index them alike.
+            (self.moves, self.sums) = (moves, sums);
         }
         for (entry, step) in self.moves.host.values_mut().iter_mut().zip(batch.moves) {
             *entry = Move {
@@ -311,7 +326,11 @@ impl CopyBackend for Copier {
     }
 
     fn finish(&mut self) -> Result<Vec<u64>, CopyError> {
-        self.close()?;
+        if let Err(error) = self.close() {
+            // What was enqueued before must have ended when this returns.
+            self.stream.synchronize()?;
+            return Err(error.into());
+        }
         self.done.wait()?;
         Ok(self.take_digests())
     }

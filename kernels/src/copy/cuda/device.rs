@@ -23,6 +23,8 @@ use crate::cuda::{
 const STAGING_BYTES: usize = 32 << 20;
 /// What the bulk kernels take of a multiprocessor: `kBulkSharedBytes` in `kernels/cuda/bulk.cuh`.
 const BULK_SHARED_BYTES: u32 = 24 * 8192 + 24 * 8;
+/// Compiled for anything older, the bulk kernels are empty.
+const BULK_COMPILED_FOR: u32 = 90;
 
 /// Choices that are not left to measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,18 +64,21 @@ pub(super) struct Kernels {
 impl Kernels {
     fn load(context: &Arc<Context>) -> Result<Self, CudaError> {
         let module = Module::load(context)?;
-        let bulk = || -> Result<Pair, CudaError> {
-            Ok(Pair {
+        let bulk = || -> Result<Option<Pair>, CudaError> {
+            let pair = Pair {
                 save: module.function(c"kvtide_save_bulk", BULK_SHARED_BYTES)?,
                 load: module.function(c"kvtide_load_bulk", BULK_SHARED_BYTES)?,
-            })
+            };
+            let oldest = pair.save.compiled_for()?.min(pair.load.compiled_for()?);
+            Ok((oldest >= BULK_COMPILED_FOR).then_some(pair))
         };
+        let has_bulk = context.has_bulk_copies(BULK_SHARED_BYTES);
         Ok(Self {
             copy: Pair {
                 save: module.function(c"kvtide_save", 0)?,
                 load: module.function(c"kvtide_load", 0)?,
             },
-            bulk: context.has_bulk_copies().then(bulk).transpose()?,
+            bulk: if has_bulk { bulk()? } else { None },
             digest: module.function(c"kvtide_digest", 0)?,
         })
     }
@@ -156,6 +161,8 @@ impl CudaDevice {
             registration,
             context: Arc::clone(&context),
         });
+        // PyTorch may still be filling the KV cache that is copied back and forth now.
+        context.synchronize()?;
         let (routes, measured) = measure(&shared, options)?;
         Ok(Self {
             layered_stream: Arc::new(Stream::new(&context, Priority::High)?),

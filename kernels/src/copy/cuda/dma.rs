@@ -59,7 +59,7 @@ impl Pieces {
     }
 }
 
-/// Whether the driver (12.8 and later as `_v2`, which is what is bound) has the call.
+/// Whether the driver has the call in the form that is bound, which is CUDA 13's.
 fn has_batches() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     // SAFETY: a context exists, so the library is loaded; the symbol's address is not used.

@@ -59,6 +59,13 @@ impl LayeredLoad for Layered {
         Ok(stream.wait_for(event)?)
     }
 
+    fn hold_back_until_end(&self, stream: ComputeStream) -> Result<(), CopyError> {
+        match &self.copier {
+            Some(copier) => Ok(stream.wait_for(copier.end())?),
+            None => Ok(()),
+        }
+    }
+
     fn poll(&mut self) -> Option<Result<Vec<u64>, CopyError>> {
         match self.copier.as_ref()?.is_done() {
             Ok(false) => None,

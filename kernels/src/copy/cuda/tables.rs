@@ -63,8 +63,8 @@ pub(super) struct Tables {
 /// What the bulk copy engine's addresses and sizes are multiples of.
 const BULK_ALIGN_BYTES: usize = 16;
 
-/// A number that the kernels hold in 32 bits. Layouts with larger ones are refused when the device
-/// is opened: blocks are far smaller.
+/// A number that the kernels hold in 32 bits: counts of layers and runs, and bytes of a block in one
+/// layer, all of them far smaller.
 fn narrow(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
