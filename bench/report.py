@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from bench import page
 from bench.provenance import ROOT
 
 RESULTS = ROOT / "bench" / "results"
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def rows() -> list[dict[str, Any]]:
@@ -43,10 +42,8 @@ def main() -> None:
         json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     )
     machines = " and ".join(sorted({row["machine"] for row in results}))
-    before, rest = PAGE.read_text().split(BEGIN)
-    after = rest.split(END)[1]
     caption = f"Medians, by `make bench` on {machines}; each row with the commit that was measured."
-    PAGE.write_text(f"{before}{BEGIN}\n\n{caption}\n\n{table(results)}\n\n{END}{after}")
+    page.replace("results", f"{caption}\n\n{table(results)}")
     print(table(results))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.gpu.engine import POOL_PROMPTS
 from bench.provenance import ROOT
 
 ENVIRONMENT = {
@@ -109,6 +110,15 @@ class Suite:
         self.seed += count
         return list(range(self.seed - count, self.seed))
 
+    def evicted(self, engine: Engine, count: int) -> list[int]:
+        """Seeds of prompts that the engine has computed and that have left the GPU since."""
+        seeds = self.fresh(count)
+        engine("batch", seeds=seeds, output=1)
+        engine("idle", seconds=SETTLE_S)
+        engine("batch", seeds=self.fresh(POOL_PROMPTS), output=1)
+        engine("idle", seconds=SETTLE_S)
+        return seeds
+
     def note(self, engine: Engine, what: str, value: Any) -> None:
         """Keeps and prints a result."""
         self.found[engine.name][what] = value
@@ -165,12 +175,8 @@ class Suite:
     def mixed(self) -> None:
         """8 decoders and a reload each 250 ms."""
         for engine in self.engines:
-            seeds = self.fresh(16)
-            engine("batch", seeds=seeds, output=1)
-            engine("idle", seconds=SETTLE_S)
-            engine("batch", seeds=self.fresh(6), output=1)
-            engine("idle", seconds=SETTLE_S)
-            result = engine("mixed", seeds=seeds[:12], decoders=8, every_s=0.25)
+            seeds = self.evicted(engine, 12)
+            result = engine("mixed", seeds=seeds, decoders=8, every_s=0.25)
             self.note(engine, "mixed_ttft_p50_ms", ms(median(result["ttft"])))
             self.note(engine, "mixed_ttft_max_ms", ms(result["ttft"][-1]))
             for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
@@ -180,20 +186,14 @@ class Suite:
     def timeline(self) -> None:
         """Where the time of the mixed load's steps goes; printed, for whoever tunes."""
         for engine in self.engines:
-            seeds = self.fresh(8)
-            engine("batch", seeds=seeds, output=1)
-            engine("idle", seconds=SETTLE_S)
-            engine("batch", seeds=self.fresh(6), output=1)
-            engine("idle", seconds=SETTLE_S)
-            shown = engine("timeline", seeds=seeds[:4], decoders=8, every_s=0.25)
+            seeds = self.evicted(engine, 4)
+            shown = engine("timeline", seeds=seeds, decoders=8, every_s=0.25)
             print(f"{engine.name}\n{shown}", flush=True)
 
     def closed_loop(self) -> None:
         """The headline: every prefill step carries a load."""
         for engine in self.engines:
-            seeds = self.fresh(16)
-            engine("batch", seeds=seeds, output=1)
-            engine("idle", seconds=SETTLE_S)
+            seeds = self.evicted(engine, 16)
             arguments = {"users": 4, "requests": 32, "new_tokens": 1024, "output": 64}
             result = engine("closed_loop", prefixes=seeds, **arguments)
             self.note(engine, "loop_requests_s", result["requests_s"])

@@ -11,11 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench import page
 from bench.provenance import ROOT
 
 OUT = ROOT / "bench" / "results" / "gpu.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 
 
 def end_to_end(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,10 +125,8 @@ def main() -> None:
     measured = json.loads(arguments.copies.read_text())
     rows = [row | where for row in (*end_to_end(found), *copies(measured))]
     OUT.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-    before, rest = PAGE.read_text().split(BEGIN)
-    after = rest.split(END)[1]
     caption = f"Medians, at `{arguments.commit}` on {arguments.machine}."
-    PAGE.write_text(f"{before}{BEGIN}\n\n{caption}\n\n{table(rows)}\n\n{END}{after}")
+    page.replace("gpu", f"{caption}\n\n{table(rows)}")
     print(table(rows))
 
 
