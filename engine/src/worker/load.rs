@@ -11,7 +11,7 @@ use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Device, Direction, Mar
 use kvtide_model::BlockMove;
 
 use super::Loads;
-use super::outcome::Progress;
+use super::outcome::{LoadOutcome, Progress};
 use super::step::Layers;
 
 /// Loads that may wait. The scheduler admits fewer requests than this at once.
@@ -19,11 +19,39 @@ const QUEUED_LOADS_MAX: usize = 4096;
 /// Slices that are on the device at once: while the end of one is waited for, the next is copied.
 const SLICES_IN_FLIGHT: usize = 2;
 
+/// A load on its way through the thread. Whatever becomes of it, also when the thread ends early, it
+/// has ended when it is dropped, so that nobody waits for it.
 #[derive(Debug)]
 struct Load {
     job: u64,
-    progress: Progress,
+    /// None once it has ended.
+    progress: Option<Progress>,
     how: How,
+    loads: Arc<Loads>,
+}
+
+impl Load {
+    fn moves(&self) -> &[BlockMove] {
+        self.progress.as_ref().map_or(&[], Progress::moves)
+    }
+
+    /// Ends the load.
+    fn end(mut self, outcome: impl FnOnce(Progress) -> LoadOutcome) {
+        if let Some(progress) = self.progress.take() {
+            self.loads.complete(self.job, outcome(progress));
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        if let Some(progress) = self.progress.take() {
+            self.loads.complete(self.job, progress.into_failure());
+        }
+        if let How::Layered(layers) = &self.how {
+            layers.abort(); // Layers that are done by now stay so.
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -63,12 +91,11 @@ impl LoadThread {
             .map(|_| device.backend(Direction::Load))
             .collect();
         let runner = Runner {
+            in_flight: VecDeque::new(),
             idle: backends?,
-            device,
-            loads: Arc::clone(&loads),
             active: HashMap::new(),
             ready: VecDeque::new(),
-            in_flight: VecDeque::new(),
+            device,
         };
         let work = move || runner.run(&layered_loads, &beside_loads, &woken);
         let thread: io::Result<_> = std::thread::Builder::new().name(name).spawn(work);
@@ -86,37 +113,36 @@ impl LoadThread {
 
     /// Loads layer by layer, telling `layers`.
     pub(super) fn load_layered(&self, job: u64, progress: Progress, layers: Arc<Layers>) {
-        let how = How::Layered(Arc::clone(&layers));
-        let load = Load { job, progress, how };
-        if !self.send(load, |queues| &queues.layered) {
-            layers.abort();
-        }
+        self.send(job, progress, How::Layered(layers), |queues| {
+            &queues.layered
+        });
     }
 
     /// Loads beside the steps, behind `mark`.
     pub(super) fn load_async(&self, job: u64, progress: Progress, mark: Mark) {
-        let how = How::Async(mark);
-        let load = Load { job, progress, how };
-        self.send(load, |queues| &queues.beside);
+        self.send(job, progress, How::Async(mark), |queues| &queues.beside);
     }
 
-    /// Queues a load, or fails it if there is no room.
-    fn send(&self, load: Load, queue: fn(&Queues) -> &SyncSender<Load>) -> bool {
-        let Some(queues) = &self.queues else {
-            return false;
+    /// Queues a load; without room for it, it is dropped, and so has failed.
+    fn send(
+        &self,
+        job: u64,
+        progress: Progress,
+        how: How,
+        queue: fn(&Queues) -> &SyncSender<Load>,
+    ) {
+        let load = Load {
+            job,
+            progress: Some(progress),
+            how,
+            loads: Arc::clone(&self.loads),
         };
-        match queue(queues).try_send(load) {
-            Ok(()) => {
-                // A full channel holds a token already.
-                let _ = queues.wake.try_send(());
-                true
-            }
-            Err(refused) => {
-                let (std::sync::mpsc::TrySendError::Full(load)
-                | std::sync::mpsc::TrySendError::Disconnected(load)) = refused;
-                self.loads.complete(load.job, load.progress.into_failure());
-                false
-            }
+        let Some(queues) = &self.queues else {
+            return;
+        };
+        if queue(queues).try_send(load).is_ok() {
+            // A full channel holds a token already.
+            let _ = queues.wake.try_send(());
         }
     }
 }
@@ -147,16 +173,17 @@ struct Slice {
     begun: Result<(), CopyError>,
 }
 
+/// Fields are dropped in this order: backends wait for what they have started before a load that was
+/// not ended is reported as failed, and its blocks are used again.
 struct Runner {
-    device: Arc<dyn Device>,
-    loads: Arc<Loads>,
+    in_flight: VecDeque<Slice>,
     /// Backends that no slice uses.
     idle: Vec<Box<dyn CopyBackend>>,
     active: HashMap<u64, Active>,
     /// Loads with moves that are in no slice yet; each gets one slice in turn, so that a short load
     /// is not held up by a long one.
     ready: VecDeque<u64>,
-    in_flight: VecDeque<Slice>,
+    device: Arc<dyn Device>,
 }
 
 impl Runner {
@@ -193,44 +220,37 @@ impl Runner {
     /// Runs all layered loads there are.
     fn run_layered(&mut self, layered: &Receiver<Load>) {
         while let Ok(load) = layered.try_recv() {
-            let Load { job, progress, how } = load;
-            let How::Layered(layers) = how else {
-                continue; // Only layered loads are sent here.
-            };
-            let _abort = layers.abort_on_drop();
             while let Some(slice) = self.in_flight.pop_front() {
                 self.end_slice(slice);
             }
-            let outcome = match self.copy_layered(&progress, &layers) {
-                Ok(digests) => progress.outcome(self.device.registration(), &digests),
+            let copied = self.copy_layered(&load);
+            let registration = self.device.registration();
+            load.end(|progress| match copied {
+                Ok(digests) => progress.outcome(registration, &digests),
                 Err(_) => progress.into_failure(),
-            };
-            self.loads.complete(job, outcome);
+            });
         }
     }
 
-    fn copy_layered(
-        &mut self,
-        progress: &Progress,
-        layers: &Layers,
-    ) -> Result<Vec<u64>, CopyError> {
+    fn copy_layered(&mut self, load: &Load) -> Result<Vec<u64>, CopyError> {
         let count = self.device.registration().layout().layers();
         let Some(backend) = self.idle.first_mut() else {
             return Ok(Vec::new()); // All are idle when nothing is in flight.
         };
-        backend.begin(&load_of(progress.moves()))?;
+        backend.begin(&load_of(load.moves()))?;
         for layer in 0..count {
             backend.copy(layer..layer + 1)?;
-            layers.finish(layer, Mark::passed());
+            if let How::Layered(layers) = &load.how {
+                layers.finish(layer, Mark::passed());
+            }
         }
         backend.finish()
     }
 
     fn accept(&mut self, load: Load) {
         let job = load.job;
-        if load.progress.moves().is_empty() {
-            let outcome = load.progress.outcome(self.device.registration(), &[]);
-            self.loads.complete(job, outcome);
+        if load.moves().is_empty() {
+            load.end(|progress| progress.outcome(self.device.registration(), &[]));
             return;
         }
         let active = Active {
@@ -248,7 +268,7 @@ impl Runner {
             self.idle.push(backend);
             return;
         };
-        let moves = active.load.progress.moves();
+        let moves = active.load.moves();
         let end = moves.len().min(active.next + self.device.slice_blocks());
         let places = active.next..end;
         active.next = end;
@@ -287,15 +307,16 @@ impl Runner {
             return;
         };
         active.slices -= 1;
-        let progress = &mut active.load.progress;
-        match begun.and(digests) {
-            Ok(digests) => progress.copied(places, &digests),
-            Err(_) => progress.fail(places),
+        if let Some(progress) = &mut active.load.progress {
+            match begun.and(digests) {
+                Ok(digests) => progress.copied(places, &digests),
+                Err(_) => progress.fail(places),
+            }
         }
-        let ended = active.slices == 0 && active.next == active.load.progress.moves().len();
+        let ended = active.slices == 0 && active.next == active.load.moves().len();
         if ended && let Some(active) = self.active.remove(&job) {
-            let outcome = active.load.progress.end(self.device.registration());
-            self.loads.complete(job, outcome);
+            let registration = self.device.registration();
+            active.load.end(|progress| progress.end(registration));
         }
     }
 }

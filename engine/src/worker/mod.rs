@@ -226,10 +226,6 @@ impl Worker {
         self.counters
             .refused_saves
             .fetch_add(refused as u64, Ordering::Relaxed);
-        for job in &batch.jobs {
-            save::condemn(self.registration(), &job.moves);
-            self.saves.complete(job.job, ());
-        }
         None
     }
 

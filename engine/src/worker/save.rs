@@ -1,6 +1,5 @@
 //! The thread that copies computed blocks to the pool.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,7 +27,9 @@ pub(super) struct SaveBatch {
 /// Runs batches in the order in which they were sent; ends when dropped, after what was accepted.
 #[derive(Debug)]
 pub(super) struct SaveThread {
-    queue: Option<SyncSender<Arc<SaveBatch>>>,
+    queue: Option<SyncSender<Queued>>,
+    registration: Arc<Registration>,
+    jobs: Arc<Jobs>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -42,9 +43,8 @@ impl SaveThread {
     ) -> io::Result<Self> {
         let (queue, batches) = sync_channel(QUEUED_STEPS_MAX);
         let runner = Runner {
-            registration,
+            registration: Arc::clone(&registration),
             backend,
-            jobs,
             counters,
         };
         let thread = std::thread::Builder::new()
@@ -52,15 +52,23 @@ impl SaveThread {
             .spawn(move || runner.run(&batches))?;
         Ok(Self {
             queue: Some(queue),
+            registration,
+            jobs,
             thread: Some(thread),
         })
     }
 
-    /// Whether there was room for `batch`.
+    /// Whether there was room for `batch`; if not, its jobs have failed.
     pub(super) fn send(&self, batch: Arc<SaveBatch>) -> bool {
+        let queued = Queued {
+            batch,
+            saved: 0,
+            registration: Arc::clone(&self.registration),
+            jobs: Arc::clone(&self.jobs),
+        };
         self.queue
             .as_ref()
-            .is_some_and(|queue| queue.try_send(batch).is_ok())
+            .is_some_and(|queue| queue.try_send(queued).is_ok())
     }
 }
 
@@ -76,27 +84,21 @@ impl Drop for SaveThread {
 struct Runner {
     registration: Arc<Registration>,
     backend: Box<dyn CopyBackend>,
-    jobs: Arc<Jobs>,
     counters: Arc<Counters>,
 }
 
 impl Runner {
-    fn run(mut self, batches: &Receiver<Arc<SaveBatch>>) {
-        for batch in batches {
-            let mut unsaved = Unsaved {
-                registration: Arc::clone(&self.registration),
-                jobs: Arc::clone(&self.jobs),
-                rest: batch.jobs.iter().collect(),
-            };
-            let Some(digests) = self.copy(&batch) else {
+    fn run(mut self, batches: &Receiver<Queued>) {
+        for mut queued in batches {
+            let Some(digests) = self.copy(&queued.batch) else {
                 continue; // The step was aborted, or the device failed.
             };
             let mut digests = digests.as_slice();
-            while let Some(job) = unsaved.rest.pop_front() {
+            while let Some(job) = queued.next() {
                 let (own, others) = digests.split_at(job.moves.len().min(digests.len()));
                 self.publish(&job.moves, own);
                 digests = others;
-                self.jobs.complete(job.job, ());
+                queued.complete();
             }
         }
     }
@@ -147,17 +149,36 @@ impl Runner {
     }
 }
 
-/// Jobs of a batch that have not ended. A thread that ends early, whatever the reason, fails them, so
-/// that nobody waits for them.
-struct Unsaved<'a> {
+/// A batch on its way through the thread. Whatever becomes of it, also when the thread ends early
+/// with batches in its queue, jobs that were not completed have failed when it is dropped, so that
+/// nobody waits for them.
+#[derive(Debug)]
+struct Queued {
+    batch: Arc<SaveBatch>,
+    /// Jobs that are complete.
+    saved: usize,
     registration: Arc<Registration>,
     jobs: Arc<Jobs>,
-    rest: VecDeque<&'a SaveJob>,
 }
 
-impl Drop for Unsaved<'_> {
+impl Queued {
+    /// The first job that is not complete.
+    fn next(&self) -> Option<&SaveJob> {
+        self.batch.jobs.get(self.saved)
+    }
+
+    /// That job is complete.
+    fn complete(&mut self) {
+        if let Some(job) = self.next() {
+            self.jobs.complete(job.job, ());
+        }
+        self.saved += 1;
+    }
+}
+
+impl Drop for Queued {
     fn drop(&mut self) {
-        for job in self.rest.drain(..) {
+        for job in self.batch.jobs.iter().skip(self.saved) {
             condemn(&self.registration, &job.moves);
             self.jobs.complete(job.job, ());
         }
@@ -165,7 +186,7 @@ impl Drop for Unsaved<'_> {
 }
 
 /// Tells the pool that these blocks were not saved.
-pub(super) fn condemn(registration: &Registration, moves: &[BlockMove]) {
+fn condemn(registration: &Registration, moves: &[BlockMove]) {
     for step in moves {
         let slot = step.slot;
         registration

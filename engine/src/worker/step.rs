@@ -84,11 +84,6 @@ impl Layers {
         }
     }
 
-    /// Aborts when dropped: a thread that ends early, whatever the reason, leaves nobody waiting.
-    pub(super) fn abort_on_drop(self: &Arc<Self>) -> AbortOnDrop {
-        AbortOnDrop(Arc::clone(self))
-    }
-
     /// Waits until a layer that is not in `taken` is done, and returns it with the layers behind it
     /// that are done too; `None` when all are taken or no more will be done.
     pub(super) fn next(&self, taken: &[bool]) -> Option<Done> {
@@ -115,15 +110,6 @@ impl Layers {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-    }
-}
-
-/// See [`Layers::abort_on_drop`]. Layers that are done by then stay so.
-pub(super) struct AbortOnDrop(Arc<Layers>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
