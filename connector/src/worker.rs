@@ -95,11 +95,9 @@ impl Worker {
         let layer_bytes = segment.0.geometry().layer_bytes();
         let layout = KvLayout::new(&views, blocks, layer_bytes).map_err(kvtide_error)?;
         // SAFETY: addresses and storage sizes are torch's own for the tensors vLLM registered as its
-        // KV cache, which lie in host memory or in that of `gpu` (`python/kvtide/worker.py` reads
-        // both from torch and refuses other devices), and `owner` holds those tensors. vLLM writes
-        // a full block no more until it reallocates it, for which the scheduler's side makes it wait
-        // (`saves_reading`), and does not use blocks that are being loaded before the load is
-        // reported.
+        // KV cache, in host memory or that of `gpu` (`python/kvtide/worker.py` refuses the rest);
+        // `owner` holds them. vLLM writes a full block no more until it reallocates it, for which it
+        // is made to wait (`saves_reading`), nor uses blocks before their load is reported.
         let registration =
             unsafe { Registration::new(layout, Arc::clone(&segment.0), rank, Box::new(owner)) };
         let registration = Arc::new(registration.map_err(kvtide_error)?);

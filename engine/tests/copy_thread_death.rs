@@ -91,7 +91,13 @@ fn saves_behind_a_panic_have_failed_and_nobody_waits_for_them() {
             moves: plan.moves,
         }]);
     }
-    worker.wait_saves(&jobs);
+    let (ended, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        worker.wait_saves(&jobs);
+        let _ = ended.send(()); // Nobody listens if it was too late.
+    });
+    let waited = told.recv_timeout(Duration::from_secs(10));
+    assert!(waited.is_ok(), "a save behind a panic is waited for");
     assert!(
         node.pool.drain(Duration::from_secs(10)),
         "slots are free again"

@@ -25,6 +25,7 @@ vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
 BLOCK = 16
 POOL_TOKENS = 16384
 PROMPT_TOKENS = 3000
+MODES = ["auto", "layered", "async", "sync"]
 LOGPROB_TOLERANCE = 0.35
 """Of the log-probability of a token between a reload and recomputing: bf16 rounds differently."""
 
@@ -185,12 +186,12 @@ def test_the_paged_cache_after_a_reload_is_byte_for_byte_what_was_saved(
 
 
 @pytest.mark.parametrize("tokens", [1, 32])
-@pytest.mark.parametrize("mode", ["auto", "layered", "async", "sync"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_reload_gives_the_tokens_of_a_hit_in_the_gpu_cache(
     engine: Engine, mode: str, tokens: int
 ) -> None:
     engine.use(load=mode)
-    each = prompt(5000 + len(mode) * 100 + tokens)
+    each = prompt(5000 + MODES.index(mode) * 100 + tokens)
     cold = engine.generate([each], tokens)
     # As many blocks as are offered to a reload: all whole ones that leave a token to compute.
     hit = engine.generate([each], tokens)
@@ -207,10 +208,9 @@ def test_a_reload_gives_the_tokens_of_a_hit_in_the_gpu_cache(
     assert abs(first_cold - ours[0]) < LOGPROB_TOLERANCE
 
 
-def test_running_decoders_are_not_disturbed_by_reloads(engine: Engine) -> None:
+def test_a_reload_beside_running_decoders_gives_the_tokens_of_a_hit(engine: Engine) -> None:
     engine.use(load="auto")
     each, others = prompt(9001), [prompt(9100 + i, 300) for i in range(4)]
-    alone = engine.generate(others, 40)
     hit = (engine.generate([each], 8), engine.generate([each], 8))[1]
     engine.drain()
     engine.forget()
@@ -218,10 +218,9 @@ def test_running_decoders_are_not_disturbed_by_reloads(engine: Engine) -> None:
     together = engine.generate([*others, each], 40)
     assert engine.loaded
     assert tokens_of(together)[-1][:8] == tokens_of(hit)[0][:8]
-    assert len(tokens_of(alone)) == 4
 
 
-def test_prompts_beyond_the_gpu_pool_are_preempted_saved_and_reloaded(engine: Engine) -> None:
+def test_more_prompts_than_the_gpu_pool_holds_are_reloaded(engine: Engine) -> None:
     engine.use(load="auto")
     prompts = [prompt(9500 + i, 2400) for i in range(8)]
     hits = []

@@ -2,7 +2,7 @@
 //!
 //! Some blocks are saved and loaded back over every route, with the pieces and strides of the
 //! real layout. A block's bytes are written to a row and back, so the KV cache does not change; rows
-//! hold nothing yet. It takes well below a second.
+//! hold nothing yet.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
