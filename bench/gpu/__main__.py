@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+CLOSED_LOOP = {"users": 4, "new_tokens": 1024, "output": 64}
 SETTLE_S = 0.3
 """After saves, before what must not overlap with them."""
 
@@ -100,8 +101,9 @@ def percentile(values: list[float], share: float) -> float:
 class Suite:
     """All workloads over the engines that are alive."""
 
-    def __init__(self, engines: list[Engine]) -> None:
+    def __init__(self, engines: list[Engine], out: Path) -> None:
         self.engines = engines
+        self.out = out
         self.found: dict[str, dict[str, Any]] = {engine.name: {} for engine in engines}
         self.seed = 1000
 
@@ -184,18 +186,30 @@ class Suite:
             self.found[engine.name]["mixed_itl"] = result["itl"]
 
     def timeline(self) -> None:
-        """Where the time of the mixed load's steps goes; printed, for whoever tunes."""
+        """Where the time of the steps goes; printed, for whoever tunes, with the GPU's side in
+        files that chrome://tracing shows."""
+        workloads: dict[str, tuple[int, dict[str, Any]]] = {
+            "batch": (16, {"do": "batch", "output": 32}),
+            "reload": (3, {"do": "each", "output": 1}),
+            "mixed": (3, {"do": "mixed", "decoders": 8, "every_s": 0.25}),
+            "closed_loop": (8, CLOSED_LOOP | {"do": "closed_loop", "requests": 8}),
+        }
         for engine in self.engines:
-            seeds = self.evicted(engine, 4)
-            shown = engine("timeline", seeds=seeds, decoders=8, every_s=0.25)
-            print(f"{engine.name}\n{shown}", flush=True)
+            if engine.name == "none":
+                continue  # It loads nothing.
+            for name, (count, workload) in workloads.items():
+                seeds = "prefixes" if name == "closed_loop" else "seeds"
+                of = workload | {seeds: self.evicted(engine, count)}
+                print(f"{engine.name}, {name}\n{engine('timeline', of=of)}", flush=True)
+                of[seeds] = self.evicted(engine, count)
+                trace = self.out / f"{engine.name}-{name}.trace.json.gz"
+                engine("timeline", of=of, trace=str(trace))
 
     def closed_loop(self) -> None:
         """The headline: every prefill step carries a load."""
         for engine in self.engines:
             seeds = self.evicted(engine, 16)
-            arguments = {"users": 4, "requests": 32, "new_tokens": 1024, "output": 64}
-            result = engine("closed_loop", prefixes=seeds, **arguments)
+            result = engine("closed_loop", prefixes=seeds, requests=32, **CLOSED_LOOP)
             self.note(engine, "loop_requests_s", result["requests_s"])
             self.note(engine, "loop_ttft_p50_ms", ms(median(result["ttft"])))
             self.note(engine, "loop_tpot_p50_ms", ms(median(result["tpot"])))
@@ -218,6 +232,7 @@ def main() -> None:
         "kvtide-sync": {"load": "sync"},
         "kvtide-layered": {"load": "layered"},
         "kvtide-async": {"load": "async"},
+        "kvtide-kernelsave": {"gpu_save_route": "kernel:4"},
     }
     engines = []
     for name in arguments.engines:
@@ -235,7 +250,7 @@ def main() -> None:
             engines[0].booted()  # Compiles for all of them.
     for engine in engines[1:]:
         engine.booted()
-    suite = Suite(engines)
+    suite = Suite(engines, arguments.out)
     began = time.perf_counter()
     suite.warm_up()
     for workload in arguments.workloads:

@@ -59,7 +59,7 @@ class Bench:
             for layer in range(LAYERS):
                 self.rig.worker.layer_computed(layer)
             self.rig.worker.end_step()
-            self.rig.worker.wait_saves([job])
+            self.rig.worker.finish_saves([job])
             seconds.append(time.perf_counter() - start)
             self.rig.pool.poll()
             self.rig.pool.clear()
@@ -93,7 +93,7 @@ class Bench:
             start = time.perf_counter()
             self.rig.worker.save_now([(job, moves)])
             failed, damaged, _ = self.rig.load(sequence, loaded)
-            self.rig.worker.wait_saves([job])
+            self.rig.worker.finish_saves([job])
             seconds.append(time.perf_counter() - start)
             assert not failed
             assert not damaged

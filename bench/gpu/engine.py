@@ -144,10 +144,12 @@ class Engine:
         gaps = [b - a for each in times.values() for a, b in itertools.pairwise(each)]
         return {"ttft": sorted(ttft.values()), "itl": sorted(gaps)}
 
-    def do_timeline(self, seeds: list[int], decoders: int, every_s: float) -> str:
-        """A mixed load, step by step."""
-        with Timeline(self.engine) as timeline:
-            self.do_mixed(seeds, decoders, every_s)
+    def do_timeline(self, of: dict[str, Any], trace: str | None = None) -> str:
+        """Another workload, step by step; the GPU's side goes to the file `trace`."""
+        arguments = dict(of)
+        do = getattr(self, "do_" + arguments.pop("do"))
+        with Timeline(self.engine, trace) as timeline:
+            do(**arguments)
         return timeline.table()
 
     def do_closed_loop(

@@ -145,7 +145,7 @@ class Rig:
             self.worker.end_step()
         else:
             self.worker.save_now([(job, moves)])
-        self.worker.wait_saves([job])
+        self.worker.finish_saves([job])
         self.pool.poll()
 
     def load(self, sequence: _native.Sequence, blocks: list[int], layered: bool = False) -> tuple:

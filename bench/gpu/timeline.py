@@ -9,22 +9,32 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PARTS = ("schedule", "execute_model", "sample_tokens", "update_from_output")
+PARTS = ("add_request", "schedule", "execute_model", "sample_tokens", "update_from_output")
 
 
 class Timeline:
     """Milliseconds of each part of each step, with what the step computed."""
 
-    def __init__(self, engine: Any) -> None:
-        core = engine.engine_core.engine_core
-        self._core = core
+    def __init__(self, engine: Any, trace: str | None = None) -> None:
+        self._engine = engine
+        self._core = engine.engine_core.engine_core
+        self._trace = trace
+        self._profiler: Any = None
         self._wrapped: list[tuple[Any, str]] = []
         self.rows: list[dict[str, Any]] = []
         self._row: dict[str, Any] = {}
+        self._added = 0.0
         self._origin = time.perf_counter()
 
     def __enter__(self) -> Timeline:
         scheduler, executor = self._core.scheduler, self._core.model_executor
+        if self._trace is not None:
+            from torch import profiler
+
+            self._profiler = profiler.profile(activities=[profiler.ProfilerActivity.CUDA])
+            self._profiler.__enter__()
+        self._origin = time.perf_counter()
+        self._wrap(self._engine, "add_request")
         self._wrap(scheduler, "schedule", self._note_schedule)
         self._wrap(executor, "execute_model")
         self._wrap(executor, "sample_tokens")
@@ -37,6 +47,9 @@ class Timeline:
     def __exit__(self, *_exception: object) -> None:
         for owner, name in self._wrapped:
             delattr(owner, name)
+        if self._profiler is not None:
+            self._profiler.__exit__(None, None, None)
+            self._profiler.export_chrome_trace(self._trace)
 
     def _worker_side(self) -> Any:
         from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
@@ -54,8 +67,13 @@ class Timeline:
             start = time.perf_counter()
             result = inner(*args, **kwargs)
             spent = (time.perf_counter() - start) * 1e3
+            if name == "add_request":
+                self._added += spent
+                return result
             if name == "schedule":
-                self._row = {"at_ms": (start - self._origin) * 1e3}
+                at_ms = (start - self._origin) * 1e3
+                self._row = {"at_ms": at_ms, "add_request": self._added}
+                self._added = 0.0
                 self.rows.append(self._row)
             self._row[name] = self._row.get(name, 0.0) + spent
             if note is not None:

@@ -171,7 +171,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits until `jobs` do not read the engine's blocks any more.
+    /// Waits until `jobs` have ended.
+    fn finish_saves(&self, py: Python<'_>, jobs: Vec<u64>) -> PyResult<()> {
+        let worker = self.open()?;
+        enter(py, || worker.finish_saves(&jobs));
+        Ok(())
+    }
+
+    /// Holds back the engine until `jobs` do not read its blocks any more.
     fn wait_saves(&self, py: Python<'_>, jobs: Vec<u64>) -> PyResult<()> {
         let worker = self.open()?;
         enter(py, || worker.wait_saves(&jobs));

@@ -68,7 +68,7 @@ proptest! {
                     let job = saves.remove(0);
                     let id = job.job;
                     node.workers[0].save_now(vec![job]);
-                    node.workers[0].wait_saves(&[id]);
+                    node.workers[0].finish_saves(&[id]);
                     node.pool.poll();
                 },
                 Step::Match(number) => {
@@ -108,7 +108,7 @@ proptest! {
         for job in saves {
             let id = job.job;
             node.workers[0].save_now(vec![job]);
-            node.workers[0].wait_saves(&[id]);
+            node.workers[0].finish_saves(&[id]);
         }
         node.pool.clear();
         leases.clear();

@@ -185,7 +185,7 @@ fn a_block_that_is_still_read_is_named_before_it_is_overwritten() {
     assert_eq!(node.pool.saves_reading(&[4, 9]), [job]);
     assert!(node.pool.saves_reading(&[9]).is_empty());
     node.workers[0].end_step();
-    node.workers[0].wait_saves(&[job]);
+    node.workers[0].finish_saves(&[job]);
     node.pool.poll();
     assert!(node.pool.saves_reading(&[3, 4]).is_empty());
 }

@@ -159,19 +159,25 @@ class SchedulerSide:
         self._hash_known_tokens(state)
         first = num_computed_tokens // self._block_tokens
         # At least one token must be computed, for its logits.
-        end = (request.num_tokens - 1) // self._block_tokens
+        last = (request.num_tokens - 1) // self._block_tokens
         state.match = None
-        if first >= end:
+        if first >= last:
             return 0, False
+        # An async load may bring the last token's block too: vLLM computes that token again when
+        # the load has ended, in a step of one token, which a decode graph can run.
+        end = request.num_tokens // self._block_tokens
         blocks, complete = state.sequence.match_blocks(self._pool, first, end, self._certain)
         if blocks == 0:
             return 0, False
-        rest = request.num_tokens - num_computed_tokens - blocks * self._block_tokens
-        asynchronous = not complete or self._prefers_async(blocks, rest)
+        layered = min(blocks, last - first)
+        rest = request.num_tokens - num_computed_tokens - layered * self._block_tokens
+        asynchronous = not complete or self._prefers_async(layered, rest)
         if asynchronous and len(self._loads) >= LOADS_MAX:
             state.sequence.release()
             self._stats.count("deferred_lookups", 1)
             return None, False
+        if not asynchronous:
+            blocks = layered
         state.match = (first, blocks, asynchronous)
         return blocks * self._block_tokens, asynchronous
 

@@ -6,26 +6,32 @@
 
 use std::collections::HashMap;
 
-use crate::sync::{Condvar, Mutex, lock};
+use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+
+type Entries<R, O, M> = HashMap<u64, Entry<R, O, M>>;
 
 #[derive(Debug)]
-enum Entry<R, O> {
-    Running { resources: R, detached: bool },
+enum Entry<R, O, M> {
+    Running {
+        resources: R,
+        detached: bool,
+        mark: Option<M>,
+    },
     Done(O),
 }
 
-/// Jobs by id; `R` is what a job keeps alive, `O` how it ends.
+/// Jobs by id; `R` is what a job keeps alive, `O` how it ends, `M` the mark behind which it has.
 #[derive(Debug)]
-pub(crate) struct InFlight<R, O> {
-    entries: Mutex<HashMap<u64, Entry<R, O>>>,
-    ended: Condvar,
+pub(crate) struct InFlight<R, O, M = ()> {
+    entries: Mutex<Entries<R, O, M>>,
+    changed: Condvar,
 }
 
-impl<R, O> InFlight<R, O> {
+impl<R, O, M: Clone> InFlight<R, O, M> {
     pub(crate) fn new() -> Self {
         Self {
             entries: Mutex::new(HashMap::new()),
-            ended: Condvar::new(),
+            changed: Condvar::new(),
         }
     }
 
@@ -36,8 +42,17 @@ impl<R, O> InFlight<R, O> {
             Entry::Running {
                 resources,
                 detached: false,
+                mark: None,
             },
         );
+    }
+
+    /// All of the job is enqueued on the device; behind `end`, it touches its memory no more.
+    pub(crate) fn enqueued(&self, job: u64, end: M) {
+        if let Some(Entry::Running { mark, .. }) = lock(&self.entries).get_mut(&job) {
+            *mark = Some(end);
+        }
+        self.changed.notify_all();
     }
 
     /// The job has ended: nothing touches its memory any more.
@@ -47,6 +62,7 @@ impl<R, O> InFlight<R, O> {
             Some(Entry::Running {
                 resources,
                 detached,
+                ..
             }) => {
                 if !detached {
                     entries.insert(job, Entry::Done(outcome));
@@ -58,7 +74,7 @@ impl<R, O> InFlight<R, O> {
         drop(entries);
         // Unmapping can take long, and must not happen under the lock.
         drop(released);
-        self.ended.notify_all();
+        self.changed.notify_all();
     }
 
     /// Nobody will ask for the job's outcome. A job that runs goes on, and keeps its memory.
@@ -75,11 +91,30 @@ impl<R, O> InFlight<R, O> {
     pub(crate) fn wait(&self, job: u64) {
         let mut entries = lock(&self.entries);
         while matches!(entries.get(&job), Some(Entry::Running { .. })) {
-            entries = self
-                .ended
-                .wait(entries)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            entries = self.sleep(entries);
         }
+    }
+
+    /// Waits until all of the job is enqueued, for the mark behind which it has ended; `None` if it
+    /// is not running.
+    pub(crate) fn wait_enqueued(&self, job: u64) -> Option<M> {
+        let mut entries = lock(&self.entries);
+        while let Some(Entry::Running { mark, .. }) = entries.get(&job) {
+            if mark.is_some() {
+                return mark.clone();
+            }
+            entries = self.sleep(entries);
+        }
+        None
+    }
+
+    fn sleep<'a>(
+        &self,
+        entries: MutexGuard<'a, Entries<R, O, M>>,
+    ) -> MutexGuard<'a, Entries<R, O, M>> {
+        self.changed
+            .wait(entries)
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Takes the outcomes of all jobs that have ended.
@@ -126,6 +161,16 @@ mod tests {
         assert_eq!(table.take_done(), [(1, 7)]);
         assert!(table.take_done().is_empty());
         table.wait(1);
+    }
+
+    #[test]
+    fn the_mark_of_an_enqueued_job_is_there_until_the_job_ends() {
+        let table = InFlight::<(), (), u8>::new();
+        table.begin(1, ());
+        table.enqueued(1, 7);
+        assert_eq!(table.wait_enqueued(1), Some(7));
+        table.complete(1, ());
+        assert_eq!(table.wait_enqueued(1), None);
     }
 }
 
@@ -193,6 +238,23 @@ mod models {
                 thread::spawn(move || table.complete(1, ()))
             };
             table.wait(1);
+            device.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn whoever_waits_for_the_mark_wakes_whether_the_job_is_enqueued_or_ends() {
+        loom::model(|| {
+            let table = Arc::new(InFlight::<(), (), u8>::new());
+            table.begin(1, ());
+            let device = {
+                let table = Arc::clone(&table);
+                thread::spawn(move || {
+                    table.enqueued(1, 7);
+                    table.complete(1, ());
+                })
+            };
+            assert!(matches!(table.wait_enqueued(1), None | Some(7)));
             device.join().unwrap();
         });
     }

@@ -13,6 +13,7 @@ use kvtide_model::BlockMove;
 use super::Loads;
 use super::outcome::{LoadOutcome, Progress};
 use super::step::Layers;
+use super::turns::Turns;
 
 /// Loads that may wait. The scheduler admits fewer requests than this at once.
 const QUEUED_LOADS_MAX: usize = 4096;
@@ -94,7 +95,7 @@ impl LoadThread {
             in_flight: VecDeque::new(),
             idle: backends?,
             active: HashMap::new(),
-            ready: VecDeque::new(),
+            turns: Turns::default(),
             device,
         };
         let work = move || runner.run(&layered_loads, &beside_loads, &woken);
@@ -180,9 +181,7 @@ struct Runner {
     /// Backends that no slice uses.
     idle: Vec<Box<dyn CopyBackend>>,
     active: HashMap<u64, Active>,
-    /// Loads with moves that are in no slice yet; each gets one slice in turn, so that a short load
-    /// is not held up by a long one.
-    ready: VecDeque<u64>,
+    turns: Turns,
     device: Arc<dyn Device>,
 }
 
@@ -201,11 +200,10 @@ impl Runner {
                     }
                 }
             }
-            if let Some(&job) = self.ready.front()
-                && let Some(backend) = self.idle.pop()
+            if !self.idle.is_empty()
+                && let Some(job) = self.turns.next(self.device.slice_blocks())
             {
-                self.ready.pop_front();
-                self.begin_slice(job, backend);
+                self.begin_slice(job);
             } else if let Some(slice) = self.in_flight.pop_front() {
                 self.end_slice(slice);
             } else if open {
@@ -258,14 +256,16 @@ impl Runner {
             next: 0,
             slices: 0,
         };
+        self.turns.push(job, active.load.moves().len());
         self.active.insert(job, active);
-        self.ready.push_back(job);
     }
 
     /// Puts the next slice of a load on the device.
-    fn begin_slice(&mut self, job: u64, mut backend: Box<dyn CopyBackend>) {
+    fn begin_slice(&mut self, job: u64) {
         let Some(active) = self.active.get_mut(&job) else {
-            self.idle.push(backend);
+            return;
+        };
+        let Some(mut backend) = self.idle.pop() else {
             return;
         };
         let moves = active.load.moves();
@@ -273,9 +273,6 @@ impl Runner {
         let places = active.next..end;
         active.next = end;
         active.slices += 1;
-        if end < moves.len() {
-            self.ready.push_back(job);
-        }
         let layers = self.device.registration().layout().layers();
         let begun = backend
             .begin(&load_of(&moves[places.clone()]))

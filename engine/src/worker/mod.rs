@@ -10,12 +10,13 @@ mod load;
 mod outcome;
 mod save;
 mod step;
+mod turns;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvtide_kernels::copy::{CopyError, Device, Direction, LayeredLoad, Registration};
+use kvtide_kernels::copy::{CopyError, Device, Direction, LayeredLoad, Mark, Registration};
 use kvtide_kernels::cuda::ComputeStream;
 use kvtide_model::BlockMove;
 
@@ -52,7 +53,7 @@ pub struct WorkerCounters {
     pub refused_saves: u64,
 }
 
-type Jobs = InFlight<Arc<Registration>, ()>;
+type Jobs = InFlight<Arc<Registration>, (), Arc<Mark>>;
 type Loads = InFlight<Arc<Registration>, LoadOutcome>;
 
 /// Why a worker could not be started.
@@ -199,8 +200,26 @@ impl Worker {
         }
     }
 
-    /// Waits until `jobs` do not read the engine's blocks any more.
+    /// Holds back the engine until `jobs` do not read its blocks any more: this thread in host
+    /// memory; the engine's stream on a GPU, and this thread only until the jobs are enqueued.
     pub fn wait_saves(&self, jobs: &[u64]) {
+        let mut held: Option<Arc<Mark>> = None;
+        for &job in jobs {
+            let Some(end) = self.saves.wait_enqueued(job) else {
+                continue;
+            };
+            if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &end)) {
+                continue; // The jobs of one step end together.
+            }
+            if self.device.hold_back(self.stream, &end).is_err() {
+                self.saves.wait(job);
+            }
+            held = Some(end);
+        }
+    }
+
+    /// Waits until `jobs` have ended, and the segment says how.
+    pub fn finish_saves(&self, jobs: &[u64]) {
         jobs.iter().for_each(|&job| self.saves.wait(job));
     }
 

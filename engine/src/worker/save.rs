@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Direction, Registration};
+use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Direction, Mark, Registration};
 use kvtide_model::BlockMove;
 
 use super::step::Layers;
@@ -90,7 +90,7 @@ struct Runner {
 impl Runner {
     fn run(mut self, batches: &Receiver<Queued>) {
         for mut queued in batches {
-            let Some(digests) = self.copy(&queued.batch) else {
+            let Some(digests) = self.copy(&queued) else {
                 continue; // The step was aborted, or the device failed.
             };
             let mut digests = digests.as_slice();
@@ -105,13 +105,19 @@ impl Runner {
 
     /// Copies all layers as they become ready; the checksums of all jobs' blocks, or `None` if they
     /// were not saved. On return nothing is read any more.
-    fn copy(&mut self, batch: &SaveBatch) -> Option<Vec<u64>> {
+    fn copy(&mut self, queued: &Queued) -> Option<Vec<u64>> {
+        let batch = &queued.batch;
         let (segment, rank) = (self.registration.segment(), self.registration.rank());
         let moves: Vec<BlockMove> = batch.jobs.iter().flat_map(|j| j.moves.clone()).collect();
         for step in &moves {
             segment.begin_shard(step.slot.slot, rank, step.slot.generation);
         }
         let copied = self.copy_layers(batch, &moves);
+        if let Ok(true) = copied
+            && let Ok(end) = self.backend.close()
+        {
+            queued.enqueued(end);
+        }
         let finished = self.backend.finish();
         match (copied, finished) {
             (Ok(true), Ok(digests)) => Some(digests),
@@ -162,6 +168,14 @@ struct Queued {
 }
 
 impl Queued {
+    /// Behind `end`, no job of the batch reads the engine's blocks any more.
+    fn enqueued(&self, end: Mark) {
+        let end = Arc::new(end);
+        for job in &self.batch.jobs {
+            self.jobs.enqueued(job.job, Arc::clone(&end));
+        }
+    }
+
     /// The first job that is not complete.
     fn next(&self) -> Option<&SaveJob> {
         self.batch.jobs.get(self.saved)

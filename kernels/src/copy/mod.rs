@@ -175,13 +175,13 @@ pub enum CopyError {
     Cuda(#[from] CudaError),
 }
 
-/// A point in the engine's computation: what the engine has started by then is done before whatever
+/// A point in the work of an engine or a backend: what was started by then is done before whatever
 /// waits for the mark.
 #[derive(Debug)]
 pub struct Mark(Option<Event>);
 
 impl Mark {
-    /// A mark of an engine that computes in host memory: what was started is done.
+    /// A mark in host memory: what was started is done.
     #[must_use]
     pub fn passed() -> Self {
         Self(None)
@@ -221,7 +221,14 @@ pub trait CopyBackend: Send {
     /// [`CopyError`] when a layer is out of range, and when the device fails.
     fn copy(&mut self, layers: Range<usize>) -> Result<(), CopyError>;
 
-    /// Waits until all copies of the batch have ended. If digests were wanted: for each move, the
+    /// Ends the batch: nothing more is copied. Behind the mark, its blocks and rows are not touched
+    /// any more.
+    ///
+    /// # Errors
+    /// [`CopyError`] when the device fails.
+    fn close(&mut self) -> Result<Mark, CopyError>;
+
+    /// Closes the batch if it is not, and waits until all its copies have ended. If digests were wanted: for each move, the
     /// wrapping sum of the digests of the layers that were copied, which over all layers is the
     /// shard's checksum ([`crate::shard_checksum`]). On a GPU they are of what the blocks hold when
     /// all copies have been made; nobody changes them before the batch has ended.
@@ -266,6 +273,12 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`CopyError`] when the device fails.
     fn mark(&self, stream: ComputeStream) -> Result<Mark, CopyError>;
+
+    /// Holds back `stream` until `mark` is reached. Returns at once.
+    ///
+    /// # Errors
+    /// [`CopyError`] when the device fails.
+    fn hold_back(&self, stream: ComputeStream, mark: &Mark) -> Result<(), CopyError>;
 
     /// Enqueues a load of `moves`, layer by layer, behind what the engine has put on `stream` so
     /// far. `None` if the device has no streams: a thread loads, and the engine waits for it.

@@ -146,13 +146,35 @@ def test_a_save_reads_what_the_step_wrote_before_it_told_of_the_layer() -> None:
             raw(tensor).fill_(layer + 1)
             rig.worker.layer_computed(layer)
         rig.worker.end_step()
-        rig.worker.wait_saves([job])
+        rig.worker.finish_saves([job])
         rig.pool.poll()
         for tensor in rig.tensors:
             raw(tensor).fill_(99)
         assert rig.load(sequence, blocks)[:2] == ([], [])
         for layer, tensor in enumerate(rig.tensors):
             assert bool((rig.pick(raw(tensor), blocks) == layer + 1).all()), f"layer {layer}"
+
+
+def test_what_waits_for_a_save_on_the_stream_does_not_spoil_it() -> None:
+    layout = Layout("split", (2, -1, T, 8, 128))
+    with Rig(layout, layers=16, blocks=420, rows_gb=0.5) as rig:
+        blocks = list(range(1, 401))
+        for round_ in range(1, 6):
+            for tensor in rig.tensors:
+                raw(tensor).fill_(round_)
+            sequence = rig.sequence(len(blocks), round_)
+            job, moves, _ = sequence.plan_save(rig.pool, 0, blocks)
+            rig.worker.save_now([(job, moves)])
+            rig.worker.wait_saves([job])
+            for tensor in rig.tensors:
+                raw(tensor).fill_(99)
+            rig.worker.finish_saves([job])
+            rig.pool.poll()
+            assert rig.load(sequence, blocks)[:2] == ([], [])
+            for layer, tensor in enumerate(rig.tensors):
+                kept = bool((rig.pick(raw(tensor), blocks) == round_).all())
+                assert kept, f"round {round_}, layer {layer}"
+            rig.pool.clear()
 
 
 def test_a_short_load_is_not_held_up_by_a_long_one() -> None:

@@ -57,6 +57,7 @@ pub(super) struct Copier {
     digests: bool,
     /// Layers that the batch has copied, from the first to the last.
     copied: Range<usize>,
+    closed: bool,
     done: Event,
 }
 
@@ -78,6 +79,7 @@ impl Copier {
             batch: Vec::new(),
             digests: false,
             copied: 0..0,
+            closed: false,
             done: shared.events.take()?,
         })
     }
@@ -95,8 +97,8 @@ impl Copier {
         &self.stream
     }
 
-    /// Enqueues the end of the batch: digests, and the event that closes it.
-    pub(super) fn close(&mut self) -> Result<(), CudaError> {
+    /// Enqueues the end of the batch: digests, and the event behind them.
+    fn enqueue_end(&mut self) -> Result<(), CudaError> {
         self.shared.context.enter()?;
         let count = self.batch.len();
         if self.digests && count > 0 {
@@ -106,12 +108,9 @@ impl Copier {
                 .host
                 .download(count, &self.sums.device, &self.stream)?;
         }
-        self.done.record(&self.stream)
-    }
-
-    /// The end of a closed batch.
-    pub(super) fn end(&self) -> &Event {
-        &self.done
+        self.done.record(&self.stream)?;
+        self.closed = true;
+        Ok(())
     }
 
     /// Whether a closed batch has ended.
@@ -289,6 +288,7 @@ impl CopyBackend for Copier {
         self.direction = batch.direction;
         self.digests = batch.digests;
         self.copied = 0..0;
+        self.closed = false;
         self.batch.extend_from_slice(batch.moves);
         self.moves
             .host
@@ -325,8 +325,17 @@ impl CopyBackend for Copier {
         Ok(())
     }
 
+    fn close(&mut self) -> Result<Mark, CopyError> {
+        self.enqueue_end()?;
+        let end = self.shared.events.take()?;
+        end.record(&self.stream)?;
+        Ok(Mark(Some(end)))
+    }
+
     fn finish(&mut self) -> Result<Vec<u64>, CopyError> {
-        if let Err(error) = self.close() {
+        if !self.closed
+            && let Err(error) = self.enqueue_end()
+        {
             // What was enqueued before must have ended when this returns.
             self.stream.synchronize()?;
             return Err(error.into());

@@ -288,6 +288,14 @@ impl Device for CudaDevice {
         Ok(Mark(Some(self.mark_event(stream)?)))
     }
 
+    fn hold_back(&self, stream: ComputeStream, mark: &Mark) -> Result<(), CopyError> {
+        if let Some(event) = &mark.0 {
+            self.shared.context.enter()?;
+            stream.wait_for(event)?;
+        }
+        Ok(())
+    }
+
     fn begin_layered(
         &self,
         moves: &[BlockMove],

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvtide_model::BlockMove;
 
 use super::copier::Copier;
-use crate::copy::{Batch, CopyBackend, CopyError, Direction, LayeredLoad};
+use crate::copy::{Batch, CopyBackend, CopyError, Direction, LayeredLoad, Mark};
 use crate::cuda::{ComputeStream, Event, EventPool};
 
 /// See the module's documentation.
@@ -16,6 +16,7 @@ pub(super) struct Layered {
     /// Where the copier goes then.
     pool: Arc<Mutex<Vec<Copier>>>,
     layers: Vec<Event>,
+    end: Mark,
 }
 
 impl Layered {
@@ -41,11 +42,12 @@ impl Layered {
             event.record(copier.stream())?;
             layers.push(event);
         }
-        copier.close()?;
+        let end = copier.close()?;
         Ok(Self {
             copier: Some(copier),
             pool,
             layers,
+            end,
         })
     }
 }
@@ -60,9 +62,9 @@ impl LayeredLoad for Layered {
     }
 
     fn hold_back_until_end(&self, stream: ComputeStream) -> Result<(), CopyError> {
-        match &self.copier {
-            Some(copier) => Ok(stream.wait_for(copier.end())?),
-            None => Ok(()),
+        match (&self.copier, &self.end.0) {
+            (Some(_), Some(end)) => Ok(stream.wait_for(end)?),
+            _ => Ok(()),
         }
     }
 
