@@ -165,7 +165,7 @@ class Rig:
                 self.worker.wait_layer(layer)
             self.worker.end_step()
         else:
-            self.worker.load_async(job, moves)
+            self.worker.load_async(job, 0, moves)
         return self.await_load(job)
 
     def await_load(self, job: int) -> tuple:

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, available_memory_bytes};
-use kvtide_kernels::segment::{RowGeometry, SegmentOptions, SharedSegment};
+use kvtide_kernels::segment::{LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::SlotRef;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -84,6 +84,21 @@ impl Segment {
             .iter()
             .map(|path| path.display().to_string())
             .collect()
+    }
+
+    /// On how many ranks the async load `job` at `place` has failed, once it has ended on all of
+    /// them; None before.
+    fn load_failures(&self, place: u32, job: u64) -> Option<usize> {
+        let ranks = 0..self.0.geometry().ranks();
+        let ends: Option<Vec<LoadEnd>> = ranks
+            .map(|rank| self.0.load_end(place, rank, job))
+            .collect();
+        Some(
+            ends?
+                .into_iter()
+                .filter(|&end| end == LoadEnd::Failed)
+                .count(),
+        )
     }
 
     #[getter]

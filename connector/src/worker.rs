@@ -206,9 +206,9 @@ impl Worker {
     }
 
     /// Loads blocks beside the steps.
-    fn load_async(&self, py: Python<'_>, job: u64, moves: &[u8]) -> PyResult<()> {
+    fn load_async(&self, py: Python<'_>, job: u64, place: u32, moves: &[u8]) -> PyResult<()> {
         let (worker, moves) = (self.open()?, decode(moves)?);
-        enter(py, || worker.load_async(job, moves));
+        enter(py, || worker.load_async(job, place, moves));
         Ok(())
     }
 

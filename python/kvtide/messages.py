@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -24,6 +25,8 @@ class AsyncLoad:
     """One request's load beside the steps."""
 
     job: int
+    place: int
+    """Of the segment's board, where workers tell that it has ended."""
     request_id: str
     moves: bytes
     lost_blocks: list[int]
@@ -53,8 +56,12 @@ class WorkerReport(KVConnectorWorkerMetadata):
     """Layered load job → number of ranks on which it has ended."""
     damaged: set[tuple[int, int]] = field(default_factory=set)
     """(slot, generation) of rows whose bytes did not have their checksum."""
-    failed: set[str] = field(default_factory=set)
-    """Requests whose async load failed in part."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """Request → number of ranks on which its async load failed in part, and whose bad blocks come
+    with this report."""
+    loading: bool = False
+    """Whether async loads run. vLLM asks the scheduler's side for ended ones only when workers have
+    told something."""
     spoiled: bool = False
     """Whether a layered load has put damaged bytes into the engine's KV cache."""
     load_rate: float | None = None
@@ -62,19 +69,17 @@ class WorkerReport(KVConnectorWorkerMetadata):
 
     def is_empty(self) -> bool:
         """Whether there is nothing to tell."""
-        told = self.ended or self.damaged or self.failed or self.spoiled
+        told = self.ended or self.damaged or self.failed or self.spoiled or self.loading
         return not told and self.load_rate is None
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """The reports of two ranks as one."""
         assert isinstance(other, WorkerReport)
-        ended = dict(self.ended)
-        for job, ranks in other.ended.items():
-            ended[job] = ended.get(job, 0) + ranks
         return WorkerReport(
-            ended,
-            self.damaged | other.damaged,
-            self.failed | other.failed,
-            self.spoiled or other.spoiled,
-            min(filter(None, (self.load_rate, other.load_rate)), default=None),
+            ended=dict(Counter(self.ended) + Counter(other.ended)),
+            damaged=self.damaged | other.damaged,
+            failed=dict(Counter(self.failed) + Counter(other.failed)),
+            loading=self.loading or other.loading,
+            spoiled=self.spoiled or other.spoiled,
+            load_rate=min(filter(None, (self.load_rate, other.load_rate)), default=None),
         )

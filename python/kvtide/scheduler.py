@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvtide._native import CostModel, Load, Pool, Sequence
+from kvtide._native import LOAD_PLACES, CostModel, Load, Pool, Sequence
 from kvtide.events import EventLog
 from kvtide.geometry import Geometry, read_settings
 from kvtide.log import logger
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
-LOADS_MAX = 256
-"""Async loads at once. More only queue behind each other while holding blocks; a request beyond
-this is asked again in the next step."""
 GAUGES_PERIOD_S = 1.0
 """Gauges change slowly and cost a message each time they are told."""
 EXPIRY_PERIOD_S = 1.0
@@ -74,7 +71,14 @@ class PendingLoad:
 
     load: Load
     first: int
-    sent: bool = False
+    job: int = 0
+    """0 until workers are told of it."""
+    place: int = 0
+    """Of the segment's board."""
+    lost: bool = False
+    """Whether blocks were lost before it began: then it fails on every rank."""
+    failures_told: int = 0
+    """Ranks that have said which blocks failed."""
 
 
 class SchedulerSide:
@@ -95,6 +99,8 @@ class SchedulerSide:
         self._namespace = geometry.namespace(config, settings)
         self._requests: dict[str, RequestState] = {}
         self._loads: dict[str, PendingLoad] = {}
+        self._places = list(range(LOAD_PLACES))
+        """Places of the board that no load has."""
         self._layered_now: list[Load] = []
         self._layered_size = (0, 0)
         """Blocks that those load, and prompt tokens that are computed behind them in this step."""
@@ -172,7 +178,9 @@ class SchedulerSide:
         layered = min(blocks, last - first)
         rest = request.num_tokens - num_computed_tokens - layered * self._block_tokens
         asynchronous = not complete or self._prefers_async(layered, rest)
-        if asynchronous and len(self._loads) >= LOADS_MAX:
+        if asynchronous and len(self._loads) >= LOAD_PLACES:
+            # More would only queue behind each other while holding blocks. It is asked again in the
+            # next step.
             state.sequence.release()
             self._stats.count("deferred_lookups", 1)
             return None, False
@@ -345,7 +353,7 @@ class SchedulerSide:
             plan.layered = (job, b"".join(moves for moves, _ in filter(None, plans)))
             self._layered[job] = (loads, self._ranks)
         for request_id, pending in self._loads.items():
-            if pending.sent:
+            if pending.job:
                 continue
             planned = pending.load.plan(pool)
             if planned is None:
@@ -353,21 +361,44 @@ class SchedulerSide:
             moves, lost = planned
             if lost and request_id in self._requests:
                 self._requests[request_id].load_failed = True
-            plan.loads.append(AsyncLoad(self._take_job(), request_id, moves, lost))
-            pending.sent = True
+            pending.job, pending.place = self._take_job(), self._places.pop()
+            pending.lost = bool(lost)
+            plan.loads.append(AsyncLoad(pending.job, pending.place, request_id, moves, lost))
 
     def update_connector_output(self, output: KVConnectorOutput) -> None:
         """Workers have ended loads: their blocks need no pins any more."""
-        for request_id in output.finished_recving or ():
-            self._loads.pop(request_id, None)
-        report = output.kv_connector_worker_meta
-        if not isinstance(report, WorkerReport):
-            return
+        if isinstance(output.kv_connector_worker_meta, WorkerReport):
+            self._take_report(output.kv_connector_worker_meta)
+        ended = self.take_ended_loads()
+        if ended:
+            output.finished_recving = (output.finished_recving or set()) | ended
+
+    def take_ended_loads(self) -> set[str]:
+        """Requests whose async load has ended, well or not, on all ranks."""
+        ended = set()
+        for request_id, pending in self._loads.items():
+            if not pending.job:
+                continue
+            failures = self._segment.load_failures(pending.place, pending.job)
+            if failures is None:
+                continue
+            # vLLM has to know of all bad blocks before the load counts as ended.
+            if pending.failures_told < (self._ranks if pending.lost else failures):
+                continue
+            ended.add(request_id)
+            self._places.append(pending.place)
+        for request_id in ended:
+            del self._loads[request_id]
+        return ended
+
+    def _take_report(self, report: WorkerReport) -> None:
         for job, ranks in report.ended.items():
             loads, missing = self._layered.pop(job)
             if missing > ranks:
                 self._layered[job] = (loads, missing - ranks)
-        for request_id in report.failed:
+        for request_id, ranks in report.failed.items():
+            if request_id in self._loads:
+                self._loads[request_id].failures_told += ranks
             if request_id in self._requests:
                 self._requests[request_id].load_failed = True
         if report.damaged:

@@ -151,7 +151,9 @@ class OffloadingConnectorV1Type3(KVConnectorBase_V1):
         self._as_worker.end_step()
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        return None, self._as_worker.get_finished() or None
+        # Which requests have received their blocks, the scheduler's side adds: see the board.
+        self._as_worker.collect_loads()
+        return None, None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self._as_worker.take_bad_blocks()

@@ -44,7 +44,6 @@ class WorkerSide:
         self._async: dict[int, tuple[str, bytes, list[int]]] = {}
         """Async load job → request, moves, blocks known lost before it began."""
         self._layered: dict[int, bytes] = {}
-        self._received: set[str] = set()
         self._bad_blocks: set[int] = set()
         self._report = WorkerReport()
         self._stats = Stats()
@@ -102,7 +101,7 @@ class WorkerSide:
                 worker.wait_all_layers()
         for load in plan.loads:
             self._async[load.job] = (load.request_id, load.moves, load.lost_blocks)
-            worker.load_async(load.job, load.moves)
+            worker.load_async(load.job, load.place, load.moves)
 
     def _hooks_will_run(self, context: ForwardContext) -> bool:
         """Whether `wait_for_layer_load` will be called for every layer of this step.
@@ -136,8 +135,9 @@ class WorkerSide:
         if plan is not None and (plan.save_step or plan.layered is not None):
             self._open().end_step()
 
-    def get_finished(self) -> set[str]:
-        """Requests whose async load has ended, well or not."""
+    def collect_loads(self) -> None:
+        """Takes note of loads that have ended. The scheduler's side knows from the board that an
+        async one has; what failed, it must be told here."""
         for job, failed, damaged, size, seconds in self._open().take_loads():
             self._report.damaged.update(damaged)
             self._stats.count("load_bytes", size)
@@ -151,23 +151,22 @@ class WorkerSide:
                     self._report.spoiled = True
                 continue
             request_id, moves, lost = self._async.pop(job)
+            self._report.loading = True  # Until just now.
             bad = [block_of(moves, place) for place in failed] + lost
             if bad:
                 self._bad_blocks.update(bad)
-                self._report.failed.add(request_id)
+                self._report.failed[request_id] = 1
                 self._stats.count("load_failures", len(bad))
                 logger.warning("%d blocks of request %s failed to load", len(bad), request_id)
-            self._received.add(request_id)
-        received, self._received = self._received, set()
-        return received
 
     def take_bad_blocks(self) -> set[int]:
-        """Blocks that must be recomputed, of requests that `get_finished` has named."""
+        """Blocks that must be recomputed, of the requests that the report names as failed."""
         bad, self._bad_blocks = self._bad_blocks, set()
         return bad
 
     def take_report(self) -> WorkerReport | None:
         """What the scheduler's side has to know."""
+        self._report.loading |= bool(self._async)
         if self._report.is_empty():
             return None
         report, self._report = self._report, WorkerReport()

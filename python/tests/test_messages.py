@@ -12,16 +12,17 @@ from kvtide.messages import MOVE_BYTES, AsyncLoad, StepPlan, WorkerReport, block
 
 
 def test_reports_of_ranks_add_up() -> None:
-    one = WorkerReport({7: 1, 8: 1}, {(3, 1)})
-    other = WorkerReport({7: 1}, {(3, 1), (4, 2)})
+    one = WorkerReport({7: 1, 8: 1}, {(3, 1)}, {"r": 1}, loading=True)
+    other = WorkerReport({7: 1}, {(3, 1), (4, 2)}, {"r": 1, "s": 1})
     both = one.aggregate(other)
-    assert both == WorkerReport({7: 2, 8: 1}, {(3, 1), (4, 2)})
+    wanted = WorkerReport({7: 2, 8: 1}, {(3, 1), (4, 2)}, {"r": 2, "s": 1}, loading=True)
+    assert both == wanted
     assert one.aggregate(WorkerReport()) == one
 
 
 def test_a_plan_survives_the_way_to_another_process() -> None:
     plan = StepPlan([1], [(2, b"a" * MOVE_BYTES)], [(3, b"")], (4, b"x"))
-    plan.loads.append(AsyncLoad(5, "r", b"m" * MOVE_BYTES, [9]))
+    plan.loads.append(AsyncLoad(5, 0, "r", b"m" * MOVE_BYTES, [9]))
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 
-use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Device, Direction, Mark};
+use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Device, Direction, Mark, Registration};
+use kvtide_kernels::segment::LoadEnd;
 use kvtide_model::BlockMove;
 
 use super::Loads;
@@ -15,7 +16,8 @@ use super::outcome::{LoadOutcome, Progress};
 use super::step::Layers;
 use super::turns::Turns;
 
-/// Loads that may wait. The scheduler admits fewer requests than this at once.
+/// Loads that may wait, of each kind. The scheduler has fewer async loads than this at once, and a
+/// step has one layered load.
 const QUEUED_LOADS_MAX: usize = 4096;
 /// Slices that are on the device at once: while the end of one is waited for, the next is copied.
 const SLICES_IN_FLIGHT: usize = 2;
@@ -29,6 +31,7 @@ struct Load {
     progress: Option<Progress>,
     how: How,
     loads: Arc<Loads>,
+    registration: Arc<Registration>,
 }
 
 impl Load {
@@ -37,9 +40,24 @@ impl Load {
     }
 
     /// Ends the load.
-    fn end(mut self, outcome: impl FnOnce(Progress) -> LoadOutcome) {
+    fn end(mut self, outcome: impl FnOnce(Progress, &Registration) -> LoadOutcome) {
         if let Some(progress) = self.progress.take() {
-            self.loads.complete(self.job, outcome(progress));
+            let outcome = outcome(progress, &self.registration);
+            self.tell(outcome);
+        }
+    }
+
+    fn tell(&self, outcome: LoadOutcome) {
+        let end = if outcome.failed.is_empty() {
+            LoadEnd::Whole
+        } else {
+            LoadEnd::Failed
+        };
+        // First of all what the worker will report; the board makes the scheduler's side expect it.
+        self.loads.complete(self.job, outcome);
+        if let How::Async { place, .. } = self.how {
+            let (segment, rank) = (self.registration.segment(), self.registration.rank());
+            segment.tell_load_end(place, rank, self.job, end);
         }
     }
 }
@@ -47,7 +65,7 @@ impl Load {
 impl Drop for Load {
     fn drop(&mut self) {
         if let Some(progress) = self.progress.take() {
-            self.loads.complete(self.job, progress.into_failure());
+            self.tell(progress.into_failure());
         }
         if let How::Layered(layers) = &self.how {
             layers.abort(); // Layers that are done by now stay so.
@@ -60,7 +78,12 @@ enum How {
     /// Told of every layer.
     Layered(Arc<Layers>),
     /// Beside the steps, when what the engine did with the blocks before is done.
-    Async(Mark),
+    Async {
+        /// `None` if that cannot be known: then nothing is copied.
+        begin: Option<Mark>,
+        /// Of the segment's board.
+        place: u32,
+    },
 }
 
 /// Runs loads; ends when dropped, after what was accepted.
@@ -69,6 +92,7 @@ pub(super) struct LoadThread {
     queues: Option<Queues>,
     thread: Option<JoinHandle<()>>,
     loads: Arc<Loads>,
+    registration: Arc<Registration>,
 }
 
 #[derive(Debug)]
@@ -96,7 +120,7 @@ impl LoadThread {
             idle: backends?,
             active: HashMap::new(),
             turns: Turns::default(),
-            device,
+            device: Arc::clone(&device),
         };
         let work = move || runner.run(&layered_loads, &beside_loads, &woken);
         let thread: io::Result<_> = std::thread::Builder::new().name(name).spawn(work);
@@ -109,6 +133,7 @@ impl LoadThread {
             queues,
             thread: Some(thread?),
             loads,
+            registration: Arc::clone(device.registration()),
         })
     }
 
@@ -119,9 +144,11 @@ impl LoadThread {
         });
     }
 
-    /// Loads beside the steps, behind `mark`.
-    pub(super) fn load_async(&self, job: u64, progress: Progress, mark: Mark) {
-        self.send(job, progress, How::Async(mark), |queues| &queues.beside);
+    /// Loads beside the steps, behind `begin`, without which the load has failed; how it ended is
+    /// told at `place` of the board too.
+    pub(super) fn load_async(&self, job: u64, place: u32, progress: Progress, begin: Option<Mark>) {
+        let how = How::Async { begin, place };
+        self.send(job, progress, how, |queues| &queues.beside);
     }
 
     /// Queues a load; without room for it, it is dropped, and so has failed.
@@ -137,10 +164,14 @@ impl LoadThread {
             progress: Some(progress),
             how,
             loads: Arc::clone(&self.loads),
+            registration: Arc::clone(&self.registration),
         };
         let Some(queues) = &self.queues else {
             return;
         };
+        if let How::Async { begin: None, .. } = load.how {
+            return;
+        }
         if queue(queues).try_send(load).is_ok() {
             // A full channel holds a token already.
             let _ = queues.wake.try_send(());
@@ -222,8 +253,7 @@ impl Runner {
                 self.end_slice(slice);
             }
             let copied = self.copy_layered(&load);
-            let registration = self.device.registration();
-            load.end(|progress| match copied {
+            load.end(|progress, registration| match copied {
                 Ok(digests) => progress.outcome(registration, &digests),
                 Err(_) => progress.into_failure(),
             });
@@ -248,7 +278,7 @@ impl Runner {
     fn accept(&mut self, load: Load) {
         let job = load.job;
         if load.moves().is_empty() {
-            load.end(|progress| progress.outcome(self.device.registration(), &[]));
+            load.end(|progress, registration| progress.outcome(registration, &[]));
             return;
         }
         let active = Active {
@@ -277,7 +307,10 @@ impl Runner {
         let begun = backend
             .begin(&load_of(&moves[places.clone()]))
             .and_then(|()| {
-                if let How::Async(mark) = &active.load.how {
+                if let How::Async {
+                    begin: Some(mark), ..
+                } = &active.load.how
+                {
                     backend.wait_for(mark)?;
                 }
                 backend.copy(0..layers)
@@ -312,8 +345,7 @@ impl Runner {
         }
         let ended = active.slices == 0 && active.next == active.load.moves().len();
         if ended && let Some(active) = self.active.remove(&job) {
-            let registration = self.device.registration();
-            active.load.end(|progress| progress.end(registration));
+            active.load.end(Progress::end);
         }
     }
 }

@@ -303,15 +303,15 @@ impl Worker {
         (0..self.registration().layout().layers()).try_for_each(|layer| self.wait_layer(layer))
     }
 
-    /// Loads blocks beside the steps. Full queues fail the load, which is then recomputed.
-    pub fn load_async(&self, job: u64, moves: Vec<BlockMove>) {
+    /// Loads blocks beside the steps. How that ends is also told at `place` of the segment's board
+    /// ([`kvtide_kernels::segment::SharedSegment::load_end`]). Full queues fail the load, which is
+    /// then recomputed.
+    pub fn load_async(&self, job: u64, place: u32, moves: Vec<BlockMove>) {
         let progress = Progress::new(self.registration(), moves);
         self.loads
             .begin(job, Arc::clone(self.device.registration()));
-        match self.device.mark(self.stream) {
-            Ok(mark) => self.load_thread.load_async(job, progress, mark),
-            Err(_) => self.loads.complete(job, progress.into_failure()),
-        }
+        let begin = self.device.mark(self.stream).ok();
+        self.load_thread.load_async(job, place, progress, begin);
     }
 
     /// Loads that have ended since the last call, layered ones included.

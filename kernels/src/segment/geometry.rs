@@ -1,5 +1,6 @@
 //! Sizes and offsets inside a segment.
 
+use super::board::{LOAD_PLACES, PLACE_BYTES};
 use super::shard::SHARD_HEADER_BYTES;
 use super::size::size;
 
@@ -82,7 +83,7 @@ impl RowGeometry {
         }
         let per_row = one.row_stride_bytes() + ranks as usize * SHARD_HEADER_BYTES;
         // The table is padded to a row boundary: leave room for it.
-        let rows = (capacity_bytes - HEADER_BYTES - ROW_ALIGN_BYTES) / per_row;
+        let rows = (capacity_bytes - one.table_offset() - ROW_ALIGN_BYTES) / per_row;
         let rows = u32::try_from(rows)
             .unwrap_or(u32::MAX)
             .clamp(1, u32::MAX - 1);
@@ -138,6 +139,20 @@ impl RowGeometry {
         self.row_bytes().next_multiple_of(ROW_ALIGN_BYTES)
     }
 
+    /// Offset of the cell of `rank` for the load at `place` of the board; `None` when out of range.
+    pub(crate) fn board_offset(&self, place: u32, rank: u32) -> Option<usize> {
+        (place < LOAD_PLACES && rank < self.ranks).then(|| {
+            let index = rank as usize * LOAD_PLACES as usize + place as usize;
+            HEADER_BYTES + index * PLACE_BYTES
+        })
+    }
+
+    /// Offset of the first shard header, behind the board.
+    fn table_offset(&self) -> usize {
+        let board = self.ranks as usize * LOAD_PLACES as usize * PLACE_BYTES;
+        HEADER_BYTES + board.next_multiple_of(ROW_ALIGN_BYTES)
+    }
+
     /// Bytes of all shard headers.
     #[must_use]
     pub fn table_bytes(&self) -> usize {
@@ -147,7 +162,7 @@ impl RowGeometry {
     /// Offset of the first row.
     #[must_use]
     pub fn data_offset(&self) -> usize {
-        HEADER_BYTES + self.table_bytes().next_multiple_of(ROW_ALIGN_BYTES)
+        self.table_offset() + self.table_bytes().next_multiple_of(ROW_ALIGN_BYTES)
     }
 
     /// Bytes of the whole segment.
@@ -160,7 +175,7 @@ impl RowGeometry {
     pub(crate) fn shard_header_offset(&self, row: u32, rank: u32) -> Option<usize> {
         (row < self.rows && rank < self.ranks).then(|| {
             let index = row as usize * self.ranks as usize + rank as usize;
-            HEADER_BYTES + index * SHARD_HEADER_BYTES
+            self.table_offset() + index * SHARD_HEADER_BYTES
         })
     }
 
@@ -197,7 +212,7 @@ mod tests {
             error,
             GeometryError::TooSmall {
                 capacity_bytes: 1 << 20,
-                needed_bytes: 4096 + 4096 + (4 << 20)
+                needed_bytes: 4096 + 4096 + 4096 + (4 << 20)
             }
         );
     }
@@ -230,6 +245,8 @@ mod tests {
             prop_assert!(end <= g.total_bytes());
             prop_assert_eq!(g.shard_offset(last, 0).unwrap() % ROW_ALIGN_BYTES, 0);
             prop_assert!(g.shard_header_offset(last, ranks - 1).unwrap() + SHARD_HEADER_BYTES <= g.data_offset());
+            let board = g.board_offset(LOAD_PLACES - 1, ranks - 1).unwrap() + PLACE_BYTES;
+            prop_assert!(board <= g.shard_header_offset(0, 0).unwrap());
             prop_assert!(g.shard_offset(g.rows(), 0).is_none());
             prop_assert!(g.shard_offset(0, ranks).is_none());
             // At most the padding and one row are left unused.

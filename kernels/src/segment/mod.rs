@@ -1,9 +1,10 @@
 //! The shared host segment: one file on shared memory that holds a pool's rows.
 //!
 //! ```text
-//! 0         4096          data_offset (page-aligned)                                    end
-//! ├─ header ─┼─ shard headers ─┼─ row 0: rank 0 | rank 1 | … pad ─┼─ row 1 ─┼ … ─────────┤
-//!            └ [row][rank], 16 bytes each
+//! 0         4096                            data_offset (page-aligned)                   end
+//! ├─ header ─┼─ board ─┼─ shard headers ─┼─ row 0: rank 0 | rank 1 | … pad ─┼─ row 1 ─┼ … ─┤
+//!            │         └ [row][rank], 16 bytes each
+//!            └ [rank][place], 8 bytes each; begins and ends on a page
 //! ```
 //!
 //! The scheduler and every worker of an engine open it by the engine's instance id; whoever comes
@@ -18,12 +19,14 @@
 //! which row when is decided by the pool; [`ShardState`] makes the outcome visible to it, so a save
 //! is seen complete the moment it is, without a message.
 
+mod board;
 mod directory;
 mod geometry;
 mod shard;
 mod shared;
 mod size;
 
+pub use board::{LOAD_PLACES, LoadEnd};
 pub use directory::HugePages;
 pub use geometry::{GeometryError, RowGeometry};
 pub use shard::{ShardState, ShardStatus};

@@ -14,7 +14,7 @@ use super::geometry::{HEADER_BYTES, RowGeometry};
 use super::shard::{ShardHeader, ShardState};
 use super::size::size;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x01\0");
+const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x02\0");
 /// Where the header counts holders, behind its words.
 const HOLDERS_OFFSET: usize = 64;
 /// Populated by one thread at a time; small enough that progress is seen.
@@ -430,6 +430,15 @@ impl SharedSegment {
         // SAFETY: the offset lies inside the map and is a multiple of 16 (see RowGeometry); the
         // header is made of atomics, for which any bit pattern and concurrent access are fine; the
         // map lives as long as `self`.
+        Some(unsafe { &*address })
+    }
+
+    /// A cell of the board of loads; `None` when out of range.
+    pub(super) fn board_cell(&self, place: u32, rank: u32) -> Option<&AtomicU64> {
+        let offset = self.geometry.board_offset(place, rank)?;
+        let address = self.map.as_mut_ptr().wrapping_add(offset).cast();
+        // SAFETY: the offset lies inside the map and is a multiple of 8 (see RowGeometry), and the
+        // cell is only ever accessed as an atomic; the map lives as long as `self`.
         Some(unsafe { &*address })
     }
 

@@ -3,8 +3,9 @@
 Once all of an engine's processes have it, the file has no name any more; it is reached through the
 descriptor that one of those processes holds.
 
-Layout (`kernels/src/segment`): a header of 4096 bytes, then one 16-byte header for each row and
-rank (state, checksum; both little-endian u64), padded to 4096, then the rows, each aligned to 4096.
+Layout (`kernels/src/segment`): a header of 4096 bytes; the board of loads, 256 words of 8 bytes for
+each rank, padded to 4096; one 16-byte header for each row and rank (state, checksum; both
+little-endian u64), padded to 4096; then the rows, each aligned to 4096.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pathlib import Path
 import psutil
 
 HEADER_BYTES = 4096
+BOARD_BYTES = 256 * 8
+"""Of one rank."""
+PAGE_BYTES = 4096
 SHARD_HEADER_BYTES = 16
 SEALED = 1
 """Lower half of a shard's state; the upper half is the slot's generation."""
@@ -48,13 +52,15 @@ class SegmentFile:
         self._ranks = ranks
         self._row_bytes = row_bytes
         size = path.stat().st_size
-        self.rows = (size - HEADER_BYTES) // (row_bytes + ranks * SHARD_HEADER_BYTES)
+        pages = -(-ranks * BOARD_BYTES // PAGE_BYTES)
+        self._table = HEADER_BYTES + pages * PAGE_BYTES
+        self.rows = (size - self._table) // (row_bytes + ranks * SHARD_HEADER_BYTES)
         self._data = size - self.rows * row_bytes
 
     def sealed_rows(self) -> list[int]:
         """Rows that were saved completely (they may have been evicted since)."""
         with self._path.open("rb") as file:
-            file.seek(HEADER_BYTES)
+            file.seek(self._table)
             table = file.read(self.rows * self._ranks * SHARD_HEADER_BYTES)
         width = self._ranks * SHARD_HEADER_BYTES
         return [

@@ -74,15 +74,18 @@ class Engine:
         from vllm.distributed.kv_transfer import get_kv_transfer_group
 
         worker: Any = get_kv_transfer_group()
+        planner = self._scheduler.connector._as_scheduler
         get_finished, prepare = worker.get_finished, worker.handle_preemptions
+        take_ended_loads = planner.take_ended_loads
         get_bad_blocks = worker.get_block_ids_with_load_errors
 
         def watched_get_finished(ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-            if self._holding:
-                return None, None
-            sent, received = get_finished(ids)
-            self._recorded["received"] += map(plain_id, sorted(received or ()))
-            return sent, received
+            return (None, None) if self._holding else get_finished(ids)
+
+        def watched_take_ended_loads() -> set[str]:
+            ended: set[str] = set() if self._holding else take_ended_loads()
+            self._recorded["received"] += map(plain_id, sorted(ended))
+            return ended
 
         def watched_get_bad_blocks() -> set[int]:
             bad: set[int] = get_bad_blocks()
@@ -132,6 +135,7 @@ class Engine:
         worker.save_kv_layer = watched_save_layer
         worker.start_load_kv = watched_start_loads
         worker.get_finished = watched_get_finished
+        planner.take_ended_loads = watched_take_ended_loads
         worker.get_block_ids_with_load_errors = watched_get_bad_blocks
         worker.handle_preemptions = watched_prepare
 
