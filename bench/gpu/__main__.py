@@ -7,6 +7,7 @@ All engines are alive at once, each in a process of its own, and run every workl
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -174,6 +175,24 @@ class Suite:
             self.note(engine, "new_s", median(seconds[engine.name]))
             self.note(engine, "new_cost", median(a / b for a, b in pairs) - 1)
 
+    def saving(self, turns: int) -> None:
+        """8 new prompts with and without being saved, by turns in one engine: what copying costs,
+        without what a connector costs."""
+        for engine in self.engines:
+            if not engine.name.startswith("kvtide"):
+                continue
+            ratios = []
+            for turn in range(turns):
+                seconds = {}
+                for on in (True, False) if turn % 2 else (False, True):
+                    engine("saving", on=on)
+                    seconds[on] = engine("batch", seeds=self.fresh(8), output=32)
+                    engine("idle", seconds=SETTLE_S)
+                ratios.append(seconds[True] / seconds[False])
+            engine("saving", on=True)
+            self.note(engine, "saving_cost", median(ratios) - 1)
+            self.note(engine, "saving_ratios", [round(ratio, 4) for ratio in ratios])
+
     def mixed(self) -> None:
         """8 decoders and a reload each 250 ms."""
         for engine in self.engines:
@@ -185,35 +204,58 @@ class Suite:
                 self.note(engine, f"mixed_itl_{name}_ms", ms(percentile(result["itl"], share)))
             self.found[engine.name]["mixed_itl"] = result["itl"]
 
-    def timeline(self) -> None:
+    def timeline(self, timelines: list[str]) -> None:
         """Where the time of the steps goes; printed, for whoever tunes, with the GPU's side in
         files that chrome://tracing shows."""
         workloads: dict[str, tuple[int, dict[str, Any]]] = {
             "batch": (16, {"do": "batch", "output": 32}),
             "reload": (3, {"do": "each", "output": 1}),
+            "new": (0, {"do": "batch", "output": 8}),
             "mixed": (3, {"do": "mixed", "decoders": 8, "every_s": 0.25}),
             "closed_loop": (8, CLOSED_LOOP | {"do": "closed_loop", "requests": 8}),
         }
         for engine in self.engines:
             if engine.name == "none":
                 continue  # It loads nothing.
-            for name, (count, workload) in workloads.items():
+            for name in timelines:
+                count, workload = workloads[name]
                 seeds = "prefixes" if name == "closed_loop" else "seeds"
-                of = workload | {seeds: self.evicted(engine, count)}
+                of = workload | {seeds: self.evicted(engine, count) or self.fresh(3)}
                 print(f"{engine.name}, {name}\n{engine('timeline', of=of)}", flush=True)
-                of[seeds] = self.evicted(engine, count)
+                of[seeds] = self.evicted(engine, count) or self.fresh(3)
                 trace = self.out / f"{engine.name}-{name}.trace.json.gz"
                 engine("timeline", of=of, trace=str(trace))
 
-    def closed_loop(self) -> None:
-        """The headline: every prefill step carries a load."""
-        for engine in self.engines:
-            seeds = self.evicted(engine, 16)
-            result = engine("closed_loop", prefixes=seeds, requests=32, **CLOSED_LOOP)
-            self.note(engine, "loop_requests_s", result["requests_s"])
-            self.note(engine, "loop_ttft_p50_ms", ms(median(result["ttft"])))
-            self.note(engine, "loop_tpot_p50_ms", ms(median(result["tpot"])))
-            self.note(engine, "loop_itl_p99_ms", ms(percentile(result["itl"], 0.99)))
+    def closed_loop(self, turns: int) -> None:
+        """The headline: every prefill step carries a load. kvtide also in its mode `sync`."""
+        engines = [engine for engine in self.engines if engine.name != "none"]
+        seeds = {engine.name: self.evicted(engine, 16) for engine in engines}
+        for output in (64, 16):
+            found: dict[tuple[Engine, str], list[dict[str, Any]]] = {}
+            for _ in range(turns):
+                for engine in engines:
+                    modes = ["auto", "sync"] if engine.name == "kvtide" else [""]
+                    for mode in modes:
+                        if mode:
+                            engine("load_mode", mode=mode)
+                        # So many prefixes that each has left the GPU when it comes again.
+                        result = engine(
+                            "closed_loop",
+                            prefixes=seeds[engine.name],
+                            requests=32,
+                            **CLOSED_LOOP | {"output": output},
+                        )
+                        found.setdefault((engine, mode), []).append(result)
+            for (engine, mode), results in found.items():
+                if mode:
+                    engine("load_mode", mode="auto")
+                name = f"loop{output}{'_sync' if mode == 'sync' else ''}"
+                rates = sorted(result["requests_s"] for result in results)
+                self.note(engine, f"{name}_requests_s", median(rates))
+                self.note(engine, f"{name}_requests_s_all", [round(rate, 2) for rate in rates])
+                for what, share in (("ttft", 0.5), ("tpot", 0.5), ("itl", 0.99)):
+                    values = [ms(percentile(result[what], share)) for result in results]
+                    self.note(engine, f"{name}_{what}_p{share * 100:.0f}_ms", median(values))
 
 
 def main() -> None:
@@ -224,15 +266,16 @@ def main() -> None:
     parser.add_argument(
         "--workloads", nargs="*", default=["reload", "batch", "mixed", "closed_loop", "new_prompts"]
     )
-    parser.add_argument("--host-gb", type=float, default=32)
+    parser.add_argument("--host-gb", type=float, default=32, help="of each engine")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--timelines", nargs="*", default=["reload", "batch", "mixed", "new"])
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="kvtide-bench-")
     extras = {
         "kvtide-sync": {"load": "sync"},
         "kvtide-layered": {"load": "layered"},
         "kvtide-async": {"load": "async"},
-        "kvtide-kernelsave": {"gpu_save_route": "kernel:4"},
+        "kvtide-staged": {"gpu_save_route": "staged"},
     }
     engines = []
     for name in arguments.engines:
@@ -255,10 +298,9 @@ def main() -> None:
     suite.warm_up()
     for workload in arguments.workloads:
         try:
-            if workload == "new_prompts":
-                suite.new_prompts(arguments.turns)
-            else:
-                getattr(suite, workload)()
+            run = getattr(suite, workload)
+            wanted = inspect.signature(run).parameters
+            run(**{name: getattr(arguments, name) for name in wanted})
         finally:
             (arguments.out / "gpu_found.json").write_text(json.dumps(suite.found, indent=1))
         print(f"-- {workload} done at {time.perf_counter() - began:.0f} s", flush=True)

@@ -144,6 +144,27 @@ class Engine:
         gaps = [b - a for each in times.values() for a, b in itertools.pairwise(each)]
         return {"ttft": sorted(ttft.values()), "itl": sorted(gaps)}
 
+    def do_load_mode(self, mode: str) -> None:
+        """How kvtide loads from now on: one engine in two modes differs in nothing else."""
+        self._planner()._load = mode
+        self._worker_side()._by_layer = mode != "sync"
+
+    def do_saving(self, on: bool) -> None:
+        """Whether kvtide saves from now on."""
+        planner = self._planner()
+        if on:
+            planner.__dict__.pop("_plan_save", None)
+        else:
+            planner._plan_save = lambda *_arguments: None
+
+    def _planner(self) -> Any:
+        return self.engine.engine_core.engine_core.scheduler.connector._as_scheduler
+
+    def _worker_side(self) -> Any:
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        return get_kv_transfer_group()._as_worker
+
     def do_timeline(self, of: dict[str, Any], trace: str | None = None) -> str:
         """Another workload, step by step; the GPU's side goes to the file `trace`."""
         arguments = dict(of)

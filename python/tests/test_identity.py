@@ -19,7 +19,6 @@ from engines.workloads import (
 )
 
 
-
 def reloadable(load: str) -> list[set[int]]:
     """Tokens of each prompt of MIXED that a cache can supply: whole blocks, without that of the
     last token if the load is layered."""

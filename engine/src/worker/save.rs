@@ -133,7 +133,8 @@ impl Runner {
             digests: true,
         })?;
         let mut taken = vec![false; self.registration.layout().layers()];
-        while let Some(done) = batch.layers.next(&taken) {
+        let at_once = self.backend.layers_at_once();
+        while let Some(done) = batch.layers.next(&taken, at_once) {
             for mark in &done.marks {
                 self.backend.wait_for(mark)?;
             }

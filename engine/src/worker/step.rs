@@ -84,16 +84,21 @@ impl Layers {
         }
     }
 
-    /// Waits until a layer that is not in `taken` is done, and returns it with the layers behind it
-    /// that are done too; `None` when all are taken or no more will be done.
-    pub(super) fn next(&self, taken: &[bool]) -> Option<Done> {
+    /// Waits until `at_once` neighbouring layers that are not in `taken` are done, or fewer that are
+    /// the last, and returns them with those behind them that are done too; `None` when all are
+    /// taken or no more will be done.
+    pub(super) fn next(&self, taken: &[bool], at_once: usize) -> Option<Done> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let ready = |layer: usize| state.done[layer].is_some() && !taken[layer];
             let count = state.done.len();
-            if let Some(start) = (0..count).find(|&layer| ready(layer)) {
+            let more_to_come = !state.aborted && state.done.iter().any(Option::is_none);
+            let wanted = if more_to_come { at_once } else { 1 };
+            let runs = (0..count).filter(|&start| ready(start)).map(|start| {
                 let end = (start..count).find(|&layer| !ready(layer));
-                let layers = start..end.unwrap_or(count);
+                start..end.unwrap_or(count)
+            });
+            if let Some(layers) = runs.into_iter().find(|run| run.len() >= wanted) {
                 let mut marks: Vec<Arc<Mark>> = state.done[layers.clone()]
                     .iter()
                     .flatten()
@@ -122,14 +127,27 @@ mod tests {
     fn layers_that_are_done_are_taken_in_one_piece() {
         let layers = Layers::new(4);
         layers.finish(1, Mark::passed());
-        let first = layers.next(&[false; 4]).unwrap();
+        let first = layers.next(&[false; 4], 1).unwrap();
         assert_eq!((first.layers, first.marks.len()), (1..2, 1));
         layers.finish_all(Mark::passed());
-        let before = layers.next(&[false, true, false, false]).unwrap();
+        let before = layers.next(&[false, true, false, false], 1).unwrap();
         assert_eq!(before.layers, 0..1);
-        let behind = layers.next(&[true, true, false, false]).unwrap();
+        let behind = layers.next(&[true, true, false, false], 1).unwrap();
         assert_eq!((behind.layers, behind.marks.len()), (2..4, 1));
-        assert!(layers.next(&[true; 4]).is_none());
+        assert!(layers.next(&[true; 4], 1).is_none());
+    }
+
+    #[test]
+    fn layers_that_are_wanted_together_are_taken_when_so_many_are_done_or_no_more_will_be() {
+        let layers = Layers::new(5);
+        for layer in [0, 1, 2] {
+            layers.finish(layer, Mark::passed());
+        }
+        assert_eq!(layers.next(&[false; 5], 2).unwrap().layers, 0..3);
+        layers.finish(3, Mark::passed());
+        let taken = [true, true, true, false, false];
+        layers.finish(4, Mark::passed());
+        assert_eq!(layers.next(&taken, 4).unwrap().layers, 3..5);
     }
 
     #[test]
@@ -137,8 +155,8 @@ mod tests {
         let layers = Layers::new(2);
         layers.finish(0, Mark::passed());
         layers.abort();
-        assert_eq!(layers.next(&[false; 2]).unwrap().layers, 0..1);
-        assert!(layers.next(&[true, false]).is_none());
+        assert_eq!(layers.next(&[false; 2], 2).unwrap().layers, 0..1);
+        assert!(layers.next(&[true, false], 1).is_none());
         assert!(layers.wait(0) && !layers.wait(1));
     }
 }

@@ -41,8 +41,13 @@ impl Node {
     /// A pool of exactly `rows` rows over `ranks` ranks.
     pub fn new(rows: u32, ranks: u32, eviction: Eviction) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let one = RowGeometry::fit(ranks, LAYERS, LAYER_BYTES, 1 << 30).expect("geometry");
-        let capacity = 8192 + rows as usize * (one.row_stride_bytes() + 16 * ranks as usize);
+        let many = RowGeometry::fit(ranks, LAYERS, LAYER_BYTES, 1 << 30).expect("geometry");
+        // Header, board and padding, which every segment has.
+        let least = many.total_bytes()
+            - many.rows() as usize * many.row_stride_bytes()
+            - many.table_bytes();
+        let row = many.row_stride_bytes() + 16 * ranks as usize;
+        let capacity = least + 4096 + rows as usize * row;
         let geometry = RowGeometry::fit(ranks, LAYERS, LAYER_BYTES, capacity).expect("geometry");
         assert_eq!(geometry.rows(), rows);
         let options = SegmentOptions {

@@ -209,6 +209,11 @@ pub trait CopyBackend: Send {
     /// [`CopyError`] when a move is out of range, and when the device fails.
     fn begin(&mut self, batch: &Batch<'_>) -> Result<(), CopyError>;
 
+    /// Layers that are best copied at once, where one after the other becomes ready.
+    fn layers_at_once(&self) -> usize {
+        1
+    }
+
     /// What is copied from now on is copied after `mark`.
     ///
     /// # Errors

@@ -158,8 +158,13 @@ fn run(copier: &mut Copier, batch: &Batch<'_>, layer_by_layer: bool) -> Result<T
     copier.begin(batch)?;
     let layers = copier.layers();
     if layer_by_layer {
-        for layer in 0..layers {
-            copier.copy(layer..layer + 1)?;
+        // A layered load wants every layer by itself; whoever saves can wait for some.
+        let at_once = match batch.direction {
+            Direction::Save => copier.layers_at_once(),
+            Direction::Load => 1,
+        };
+        for first in (0..layers).step_by(at_once) {
+            copier.copy(first..layers.min(first + at_once))?;
         }
     } else {
         copier.copy(0..layers)?;

@@ -22,6 +22,9 @@ const DIGEST_THREADS: u32 = 256;
 /// Multiprocessors that move bytes between the staging buffer and the blocks: enough for the speed
 /// of the device's memory.
 const STAGED_BLOCKS: u32 = 64;
+/// Bytes of a row from which on a copy engine keeps its speed. Fewer, larger pieces also take less of
+/// the driver, whose lock the engine's own launches need.
+const STAGED_PIECE_BYTES: usize = 256 << 10;
 /// Moves that a batch has room for at first.
 const MOVES: usize = 1024;
 
@@ -294,6 +297,16 @@ impl CopyBackend for Copier {
             .host
             .upload(count, &self.moves.device, &self.stream)?;
         Ok(())
+    }
+
+    fn layers_at_once(&self) -> usize {
+        match self.route {
+            Route::Staged => {
+                let layer_bytes = self.shared.registration.layout().layer_bytes();
+                STAGED_PIECE_BYTES.div_ceil(layer_bytes).min(self.layers())
+            }
+            Route::Dma | Route::Kernel(_) | Route::Bulk(_) => 1,
+        }
     }
 
     fn wait_for(&mut self, mark: &Mark) -> Result<(), CopyError> {
