@@ -53,6 +53,7 @@ class Engine:
     def __init__(self, options: dict[str, Any]) -> None:
         from vllm import LLM
 
+        self.options = options
         shape = options.get("shape", "8b")
         configured = transfer(options["connector"], options["host_gb"], options.get("extra", {}))
         started = time.perf_counter()
@@ -146,7 +147,13 @@ class Engine:
 
     def do_load_mode(self, mode: str) -> None:
         """How kvtide loads from now on: one engine in two modes differs in nothing else."""
-        self._planner()._load = mode
+        from kvtide import _native
+
+        settings = self.options["extra"] | {
+            "host_capacity_gb": self.options["host_gb"],
+            "load": mode,
+        }
+        self._planner()._settings = _native.Settings(json.dumps(settings), {})
         self._worker_side()._by_layer = mode != "sync"
 
     def do_saving(self, on: bool) -> None:

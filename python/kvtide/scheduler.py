@@ -88,7 +88,6 @@ class SchedulerSide:
         settings = read_settings(config)
         geometry = Geometry.of(config, kv_cache)
         self._settings = settings
-        self._load = settings.load
         self._block_tokens = geometry.block_tokens
         self._ranks = geometry.ranks
         self._shard_bytes = geometry.layers * geometry.layer_bytes
@@ -192,8 +191,8 @@ class SchedulerSide:
 
     def _prefers_async(self, blocks: int, rest: int) -> bool:
         """How to load so many blocks of a prompt of which `rest` tokens are to be computed."""
-        if self._load != "auto":
-            return self._load == "async"
+        if self._settings.load != "auto":
+            return self._settings.load == "async"
         if self._loads:
             return True  # It would share the link with those.
         # Others would wait with the request for what its computation does not hide: those that run

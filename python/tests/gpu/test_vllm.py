@@ -208,6 +208,30 @@ def test_a_reload_gives_the_tokens_of_a_hit_in_the_gpu_cache(
     assert abs(first_cold - ours[0]) < LOGPROB_TOLERANCE
 
 
+def test_a_prompt_of_whole_blocks_is_loaded_whole_and_its_last_token_computed(
+    engine: Engine,
+) -> None:
+    engine.use(load="async")
+    each = prompt(8001, 188 * BLOCK)
+    engine.saved.clear()
+    cold = engine.generate([each], 1)
+    engine.drain()
+    before = engine.caches()
+    engine.forget()
+    engine.loaded.clear()
+    reloaded = engine.generate([each], 1)
+    assert len(engine.loaded) == 188
+    after = engine.caches()
+    for slot, block in engine.loaded[:187]:
+        for was, now in zip(before, after, strict=True):
+            source = engine.saved[slot]
+            assert torch.equal(engine.block(was, source), engine.block(now, block))
+    ours, theirs = (
+        next(iter(output[0].logprobs[0].values())).logprob for output in (reloaded, cold)
+    )
+    assert abs(ours - theirs) < LOGPROB_TOLERANCE
+
+
 def test_a_reload_beside_running_decoders_gives_the_tokens_of_a_hit(engine: Engine) -> None:
     engine.use(load="auto")
     each, others = prompt(9001), [prompt(9100 + i, 300) for i in range(4)]

@@ -32,13 +32,15 @@ struct Purpose {
     good_enough: f64,
 }
 
-/// A model makes a tenth of what the link carries, and the copy engines take nothing from it.
+/// A model makes a tenth of what the link carries, so what disturbs it least comes first: a copy
+/// kernel keeps multiprocessors from the next matrix product, and tens of thousands of small copies
+/// the driver from the engine's launches (`docs/benchmarks.md`).
 const SAVE: Purpose = Purpose {
     name: "save",
     direction: Direction::Save,
     layer_by_layer: true,
     enqueued_first: false,
-    candidates: &[Route::Dma, Route::Staged, Route::Bulk(2), Route::Kernel(4)],
+    candidates: &[Route::Staged, Route::Dma, Route::Bulk(2), Route::Kernel(4)],
     good_enough: 0.4,
 };
 /// Others compute meanwhile: what takes few multiprocessors for a short time comes first.
