@@ -13,6 +13,7 @@ use kvtide_kernels::copy::{
     Batch, CopyBackend, CopyError, Device, Direction, HostDevice, LayeredLoad, Mark, Registration,
 };
 use kvtide_kernels::cuda::ComputeStream;
+use kvtide_kernels::segment::LoadEnd;
 use kvtide_model::BlockMove;
 
 /// A device whose backends panic as soon as they copy, after a while in which others queue up.
@@ -118,7 +119,7 @@ fn loads_behind_a_panic_have_failed_and_a_layered_one_tells_so() {
     let mut node = Node::new(8, 1, Eviction::Lru);
     let (mut worker, step) = faulty(&mut node);
     for job in 1..4 {
-        worker.load_async(job, 0, vec![step]);
+        worker.load_async(job, u32::try_from(job).unwrap(), vec![step]);
     }
     worker.load_layered(4, vec![step]);
     assert!(worker.wait_layer(0).is_err());
@@ -133,4 +134,8 @@ fn loads_behind_a_panic_have_failed_and_a_layered_one_tells_so() {
         ended.extend(worker.take_loads());
     }
     assert!(ended.iter().all(|(_, outcome)| outcome.failed == [0]));
+    for job in 1..4 {
+        let told = node.segment.load_end(u32::try_from(job).unwrap(), 0, job);
+        assert_eq!(told, Some(LoadEnd::Failed), "job {job}");
+    }
 }

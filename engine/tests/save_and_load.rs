@@ -4,6 +4,7 @@ mod common;
 
 use common::{BLOCKS, LAYERS, Node, keys, wait_load};
 use kvtide_engine::{Eviction, Readiness, SaveJob};
+use kvtide_kernels::segment::LoadEnd;
 use kvtide_model::{BlockMove, SlotRef};
 
 fn moves(slots: &[SlotRef], blocks: std::ops::Range<u32>) -> Vec<BlockMove> {
@@ -117,6 +118,23 @@ fn a_damaged_row_is_found_by_the_load_that_reads_it_and_then_missing() {
     // Saved anew, it is served again.
     assert_eq!(node.save(&keys(0..3), &[0, 1, 2]).moves.len(), 1);
     assert_eq!(node.pool.lookup(&keys(0..3)).lease.len(), 3);
+}
+
+#[test]
+fn the_board_says_of_every_rank_how_a_load_ended() {
+    let mut node = Node::new(8, 2, Eviction::Lru);
+    node.compute(0, 1);
+    node.save(&keys(0..1), &[0]);
+    let found = node.pool.lookup(&keys(0..1));
+    let ends = |node: &Node, job| [0, 1].map(|rank| node.segment.load_end(0, rank, job));
+    assert_eq!(ends(&node, 1), [None; 2]);
+    node.load(1, &moves(found.lease.slots(), 8..9));
+    assert_eq!(ends(&node, 1), [Some(LoadEnd::Whole); 2]);
+    assert_eq!(ends(&node, 2), [None; 2], "the place is used again");
+    node.damage(found.lease.slots()[0].slot, 1, 77);
+    node.load(2, &moves(found.lease.slots(), 8..9));
+    let whole_and_failed = [Some(LoadEnd::Whole), Some(LoadEnd::Failed)];
+    assert_eq!(ends(&node, 2), whole_and_failed);
 }
 
 #[test]

@@ -53,12 +53,11 @@ impl Load {
         } else {
             LoadEnd::Failed
         };
-        // First of all what the worker will report; the board makes the scheduler's side expect it.
-        self.loads.complete(self.job, outcome);
         if let How::Async { place, .. } = self.how {
             let (segment, rank) = (self.registration.segment(), self.registration.rank());
             segment.tell_load_end(place, rank, self.job, end);
         }
+        self.loads.complete(self.job, outcome);
     }
 }
 
