@@ -230,12 +230,19 @@ impl Worker {
             .collect())
     }
 
+    /// What the newest failed copy since the last call failed of.
+    fn take_error(&mut self) -> PyResult<Option<String>> {
+        let error = self.open_mut()?.take_error();
+        Ok(error.map(|error| error.to_string()))
+    }
+
     /// Totals since the worker was made.
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counters = self.open()?.counters();
         let dict = PyDict::new(py);
         dict.set_item("saved_bytes", counters.saved_bytes)?;
         dict.set_item("refused_saves", counters.refused_saves)?;
+        dict.set_item("copy_errors", counters.copy_errors)?;
         Ok(dict)
     }
 

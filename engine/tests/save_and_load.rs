@@ -167,6 +167,10 @@ fn a_plan_out_of_range_fails_and_harms_nobody() {
     }]);
     assert!(node.pool.drain(std::time::Duration::from_secs(10)));
     assert_eq!(node.pool.counters().failed_blocks, 1);
+    assert_eq!(node.workers[0].counters().copy_errors, 1);
+    let error = node.workers[0].take_error().map(|error| error.to_string());
+    assert!(error.is_some_and(|error| error.contains("out of range")));
+    assert_eq!(node.workers[0].take_error(), None, "it is told once");
     let slot = SlotRef {
         slot: 77,
         generation: 1,

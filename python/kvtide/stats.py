@@ -30,6 +30,7 @@ COUNTERS = {
     "saved_blocks": ("kvtide_saved_blocks", {}),
     "failed_blocks": ("kvtide_save_failed_blocks", {}),
     "refused_saves": ("kvtide_save_refused_blocks", {}),
+    "copy_errors": ("kvtide_copy_errors", {}),
     "throttled_blocks": ("kvtide_save_throttled_blocks", {}),
     "deferred_lookups": ("kvtide_deferred_lookups", {}),
     "evicted_blocks": ("kvtide_evicted_blocks", {}),
@@ -57,6 +58,7 @@ DESCRIPTIONS = {
     "kvtide_saved_blocks": "Blocks saved.",
     "kvtide_save_failed_blocks": "Blocks whose save failed.",
     "kvtide_save_refused_blocks": "Blocks not saved because a worker's queue was full.",
+    "kvtide_copy_errors": "Copies that a GPU or its driver failed, of all ranks.",
     "kvtide_save_throttled_blocks": "Blocks not saved because too much was in flight or pinned.",
     "kvtide_deferred_lookups": "Lookups put off because too many loads were in flight.",
     "kvtide_evicted_blocks": "Blocks given up to make room.",
@@ -120,7 +122,13 @@ class Stats(KVConnectorStats):
         durations = sorted(data.get("load_seconds", ()))
         if durations:
             numbers["load p50 ms"] = round(durations[len(durations) // 2] * 1e3, 2)
-        for name in ("load_failures", "layered_failures", "damaged_blocks", "throttled_blocks"):
+        for name in (
+            "load_failures",
+            "layered_failures",
+            "damaged_blocks",
+            "copy_errors",
+            "throttled_blocks",
+        ):
             if data.get(name):
                 numbers[name.replace("_", " ")] = data[name]
         gauges = data.get("gauges")

@@ -8,6 +8,7 @@ that wait is put on the stream that computes.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.forward_context import ForwardContext
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+
+ERROR_PERIOD_S = 60.0
+"""Between two log lines on failed copies."""
 
 
 class WorkerSide:
@@ -48,6 +53,7 @@ class WorkerSide:
         self._report = WorkerReport()
         self._stats = Stats()
         self._told_counters: dict[str, int] = {}
+        self._next_error = 0.0
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Takes the engine's KV cache into use."""
@@ -176,13 +182,27 @@ class WorkerSide:
         """What was counted since the last call, or None."""
         counters = self._open().counters()
         if counters != self._told_counters:
-            for name in ("saved_bytes", "refused_saves"):
-                self._stats.count(name, counters[name] - self._told_counters.get(name, 0))
+            for name, value in counters.items():
+                self._stats.count(name, value - self._told_counters.get(name, 0))
+            if counters["copy_errors"] != self._told_counters.get("copy_errors", 0):
+                self._tell_error(counters["copy_errors"])
             self._told_counters = counters
         if self._stats.is_empty():
             return None
         stats, self._stats = self._stats, Stats()
         return stats
+
+    def _tell_error(self, count: int) -> None:
+        """A device that fails, fails often: one line a minute says so."""
+        now = time.monotonic()
+        if now >= self._next_error:
+            self._next_error = now + ERROR_PERIOD_S
+            error = self._open().take_error()
+            logger.error(
+                "copies fail (%d so far): %s; their blocks are not saved, or are computed",
+                count,
+                error,
+            )
 
     def clear(self) -> None:
         """The step has ended."""

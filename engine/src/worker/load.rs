@@ -11,10 +11,10 @@ use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Device, Direction, Mar
 use kvtide_kernels::segment::LoadEnd;
 use kvtide_model::BlockMove;
 
-use super::Loads;
 use super::outcome::{LoadOutcome, Progress};
 use super::step::Layers;
 use super::turns::Turns;
+use super::{Counters, Loads};
 
 /// Loads that may wait, of each kind. The scheduler has fewer async loads than this at once, and a
 /// step has one layered load.
@@ -107,6 +107,7 @@ impl LoadThread {
         name: String,
         device: Arc<dyn Device>,
         loads: Arc<Loads>,
+        counters: Arc<Counters>,
     ) -> Result<Self, super::StartError> {
         let (layered, layered_loads) = sync_channel(QUEUED_LOADS_MAX);
         let (beside, beside_loads) = sync_channel(QUEUED_LOADS_MAX);
@@ -120,6 +121,7 @@ impl LoadThread {
             active: HashMap::new(),
             turns: Turns::default(),
             device: Arc::clone(&device),
+            counters,
         };
         let work = move || runner.run(&layered_loads, &beside_loads, &woken);
         let thread: io::Result<_> = std::thread::Builder::new().name(name).spawn(work);
@@ -213,6 +215,7 @@ struct Runner {
     active: HashMap<u64, Active>,
     turns: Turns,
     device: Arc<dyn Device>,
+    counters: Arc<Counters>,
 }
 
 impl Runner {
@@ -252,9 +255,13 @@ impl Runner {
                 self.end_slice(slice);
             }
             let copied = self.copy_layered(&load);
+            let counters = &self.counters;
             load.end(|progress, registration| match copied {
                 Ok(digests) => progress.outcome(registration, &digests),
-                Err(_) => progress.into_failure(),
+                Err(error) => {
+                    counters.note_error(error);
+                    progress.into_failure()
+                }
             });
         }
     }
@@ -339,7 +346,10 @@ impl Runner {
         if let Some(progress) = &mut active.load.progress {
             match begun.and(digests) {
                 Ok(digests) => progress.copied(places, &digests),
-                Err(_) => progress.fail(places),
+                Err(error) => {
+                    self.counters.note_error(error);
+                    progress.fail(places);
+                }
             }
         }
         let ended = active.slices == 0 && active.next == active.load.moves().len();

@@ -13,8 +13,8 @@ mod step;
 mod turns;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvtide_kernels::copy::{CopyError, Device, Direction, LayeredLoad, Mark, Registration};
 use kvtide_kernels::cuda::ComputeStream;
@@ -42,6 +42,17 @@ pub struct SaveJob {
 struct Counters {
     saved_bytes: AtomicU64,
     refused_saves: AtomicU64,
+    copy_errors: AtomicU64,
+    /// The newest error that nobody has taken.
+    error: Mutex<Option<CopyError>>,
+}
+
+impl Counters {
+    /// The device refused or failed a copy; what becomes of its blocks, others see to.
+    fn note_error(&self, error: CopyError) {
+        self.copy_errors.fetch_add(1, Ordering::Relaxed);
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
 }
 
 /// A worker's totals at one moment.
@@ -51,6 +62,8 @@ pub struct WorkerCounters {
     pub saved_bytes: u64,
     /// Blocks whose save was refused because the queue was full.
     pub refused_saves: u64,
+    /// Copies that the device refused or failed.
+    pub copy_errors: u64,
 }
 
 type Jobs = InFlight<Arc<Registration>, (), Arc<Mark>>;
@@ -132,6 +145,7 @@ impl Worker {
             format!("{name}-load"),
             Arc::clone(&device),
             Arc::clone(&loads),
+            Arc::clone(&counters),
         )?;
         Ok(Self {
             device,
@@ -178,7 +192,10 @@ impl Worker {
         if let Some(step) = &self.step {
             match self.device.mark(self.stream) {
                 Ok(mark) => step.layers.finish(layer, mark),
-                Err(_) => step.layers.abort(),
+                Err(error) => {
+                    self.counters.note_error(error);
+                    step.layers.abort();
+                }
             }
         }
     }
@@ -196,7 +213,10 @@ impl Worker {
     fn finish_all(&self, batch: &SaveBatch) {
         match self.device.mark(self.stream) {
             Ok(mark) => batch.layers.finish_all(mark),
-            Err(_) => batch.layers.abort(),
+            Err(error) => {
+                self.counters.note_error(error);
+                batch.layers.abort();
+            }
         }
     }
 
@@ -211,7 +231,8 @@ impl Worker {
             if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &end)) {
                 continue; // The jobs of one step end together.
             }
-            if self.device.hold_back(self.stream, &end).is_err() {
+            if let Err(error) = self.device.hold_back(self.stream, &end) {
+                self.counters.note_error(error);
                 self.saves.wait(job);
             }
             held = Some(end);
@@ -310,7 +331,8 @@ impl Worker {
         let progress = Progress::new(self.registration(), moves);
         self.loads
             .begin(job, Arc::clone(self.device.registration()));
-        let begin = self.device.mark(self.stream).ok();
+        let begin = self.device.mark(self.stream);
+        let begin = begin.map_err(|error| self.counters.note_error(error)).ok();
         self.load_thread.load_async(job, place, progress, begin);
     }
 
@@ -326,7 +348,10 @@ impl Worker {
             };
             let outcome = match ended {
                 Ok(digests) => streaming.progress.outcome(&registration, &digests),
-                Err(_) => streaming.progress.into_failure(),
+                Err(error) => {
+                    self.counters.note_error(error);
+                    streaming.progress.into_failure()
+                }
             };
             self.loads.complete(streaming.job, outcome);
         }
@@ -347,7 +372,18 @@ impl Worker {
         WorkerCounters {
             saved_bytes: read(&self.counters.saved_bytes),
             refused_saves: read(&self.counters.refused_saves),
+            copy_errors: read(&self.counters.copy_errors),
         }
+    }
+
+    /// The newest copy error since the last call.
+    pub fn take_error(&mut self) -> Option<CopyError> {
+        let mut error = self
+            .counters
+            .error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        error.take()
     }
 }
 

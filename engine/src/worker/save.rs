@@ -121,7 +121,11 @@ impl Runner {
         let finished = self.backend.finish();
         match (copied, finished) {
             (Ok(true), Ok(digests)) => Some(digests),
-            _ => None,
+            (Err(error), _) | (Ok(_), Err(error)) => {
+                self.counters.note_error(error);
+                None
+            }
+            (Ok(false), Ok(_)) => None,
         }
     }
 
