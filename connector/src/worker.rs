@@ -102,23 +102,19 @@ impl Worker {
             unsafe { Registration::new(layout, Arc::clone(&segment.0), rank, Box::new(owner)) };
         let registration = Arc::new(registration.map_err(kvtide_error)?);
         let options = settings.0.gpu_routes;
-        let (device, about, load_rate): (Arc<dyn Device>, String, Option<f64>) = match gpu {
-            None => (
-                Arc::new(HostDevice::new(registration)),
-                "KV cache in host memory".into(),
-                None,
-            ),
+        let (device, load_rate): (Arc<dyn Device>, Option<f64>) = match gpu {
+            None => (Arc::new(HostDevice::new(registration)), None),
             Some(ordinal) => {
                 let device = enter(py, || CudaDevice::open(ordinal, registration, options))
                     .map_err(kvtide_error)?;
-                let (about, load_rate) = (device.to_string(), device.layered_bytes_per_s());
-                (Arc::new(device), about, load_rate)
+                let load_rate = device.layered_bytes_per_s();
+                (Arc::new(device), load_rate)
             }
         };
-        let worker = kvtide_engine::Worker::start(device, name).map_err(kvtide_error)?;
+        let worker = kvtide_engine::Worker::start(Arc::clone(&device), name);
         Ok(Self {
-            worker: Some(worker),
-            about,
+            worker: Some(worker.map_err(kvtide_error)?),
+            about: device.to_string(),
             load_rate,
         })
     }

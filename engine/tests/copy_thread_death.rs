@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +43,12 @@ impl CopyBackend for FaultyBackend {
 
     fn finish(&mut self) -> Result<Vec<u64>, CopyError> {
         Ok(Vec::new())
+    }
+}
+
+impl fmt::Display for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "faulty")
     }
 }
 

@@ -1,5 +1,6 @@
 //! Plain memory copies by the calling thread, for KV caches in host memory.
 
+use std::fmt;
 use std::ops::Range;
 use std::ptr;
 use std::slice;
@@ -31,6 +32,12 @@ impl HostDevice {
     #[must_use]
     pub fn new(registration: Arc<Registration>) -> Self {
         Self { registration }
+    }
+}
+
+impl fmt::Display for HostDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KV cache in host memory")
     }
 }
 

@@ -262,8 +262,9 @@ pub trait LayeredLoad: Send + Sync {
     fn poll(&mut self) -> Option<Result<Vec<u64>, CopyError>>;
 }
 
-/// One rank's KV cache, where it can be copied to and from.
-pub trait Device: Send + Sync + fmt::Debug {
+/// One rank's KV cache, where it can be copied to and from. Shown, it says what an operator wants to
+/// know of it.
+pub trait Device: Send + Sync + fmt::Debug + fmt::Display {
     /// Both sides of every copy.
     fn registration(&self) -> &Arc<Registration>;
 

@@ -1,6 +1,7 @@
 //! A device's primary context: the one that PyTorch uses too.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -17,6 +18,8 @@ pub struct Context {
     multiprocessors: u32,
     compute_major: u32,
     shared_bytes_per_block: u32,
+    /// Bytes of the device's memory that our buffers take now.
+    pub(super) allocated: AtomicUsize,
 }
 
 // SAFETY: a context handle may be used from any thread; the driver locks inside.
@@ -56,7 +59,14 @@ impl Context {
             multiprocessors,
             compute_major,
             shared_bytes_per_block,
+            allocated: AtomicUsize::new(0),
         }))
+    }
+
+    /// Bytes of the device's memory that our buffers take now.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.allocated.load(Ordering::Relaxed)
     }
 
     /// Makes the context current on the calling thread; calls that need one come after this.

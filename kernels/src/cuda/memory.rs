@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::result;
 use cudarc::driver::sys;
@@ -38,6 +39,7 @@ impl<T: Pod> DeviceBuffer<T> {
         let bytes = (count * size_of::<T>()).max(1);
         // SAFETY: nothing is asked of the caller but a current context.
         let address = unsafe { result::malloc_sync(bytes) }.explain("allocate device memory")?;
+        context.allocated.fetch_add(bytes, Ordering::Relaxed);
         Ok(Self {
             context: Arc::clone(context),
             address,
@@ -82,6 +84,8 @@ impl<T: Pod> Drop for DeviceBuffer<T> {
         // SAFETY: the address came from `malloc_sync` and is not used again: whoever put work on a
         // stream that uses it has waited. A failure means that the context is gone with its memory.
         let _ = unsafe { result::free_sync(self.address) };
+        let bytes = (self.count * size_of::<T>()).max(1);
+        self.context.allocated.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

@@ -25,8 +25,9 @@ const STAGED_BLOCKS: u32 = 64;
 /// Bytes of a row from which on a copy engine keeps its speed. Fewer, larger pieces also take less of
 /// the driver, whose lock the engine's own launches need.
 const STAGED_PIECE_BYTES: usize = 256 << 10;
-/// Moves that a batch has room for at first.
-const MOVES: usize = 1024;
+/// Moves that a batch has room for at first: prompts of 128 Ki tokens in blocks of 16. Making room
+/// while the model runs would make the driver wait for it.
+const MOVES: usize = 8192;
 
 /// Values that go to the device and back with every batch.
 #[derive(Debug)]
@@ -70,13 +71,16 @@ impl Copier {
         stream: &Arc<Stream>,
         route: Route,
     ) -> Result<Self, CudaError> {
+        let staging = (route == Route::Staged)
+            .then(|| DeviceBuffer::new(&shared.context, shared.staging_bytes()))
+            .transpose()?;
         Ok(Self {
             shared: Arc::clone(shared),
             stream: Arc::clone(stream),
             route,
             moves: Mirrored::new(shared, MOVES)?,
             sums: Mirrored::new(shared, MOVES)?,
-            staging: None,
+            staging,
             pieces: Pieces::default(),
             direction: Direction::Save,
             batch: Vec::new(),

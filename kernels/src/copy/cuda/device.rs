@@ -120,6 +120,7 @@ pub struct CudaDevice {
     routes: Routes,
     measured: Vec<Measured>,
     pinning: Duration,
+    measuring: Duration,
     /// All layered loads, in the order in which steps need them.
     layered_stream: Arc<Stream>,
     /// Copiers of layered loads that have ended.
@@ -163,14 +164,20 @@ impl CudaDevice {
         });
         // PyTorch may still be filling the KV cache that is copied back and forth now.
         context.synchronize()?;
+        let began = Instant::now();
         let (routes, measured) = measure(&shared, options)?;
+        let measuring = began.elapsed();
+        let layered_stream = Arc::new(Stream::new(&context, Priority::High)?);
+        // The first one is made now: the driver may wait for the model to give memory.
+        let first = Copier::new(&shared, &layered_stream, routes.layered)?;
         Ok(Self {
-            layered_stream: Arc::new(Stream::new(&context, Priority::High)?),
+            layered_stream,
             shared,
             routes,
             measured,
             pinning,
-            layered_copiers: Arc::default(),
+            measuring,
+            layered_copiers: Arc::new(Mutex::new(vec![first])),
         })
     }
 
@@ -243,11 +250,12 @@ impl fmt::Display for CudaDevice {
             load,
             layered,
         } = self.routes;
-        let pinning = self.pinning.as_secs_f64();
+        let (pinning, measuring) = (self.pinning.as_secs_f64(), self.measuring.as_secs_f64());
+        let mib = self.shared.context.allocated_bytes() >> 20;
         write!(
             f,
-            "{}: pinned the pool in {pinning:.2} s; saves by {save}, loads by {load}, layered loads by \
-             {layered}",
+            "{}: pinned the pool in {pinning:.2} s, took {mib} MiB of the GPU's memory; saves by {save}, \
+             loads by {load}, layered loads by {layered}, measured in {measuring:.2} s",
             self.name()
         )?;
         let mut purpose = "";
