@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.gpu.engine import POOL_PROMPTS
+from bench.gpu.engine import POOL_PROMPTS, POOL_TOKENS
 from bench.provenance import ROOT
 
 ENVIRONMENT = {
@@ -30,6 +30,9 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 CLOSED_LOOP = {"users": 4, "new_tokens": 1024, "output": 64}
+LENGTHS = [1024 << doublings for doublings in range(7)]
+MODEL_TOKENS = {POOL_TOKENS: 16384}
+"""Of the pool → longest sequence, where it is not the whole pool."""
 SETTLE_S = 0.3
 """After saves, before what must not overlap with them."""
 
@@ -204,6 +207,26 @@ class Suite:
                 self.note(engine, f"mixed_itl_{name}_ms", ms(percentile(result["itl"], share)))
             self.found[engine.name]["mixed_itl"] = result["itl"]
 
+    def lengths(self) -> None:
+        """TTFT against the prompt's length on an idle engine; kvtide in both its ways to load."""
+        for engine in self.engines:
+            modes = ["layered", "async"] if engine.name == "kvtide" else [""]
+            found: dict[str, dict[int, float]] = {"cold": {}}
+            for length in LENGTHS:
+                seeds = self.fresh(3)
+                cold = engine("each", seeds=seeds, output=1, tokens=length)
+                found["cold"][length] = ms(median(cold))
+                engine("idle", seconds=SETTLE_S)
+                for mode in modes if engine.name != "none" else []:
+                    if mode:
+                        engine("load_mode", mode=mode)
+                    engine("forget")
+                    again = engine("each", seeds=seeds, output=1, tokens=length)
+                    found.setdefault(mode or "reloaded", {})[length] = ms(median(again))
+            if engine.name == "kvtide":
+                engine("load_mode", mode="auto")
+            self.note(engine, "lengths", found)
+
     def timeline(self, timelines: list[str]) -> None:
         """Where the time of the steps goes; printed, for whoever tunes, with the GPU's side in
         files that chrome://tracing shows."""
@@ -268,6 +291,12 @@ def main() -> None:
     )
     parser.add_argument("--host-gb", type=float, default=32, help="of each engine")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument(
+        "--pool-tokens",
+        type=int,
+        default=POOL_TOKENS,
+        help="of the KV cache of each engine; the workload `lengths` needs 70000",
+    )
     parser.add_argument("--timelines", nargs="*", default=["reload", "batch", "mixed", "new"])
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="kvtide-bench-")
@@ -286,6 +315,8 @@ def main() -> None:
                 connector=name.split("-")[0],
                 host_gb=arguments.host_gb,
                 extra=extras.get(name, {}),
+                pool_tokens=arguments.pool_tokens,
+                max_model_len=MODEL_TOKENS.get(arguments.pool_tokens, arguments.pool_tokens),
                 folder=folder,
             )
         )

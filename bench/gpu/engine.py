@@ -20,6 +20,7 @@ from bench.gpu.timeline import Timeline
 
 PROMPT_TOKENS = 8192
 POOL_PROMPTS = 6
+POOL_TOKENS = (PROMPT_TOKENS + 64) * POOL_PROMPTS
 BLOCK = 16
 
 
@@ -63,7 +64,7 @@ class Engine:
             skip_tokenizer_init=True,
             max_model_len=options.get("max_model_len", 16384),
             max_num_seqs=32,
-            num_gpu_blocks_override=(PROMPT_TOKENS + 64) * POOL_PROMPTS // BLOCK,
+            num_gpu_blocks_override=options.get("pool_tokens", POOL_TOKENS) // BLOCK,
             gpu_memory_utilization=options.get("utilization", 0.32),
             tensor_parallel_size=options.get("tp", 1),
             enable_prefix_caching=True,
@@ -104,6 +105,10 @@ class Engine:
     def do_each(self, seeds: list[int], output: int, tokens: int = PROMPT_TOKENS) -> list[float]:
         """Seconds for each prompt, one after the other."""
         return [self.generate([prompt(seed, tokens)], output) for seed in seeds]
+
+    def do_forget(self) -> bool:
+        """Empties the GPU's prefix cache, and nothing else."""
+        return bool(self.llm.reset_prefix_cache())
 
     def do_idle(self, seconds: float) -> None:
         """Lets saves end: an engine without requests takes steps only when one comes."""
