@@ -54,15 +54,21 @@ demo: build ## Real vLLM on a real model, without and with kvtide; ends in a tab
 	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.demo
 
 .PHONY: test
-test: test-rust test-loom test-python test-vllm ## Every test
+test: test-rust test-kube test-loom test-python test-vllm ## Every test
 	@echo "all tests passed"
 
 .PHONY: test-rust
 test-rust: ## Rust: unit, behaviour and property tests
-	$(CARGO) test --locked --workspace
+	# The tests against an API server are skipped here and run by test-kube.
+	env -u KVTIDE_REQUIRE_KUBE -u KVTIDE_KUBE_BIN $(CARGO) test --locked --workspace
 	@if cargo +nightly miri --version >/dev/null 2>&1; then \
 		MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=4 cargo +nightly miri test --locked -p kvtide-model; \
 	else echo "SKIPPED miri on kvtide-model: the nightly toolchain has no miri component"; fi
+
+.PHONY: test-kube
+test-kube: ## The controllers against a real API server, which is built once and cached
+	KVTIDE_REQUIRE_KUBE=1 KVTIDE_KUBE_BIN=$$(control/tests/kube/provision.sh) \
+		cargo test --locked -p kvtide-control --test kube
 
 .PHONY: test-loom
 test-loom: ## Rust: every interleaving of slot pins and of the in-flight table

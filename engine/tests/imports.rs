@@ -14,6 +14,7 @@ fn every_crate_imports_only_what_lies_below_it() {
             "kvtide-connector",
             &["kvtide-model", "kvtide-kernels", "kvtide-engine"][..],
         ),
+        ("kvtide-control", &["kvtide-model"][..]),
         (
             "kvtide-bench",
             &["kvtide-model", "kvtide-kernels", "kvtide-engine"][..],

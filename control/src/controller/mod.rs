@@ -1,0 +1,134 @@
+//! `kvtide-control controller`: the process around the reconcilers.
+//!
+//! One replica of several leads; the others wait, ready to. Only the leader keeps caches. A leader
+//! that loses its lease exits, so that two never write at once for longer than a request takes.
+
+mod args;
+mod http;
+mod lease;
+mod schema;
+mod wiring;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use kube::Client;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+pub use args::Args;
+
+use crate::telemetry;
+use lease::{Lease, LeaseSettings};
+
+/// How long running reconciles may take to end at shutdown.
+const DRAIN_MAX: Duration = Duration::from_secs(20);
+
+/// Runs until a signal comes or the lease is lost.
+///
+/// # Errors
+///
+/// When the API server cannot be reached at start, a port is taken, or the lease is lost.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    telemetry::init_logs(&args.logs)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(serve(args))
+}
+
+/// What the health endpoints tell.
+#[derive(Debug, Default)]
+pub struct Health {
+    /// This process does what its place asks for: it leads with full caches, or it waits to.
+    pub ready: AtomicBool,
+    /// It leads.
+    pub leads: AtomicBool,
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    let metrics = telemetry::init_metrics()?;
+    let config = kube::Config::infer().await.context("finding the cluster")?;
+    let client = Client::try_from(config).context("connecting to the cluster")?;
+    let version = client
+        .apiserver_version()
+        .await
+        .context("asking the API server its version")?;
+    tracing::info!(api_server = %version.git_version, version = env!("CARGO_PKG_VERSION"), "starting");
+    let health = Arc::new(Health::default());
+    let (stop, stopped) = watch::channel(false);
+    let mut server = tokio::spawn(http::serve(
+        args.listen,
+        health.clone(),
+        metrics,
+        stopped.clone(),
+    ));
+    let work = lead(args, client, health, stopped);
+    tokio::pin!(work);
+    let outcome = tokio::select! {
+        outcome = &mut work => outcome,
+        served = &mut server => {
+            served.context("the HTTP server")??;
+            bail!("the HTTP server ended");
+        }
+        signal = stop_signal() => {
+            tracing::info!(signal = signal?, "stopping");
+            stop.send_replace(true);
+            tokio::time::timeout(DRAIN_MAX, &mut work)
+                .await
+                .unwrap_or_else(|_| bail!("reconciles did not end in {DRAIN_MAX:?}"))
+        }
+    };
+    stop.send_replace(true);
+    outcome
+}
+
+async fn stop_signal() -> std::io::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+/// Waits to lead, then runs the controllers.
+async fn lead(
+    args: Args,
+    client: Client,
+    health: Arc<Health>,
+    mut stopped: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    if !args.leader_elect {
+        health.leads.store(true, Ordering::Relaxed);
+        return wiring::run(&args, client, health, stopped).await;
+    }
+    let settings = LeaseSettings {
+        namespace: args.lease_namespace.clone(),
+        name: args.lease_name.clone(),
+        duration: Duration::from_secs(args.lease_seconds.into()),
+    };
+    let lease = Lease::new(client.clone(), settings);
+    // Waiting to lead is what a second replica is for.
+    health.ready.store(true, Ordering::Relaxed);
+    tracing::info!(identity = lease.identity(), "waiting to lead");
+    tokio::select! {
+        () = lease.acquire() => {}
+        _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+    }
+    health.ready.store(false, Ordering::Relaxed);
+    health.leads.store(true, Ordering::Relaxed);
+    metrics::gauge!("kvtide_control_leader").set(1.0);
+    tracing::info!(identity = lease.identity(), "leading");
+    let work = wiring::run(&args, client, health, stopped);
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        () = lease.keep() => bail!("lost the lease; exiting so that the new leader is alone"),
+    };
+    lease.release().await;
+    outcome
+}

@@ -1,0 +1,15 @@
+//! What the controllers decide, as pure functions over values: no I/O, no clock, no randomness. The
+//! present time and everything observed are arguments, so each rule has a table test beside it.
+
+pub mod adoption;
+pub mod budget;
+pub mod canonical;
+pub mod names;
+pub mod pod;
+pub mod pod_group;
+pub mod recovery;
+pub mod revision;
+pub mod role_plan;
+pub mod rollout;
+pub mod service_plan;
+pub mod validate;

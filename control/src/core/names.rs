@@ -1,0 +1,127 @@
+//! Names of what the controllers create. They are functions of what is wanted and never random, so
+//! that a controller with a stale view asks for an object that already exists, not for a second one.
+
+use super::canonical::hash_text;
+
+/// A label's value and a host name have at most this many characters.
+pub const NAME_LENGTH_MAX: usize = 63;
+/// What is kept free for `-<index>` behind a PodSet's name: its pods have indices up to 99.
+const POD_INDEX_LENGTH: usize = 3;
+
+/// The name as it is, or shortened with a hash of the whole where it is too long.
+#[must_use]
+pub fn shortened(name: &str, length_max: usize) -> String {
+    const HASH_LENGTH: usize = 6;
+    if name.len() <= length_max {
+        return name.to_owned();
+    }
+    let kept: String = name
+        .chars()
+        .take(length_max.saturating_sub(HASH_LENGTH + 1))
+        .collect::<String>();
+    format!(
+        "{}-{}",
+        kept.trim_end_matches(['-', '.']),
+        hash_text(name, HASH_LENGTH)
+    )
+}
+
+/// A RoleSet at an index. The owner's uid keeps a StormService that was deleted and made again from
+/// meeting objects of its predecessor.
+#[must_use]
+pub fn role_set(service: &str, service_uid: &str, index: i32) -> String {
+    let suffix = hash_text(&format!("{service_uid}/{index}"), 5);
+    let prefix = shortened(service, NAME_LENGTH_MAX - "-roleset-".len() - suffix.len());
+    format!("{prefix}-roleset-{suffix}")
+}
+
+/// A replica with a fixed index: a stateful pod.
+#[must_use]
+pub fn indexed_pod(role_set: &str, role: &str, hash: &str, index: i32) -> String {
+    shortened(
+        &format!("{role_set}-{role}-{hash}-{index}"),
+        NAME_LENGTH_MAX,
+    )
+}
+
+/// A PodSet, with room for its pods' indices.
+#[must_use]
+pub fn pod_set(role_set: &str, role: &str, hash: &str, index: i32) -> String {
+    shortened(
+        &format!("{role_set}-{role}-{hash}-{index}"),
+        NAME_LENGTH_MAX - POD_INDEX_LENGTH,
+    )
+}
+
+/// The `nth` candidate for a replica without an index.
+#[must_use]
+pub fn plain_pod(role_set: &str, role_set_uid: &str, role: &str, hash: &str, nth: u32) -> String {
+    let suffix = hash_text(&format!("{role_set_uid}/{role}/{hash}/{nth}"), 5);
+    let prefix = shortened(
+        &format!("{role_set}-{role}"),
+        NAME_LENGTH_MAX - 1 - suffix.len(),
+    );
+    format!("{prefix}-{suffix}")
+}
+
+/// A pod of a PodSet.
+#[must_use]
+pub fn pod_set_pod(pod_set: &str, index: i32) -> String {
+    let suffix = format!("-{index}");
+    format!(
+        "{}{suffix}",
+        shortened(pod_set, NAME_LENGTH_MAX - suffix.len())
+    )
+}
+
+/// A ControllerRevision.
+#[must_use]
+pub fn revision(service: &str, hash: &str) -> String {
+    format!(
+        "{}-{hash}",
+        shortened(service, NAME_LENGTH_MAX - 1 - hash.len())
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_repeatable_and_fit_into_a_label() {
+        let service = "a".repeat(63);
+        let set = role_set(&service, "uid", 17);
+        assert_eq!(set, role_set(&service, "uid", 17));
+        assert_ne!(set, role_set(&service, "uid", 18));
+        assert_ne!(set, role_set(&service, "other", 17));
+        let role = "r".repeat(63);
+        let group = pod_set(&set, &role, "hash2345", 999);
+        for name in [
+            set.clone(),
+            indexed_pod(&set, &role, "hash2345", 12),
+            plain_pod(&set, "uid", &role, "hash2345", 3),
+            pod_set_pod(&group, 99),
+            revision(&service, "hash2345"),
+        ] {
+            assert!(name.len() <= 63, "{name}");
+            assert!(
+                name.ends_with(|c: char| c.is_ascii_alphanumeric()),
+                "{name}"
+            );
+        }
+        assert_eq!(
+            pod_set_pod(&group, 7),
+            format!("{group}-7"),
+            "room was kept for the index"
+        );
+    }
+
+    #[test]
+    fn short_names_are_readable() {
+        assert!(role_set("llm", "uid", 0).starts_with("llm-roleset-"));
+        assert_eq!(
+            indexed_pod("llm-roleset-x", "prefill", "h", 1),
+            "llm-roleset-x-prefill-h-1"
+        );
+    }
+}

@@ -1,0 +1,376 @@
+//! What a PodSet needs next: which pods are missing, which are past help, and when to give up.
+//!
+//! A pod is unhealthy when it ended, when a container of it is in CrashLoopBackOff, when its node
+//! has been lost for a while, and, where one failure takes all, when any container restarted. Mere
+//! unreadiness is not: a pod may be loading a model.
+
+use std::time::Duration;
+
+use crate::api::RecoveryPolicy;
+
+/// How often and how far apart recovery is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// Between the first attempt and the second; doubles from there.
+    pub first: Duration,
+    /// No longer than this.
+    pub longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            first: Duration::from_secs(10),
+            longest: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Backoff {
+    /// How long after attempt `attempts` the next may follow; none once the longest was waited.
+    #[must_use]
+    pub fn after(self, attempts: u32) -> Option<Duration> {
+        let Some(doublings) = attempts.checked_sub(1) else {
+            return Some(Duration::ZERO);
+        };
+        let factor = |doublings: u32| self.first.saturating_mul(1 << doublings.min(20));
+        let given_up = doublings > 0 && factor(doublings - 1) >= self.longest;
+        (!given_up).then(|| factor(doublings).min(self.longest))
+    }
+}
+
+/// A pod of a PodSet, as it was observed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent observations of one pod"
+)]
+pub struct PodView {
+    /// Its index, where it says one.
+    pub index: Option<i32>,
+    /// Being deleted.
+    pub going: bool,
+    /// Being deleted, its grace period over, and nobody will ever confirm it (or the user opted in).
+    pub stuck: bool,
+    /// Ended.
+    pub finished: bool,
+    /// A container waits in CrashLoopBackOff.
+    pub crash_looping: bool,
+    /// A container has restarted.
+    pub restarted: bool,
+    /// Its node has not been ready for a while.
+    pub node_lost: bool,
+    /// It left the phase Pending.
+    pub started: bool,
+    /// It is ready.
+    pub ready: bool,
+}
+
+impl PodView {
+    /// Why this pod is past help, if it is.
+    #[must_use]
+    pub fn ailment(&self, policy: RecoveryPolicy) -> Option<&'static str> {
+        if self.going {
+            None
+        } else if self.finished {
+            Some("ended")
+        } else if self.crash_looping {
+            Some("is in CrashLoopBackOff")
+        } else if self.node_lost {
+            Some("is on a node that is lost")
+        } else if policy.recreates_all() && self.restarted {
+            Some("restarted a container")
+        } else {
+            None
+        }
+    }
+}
+
+/// What is wanted and what is there.
+#[derive(Clone, Debug)]
+pub struct SetView {
+    /// Wanted pods, at indices from 0.
+    pub size: i32,
+    /// What a failure does.
+    pub policy: RecoveryPolicy,
+    /// What is there.
+    pub pods: Vec<PodView>,
+    /// Whether all pods were there once since the group was last made.
+    pub was_complete: bool,
+    /// Recoveries since it was last healthy for long.
+    pub attempts: u32,
+    /// How long ago the last of them was.
+    pub since_last: Duration,
+}
+
+/// What to do; numbers are positions in [`SetView::pods`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryPlan {
+    /// Indices to create pods at.
+    pub create: Vec<i32>,
+    /// Pods to delete.
+    pub delete: Vec<usize>,
+    /// Pods to delete by force.
+    pub force: Vec<usize>,
+    /// This is a recovery, to be counted.
+    pub attempt: bool,
+    /// Recovery is given up.
+    pub given_up: bool,
+    /// When to look again.
+    pub again_in: Option<Duration>,
+}
+
+impl SetView {
+    /// The next step.
+    #[must_use]
+    pub fn plan(&self, backoff: Backoff) -> RecoveryPlan {
+        let force = (0..self.pods.len())
+            .filter(|&at| self.pods[at].stuck)
+            .collect();
+        let mut plan = RecoveryPlan {
+            force,
+            ..RecoveryPlan::default()
+        };
+        if self.policy.recreates_all() {
+            self.recreate(backoff, &mut plan);
+        } else {
+            self.replace(backoff, &mut plan);
+        }
+        plan
+    }
+
+    fn here(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.pods.len()).filter(|&at| !self.pods[at].going)
+    }
+
+    fn ill(&self) -> Vec<usize> {
+        self.here()
+            .filter(|&at| self.pods[at].ailment(self.policy).is_some())
+            .collect()
+    }
+
+    /// Indices without any pod: a going one still holds its name.
+    fn missing(&self) -> Vec<i32> {
+        let taken = |index: i32| self.pods.iter().any(|pod| pod.index == Some(index));
+        (0..self.size).filter(|&index| !taken(index)).collect()
+    }
+
+    fn strays(&self) -> Vec<usize> {
+        let wanted =
+            |index: Option<i32>| index.is_some_and(|index| (0..self.size).contains(&index));
+        self.here()
+            .filter(|&at| !wanted(self.pods[at].index))
+            .collect()
+    }
+
+    fn replace(&self, backoff: Backoff, plan: &mut RecoveryPlan) {
+        plan.create = self.missing();
+        plan.delete = self.strays();
+        let mut ill = self.ill();
+        ill.retain(|at| !plan.delete.contains(at));
+        self.recover(ill, backoff, plan);
+    }
+
+    fn recreate(&self, backoff: Backoff, plan: &mut RecoveryPlan) {
+        let here: Vec<usize> = self.here().collect();
+        let any_going = here.len() < self.pods.len();
+        let missing = self.missing();
+        let ill = self.ill();
+        if any_going {
+            // The group is on its way out: whatever is left of it goes too, at once.
+            plan.delete = here;
+        } else if !ill.is_empty() {
+            self.recover(here, backoff, plan);
+        } else if here.is_empty() {
+            plan.create = missing;
+        } else if !missing.is_empty() {
+            let has_lived = self.was_complete || here.iter().any(|&at| self.pods[at].started);
+            if has_lived {
+                plan.delete = here;
+            } else {
+                plan.create = missing;
+            }
+        } else {
+            plan.delete = self.strays();
+        }
+    }
+
+    /// Deletes `pods`, unless it is too early or too late for that.
+    fn recover(&self, pods: Vec<usize>, backoff: Backoff, plan: &mut RecoveryPlan) {
+        if pods.is_empty() {
+            return;
+        }
+        match backoff.after(self.attempts) {
+            None => plan.given_up = true,
+            Some(delay) if self.since_last < delay => {
+                plan.again_in = Some(delay - self.since_last);
+            }
+            Some(_) => {
+                plan.delete.extend(pods);
+                plan.attempt = true;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(index: i32, flags: &str) -> PodView {
+        PodView {
+            index: Some(index),
+            going: flags.contains('g'),
+            stuck: flags.contains('s'),
+            finished: flags.contains('f'),
+            crash_looping: flags.contains('c'),
+            restarted: flags.contains('r'),
+            node_lost: flags.contains('n'),
+            started: !flags.contains('p'),
+            ready: flags.is_empty(),
+        }
+    }
+
+    fn set(policy: RecoveryPolicy, pods: &[(i32, &str)]) -> SetView {
+        SetView {
+            size: 3,
+            policy,
+            pods: pods
+                .iter()
+                .map(|&(index, flags)| pod(index, flags))
+                .collect(),
+            was_complete: true,
+            attempts: 0,
+            since_last: Duration::ZERO,
+        }
+    }
+
+    /// What is there, and what is created and deleted.
+    type Row<'a> = (&'a str, &'a [(i32, &'a str)], (&'a [i32], &'a [usize]));
+
+    const ONE: RecoveryPolicy = RecoveryPolicy::ReplaceUnhealthy;
+    const ALL: RecoveryPolicy = RecoveryPolicy::FullRecreate;
+
+    fn step(policy: RecoveryPolicy, pods: &[(i32, &str)]) -> (Vec<i32>, Vec<usize>) {
+        let plan = set(policy, pods).plan(Backoff::default());
+        (plan.create, plan.delete)
+    }
+
+    #[test]
+    fn replace_unhealthy_touches_only_what_failed() {
+        let table: [Row<'_>; 8] = [
+            ("from nothing", &[], (&[0, 1, 2], &[])),
+            ("healthy", &[(0, ""), (1, ""), (2, "")], (&[], &[])),
+            ("one is missing", &[(0, ""), (2, "")], (&[1], &[])),
+            (
+                "a going one holds its name",
+                &[(0, ""), (1, "g"), (2, "")],
+                (&[], &[]),
+            ),
+            ("one ended", &[(0, ""), (1, "f"), (2, "")], (&[], &[1])),
+            ("crash loop", &[(0, "c"), (1, ""), (2, "")], (&[], &[0])),
+            (
+                "a restart alone is nothing",
+                &[(0, "r"), (1, ""), (2, "")],
+                (&[], &[]),
+            ),
+            ("lost node", &[(0, "n"), (1, ""), (2, "")], (&[], &[0])),
+        ];
+        for (name, pods, (create, delete)) in table {
+            assert_eq!(
+                step(ONE, pods),
+                (create.to_vec(), delete.to_vec()),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn full_recreate_is_never_half_old_half_new() {
+        let table: [Row<'_>; 7] = [
+            ("from nothing", &[], (&[0, 1, 2], &[])),
+            (
+                "a restart takes all",
+                &[(0, "r"), (1, ""), (2, "")],
+                (&[], &[0, 1, 2]),
+            ),
+            (
+                "a vanished pod takes all",
+                &[(0, ""), (2, "")],
+                (&[], &[0, 1]),
+            ),
+            (
+                "a going pod takes the rest",
+                &[(0, ""), (1, "g"), (2, "")],
+                (&[], &[0, 2]),
+            ),
+            (
+                "nothing is made before all are gone",
+                &[(0, "g")],
+                (&[], &[]),
+            ),
+            ("healthy", &[(0, ""), (1, ""), (2, "")], (&[], &[])),
+            (
+                "one too many",
+                &[(0, ""), (1, ""), (2, ""), (3, "")],
+                (&[], &[3]),
+            ),
+        ];
+        for (name, pods, (create, delete)) in table {
+            assert_eq!(
+                step(ALL, pods),
+                (create.to_vec(), delete.to_vec()),
+                "{name}"
+            );
+        }
+        assert_eq!(
+            step(RecoveryPolicy::Recreate, &[(0, ""), (2, "")]),
+            (vec![], vec![0, 1])
+        );
+    }
+
+    #[test]
+    fn an_interrupted_creation_is_completed() {
+        let mut half = set(ALL, &[(0, "p"), (2, "p")]);
+        half.was_complete = false;
+        assert_eq!(half.plan(Backoff::default()).create, [1]);
+        half.pods[0].started = true;
+        assert_eq!(
+            half.plan(Backoff::default()).delete,
+            [0, 1],
+            "one ran: it may be an old one"
+        );
+    }
+
+    #[test]
+    fn attempts_are_spaced_out_and_end() {
+        let backoff = Backoff::default();
+        let seconds: Vec<Option<u64>> = (0..9)
+            .map(|attempts| backoff.after(attempts).map(|delay| delay.as_secs()))
+            .collect();
+        let expected = [0, 10, 20, 40, 80, 160, 300].map(Some);
+        assert_eq!(seconds[..7], expected);
+        assert_eq!(seconds[7..], [None, None]);
+
+        let mut ill = set(ONE, &[(0, "c"), (1, ""), (2, "")]);
+        ill.attempts = 1;
+        ill.since_last = Duration::from_secs(4);
+        let early = ill.plan(backoff);
+        assert_eq!(
+            (early.delete, early.again_in),
+            (vec![], Some(Duration::from_secs(6)))
+        );
+        ill.since_last = Duration::from_secs(10);
+        let due = ill.plan(backoff);
+        assert_eq!((due.delete, due.attempt), (vec![0], true));
+        ill.attempts = 7;
+        assert!(ill.plan(backoff).given_up);
+    }
+
+    #[test]
+    fn only_stuck_pods_are_forced() {
+        let plan = set(ONE, &[(0, "gs"), (1, "g"), (2, "")]).plan(Backoff::default());
+        assert_eq!(plan.force, [0]);
+        assert!(plan.delete.is_empty());
+    }
+}

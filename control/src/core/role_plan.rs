@@ -1,0 +1,715 @@
+//! What one role of a RoleSet needs next: which replicas to create and which to delete.
+//!
+//! A replica is a pod, or a PodSet where `podGroupSize` is above 1. *Indexed* replicas have slots
+//! `0..replicas` (stateful pods, PodSets); plain ones are interchangeable.
+
+use super::budget::Budget;
+use crate::api::RoleStatus;
+
+/// Where a replica is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaState {
+    /// Being deleted. One that outstayed its grace period no longer holds a place.
+    Going {
+        /// Whether its grace period is over.
+        overdue: bool,
+    },
+    /// Ended, and will not run again.
+    Finished,
+    /// There, and not ready.
+    Waiting,
+    /// Ready.
+    Ready,
+}
+
+/// One replica as it was observed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// Its slot, where it says one.
+    pub index: Option<i32>,
+    /// Whether it is made from the role's present template.
+    pub updated: bool,
+    /// Where it is in its life.
+    pub state: ReplicaState,
+    /// When it was created, in seconds; the newest go first.
+    pub created_s: i64,
+}
+
+impl Replica {
+    fn is_active(&self) -> bool {
+        matches!(self.state, ReplicaState::Waiting | ReplicaState::Ready)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.state == ReplicaState::Ready
+    }
+}
+
+/// One role: what is wanted and what is there.
+#[derive(Clone, Debug)]
+pub struct RoleView {
+    /// Wanted replicas.
+    pub replicas: i32,
+    /// How far a rollout may stray from them.
+    pub budget: Budget,
+    /// Whether replicas have slots.
+    pub indexed: bool,
+    /// What is there.
+    pub units: Vec<Replica>,
+}
+
+/// What to do; deletions are positions in [`RoleView::units`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RolePlan {
+    /// One entry for each replica to create: its slot, or none for a plain one.
+    pub create: Vec<Option<i32>>,
+    /// Replicas to delete.
+    pub delete: Vec<usize>,
+}
+
+impl RolePlan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.create.is_empty() && self.delete.is_empty()
+    }
+
+    fn create_plain(&mut self, count: i32) {
+        self.create.extend((0..count.max(0)).map(|_| None));
+    }
+}
+
+fn count(units: &[Replica], wanted: impl Fn(&Replica) -> bool) -> i32 {
+    i32::try_from(units.iter().filter(|unit| wanted(unit)).count()).unwrap_or(i32::MAX)
+}
+
+impl RoleView {
+    /// Replicas still holding resources while they go.
+    fn going(&self) -> i32 {
+        count(&self.units, |unit| {
+            unit.state == ReplicaState::Going { overdue: false }
+        })
+    }
+
+    fn active(&self) -> i32 {
+        count(&self.units, Replica::is_active)
+    }
+
+    fn active_positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.units
+            .iter()
+            .enumerate()
+            .filter(|(_, unit)| unit.is_active())
+            .map(|(at, _)| at)
+    }
+
+    /// How many are ready.
+    #[must_use]
+    pub fn ready(&self) -> i32 {
+        count(&self.units, Replica::is_ready)
+    }
+
+    /// The counts of the role's status; its name is left empty.
+    #[must_use]
+    pub fn status(&self) -> RoleStatus {
+        let (active, ready) = (self.active(), self.ready());
+        RoleStatus {
+            name: String::new(),
+            replicas: active,
+            ready_replicas: ready,
+            not_ready_replicas: active - ready,
+            updated_replicas: count(&self.units, |unit| unit.updated && unit.is_active()),
+            updated_ready_replicas: count(&self.units, |unit| unit.updated && unit.is_ready()),
+        }
+    }
+
+    /// Active replicas by slot, and those without a valid one.
+    fn slots(&self) -> (Vec<Vec<usize>>, Vec<usize>) {
+        let mut slots = vec![Vec::new(); usize::try_from(self.replicas).unwrap_or(0)];
+        let mut strays = Vec::new();
+        for at in self.active_positions() {
+            let slot = self.units[at]
+                .index
+                .and_then(|index| usize::try_from(index).ok());
+            match slot.and_then(|index| slots.get_mut(index)) {
+                Some(slot) => slot.push(at),
+                None => strays.push(at),
+            }
+        }
+        (slots, strays)
+    }
+
+    /// Whether every wanted replica is updated and ready, and no other is there.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        let active = self.active();
+        let settled = count(&self.units, |unit| unit.updated && unit.is_ready());
+        if self.indexed {
+            let (slots, strays) = self.slots();
+            strays.is_empty() && settled == active && slots.iter().all(|slot| slot.len() == 1)
+        } else {
+            settled == active && active == self.replicas
+        }
+    }
+
+    /// Brings the number of replicas to the wanted one, whatever they are made from.
+    #[must_use]
+    pub fn scale(&self) -> RolePlan {
+        let mut plan = if self.indexed {
+            self.scale_indexed()
+        } else {
+            self.scale_plain()
+        };
+        plan.delete.extend(
+            self.units
+                .iter()
+                .enumerate()
+                .filter(|(_, unit)| unit.state == ReplicaState::Finished)
+                .map(|(at, _)| at),
+        );
+        plan
+    }
+
+    fn scale_plain(&self) -> RolePlan {
+        let mut plan = RolePlan::default();
+        let active = self.active();
+        if active < self.replicas {
+            let room = self.replicas + self.budget.surge - active - self.going();
+            plan.create_plain(room.min(self.replicas - active));
+            return plan;
+        }
+        // A surge in the middle of a rollout is not too many: the new ones are waited for.
+        let rolling = self.active_positions().any(|at| !self.units[at].updated);
+        let ceiling = if rolling {
+            self.replicas + self.budget.surge
+        } else {
+            self.replicas
+        };
+        let floor = self.replicas - self.budget.unavailable;
+        let mut left = active;
+        let mut ready = count(&self.units, Replica::is_ready);
+        for at in self.least_wanted_first() {
+            if left <= self.replicas {
+                break;
+            }
+            let unit = &self.units[at];
+            let harmless = !unit.updated && (!unit.is_ready() || ready > floor);
+            if left > ceiling || harmless {
+                plan.delete.push(at);
+                left -= 1;
+                ready -= i32::from(unit.is_ready());
+            }
+        }
+        plan
+    }
+
+    /// Outdated before updated, waiting before ready, newest first.
+    fn least_wanted_first(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = self.active_positions().collect();
+        order.sort_by_key(|&at| {
+            let unit = &self.units[at];
+            (
+                unit.updated,
+                unit.is_ready(),
+                std::cmp::Reverse(unit.created_s),
+                at,
+            )
+        });
+        order
+    }
+
+    fn scale_indexed(&self) -> RolePlan {
+        let (slots, strays) = self.slots();
+        let mut plan = RolePlan::default();
+        let mut spare = self.ready() - self.replicas + self.budget.unavailable;
+        for at in strays {
+            let unit = &self.units[at];
+            // Without a slot it comes from before the role had any: it serves until others do.
+            let serving = unit.index.is_none() && unit.is_ready();
+            if serving && spare <= 0 {
+                continue;
+            }
+            spare -= i32::from(serving);
+            plan.delete.push(at);
+        }
+        let mut room = self.replicas + self.budget.surge - self.active() - self.going();
+        for (index, slot) in slots.iter().enumerate() {
+            match slot.as_slice() {
+                [] => {
+                    let index = i32::try_from(index).unwrap_or(i32::MAX);
+                    if room > 0 && !self.name_is_taken(index) {
+                        plan.create.push(Some(index));
+                        room -= 1;
+                    }
+                }
+                [_] => {}
+                several => plan.delete.extend(self.surplus(several)),
+            }
+        }
+        plan
+    }
+
+    /// A name is made of template and slot, so what goes from there must be gone first.
+    fn name_is_taken(&self, index: i32) -> bool {
+        self.units
+            .iter()
+            .any(|unit| unit.index == Some(index) && unit.updated && !unit.is_active())
+    }
+
+    /// Of several replicas in a slot: the one updated and ready stays; before there is one, a ready
+    /// outdated one and an updated one on its way stay.
+    fn surplus(&self, slot: &[usize]) -> Vec<usize> {
+        let find = |updated: bool, ready: bool| {
+            slot.iter().copied().find(move |&at| {
+                self.units[at].updated == updated && self.units[at].is_ready() == ready
+            })
+        };
+        let kept: Vec<usize> = match find(true, true) {
+            Some(settled) => vec![settled],
+            None => [find(false, true), find(true, false)]
+                .into_iter()
+                .flatten()
+                .collect(),
+        };
+        // Two that are outdated and waiting: one is enough.
+        let kept = if kept.is_empty() {
+            slot[..1].to_vec()
+        } else {
+            kept
+        };
+        slot.iter()
+            .copied()
+            .filter(|at| !kept.contains(at))
+            .collect()
+    }
+
+    /// Moves the role towards its present template, within the budget and at most to the end of
+    /// `step`, where steps are kept.
+    #[must_use]
+    pub fn roll(&self, step: Option<i32>) -> RolePlan {
+        let target = step.map_or(self.replicas, |step| self.step_target(step));
+        if self.indexed {
+            self.roll_indexed(target)
+        } else {
+            self.roll_plain(target)
+        }
+    }
+
+    fn roll_plain(&self, target: i32) -> RolePlan {
+        let mut plan = RolePlan::default();
+        let updated = count(&self.units, |unit| unit.is_active() && unit.updated);
+        let outdated = self.active() - updated;
+        if outdated == 0 || updated >= target && target < self.replicas {
+            return plan;
+        }
+        let mut may_go = outdated - (self.replicas - target);
+        let mut spare =
+            count(&self.units, Replica::is_ready) - self.replicas + self.budget.unavailable;
+        for at in self.least_wanted_first() {
+            let unit = &self.units[at];
+            if unit.updated || may_go <= 0 {
+                break;
+            }
+            if unit.is_ready() {
+                if spare <= 0 {
+                    break;
+                }
+                spare -= 1;
+            }
+            plan.delete.push(at);
+            may_go -= 1;
+        }
+        let room = self.replicas + self.budget.surge - self.active() - self.going();
+        plan.create_plain(room.min(target - updated));
+        plan
+    }
+
+    fn roll_indexed(&self, target: i32) -> RolePlan {
+        let mut plan = RolePlan::default();
+        let (slots, _) = self.slots();
+        let slot_count = |wanted: &dyn Fn(&Replica) -> bool| {
+            let found = slots
+                .iter()
+                .filter(|slot| slot.iter().any(|&at| wanted(&self.units[at])));
+            i32::try_from(found.count()).unwrap_or(i32::MAX)
+        };
+        let updated = slot_count(&|unit| unit.updated);
+        let filled = slot_count(&|_| true);
+        let outdated = filled - updated;
+        let mut spare = (slot_count(&Replica::is_ready) - self.replicas + self.budget.unavailable)
+            .min(outdated - (self.replicas - target));
+        let all = i32::try_from(self.units.len()).unwrap_or(i32::MAX);
+        let mut room = (self.replicas + self.budget.surge - all).min(target - updated);
+        for (index, slot) in slots.iter().enumerate() {
+            let [at] = slot.as_slice() else {
+                continue; // Scaling sees to empty and to crowded slots.
+            };
+            let unit = &self.units[*at];
+            if unit.updated {
+                continue;
+            }
+            if !unit.is_ready() {
+                plan.delete.push(*at);
+            } else if spare > 0 {
+                plan.delete.push(*at);
+                spare -= 1;
+            } else if room > 0 {
+                plan.create.push(i32::try_from(index).ok());
+                room -= 1;
+            }
+        }
+        plan
+    }
+
+    fn step_length(&self) -> i32 {
+        (self.budget.surge + self.budget.unavailable).max(1)
+    }
+
+    fn step_target(&self, step: i32) -> i32 {
+        self.step_length().saturating_mul(step).min(self.replicas)
+    }
+
+    /// The first step, from 1, that is not complete: all its replicas updated and ready.
+    #[must_use]
+    pub fn current_step(&self) -> i32 {
+        let settled = count(&self.units, |unit| unit.updated && unit.is_ready());
+        settled / self.step_length() + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const W: ReplicaState = ReplicaState::Waiting;
+    const R: ReplicaState = ReplicaState::Ready;
+    const G: ReplicaState = ReplicaState::Going { overdue: false };
+    const OVERDUE: ReplicaState = ReplicaState::Going { overdue: true };
+    const F: ReplicaState = ReplicaState::Finished;
+
+    /// `n`ew or `o`ld, and a state; created in the order given.
+    fn plain(
+        replicas: i32,
+        surge: i32,
+        unavailable: i32,
+        units: &[(char, ReplicaState)],
+    ) -> RoleView {
+        let units = units
+            .iter()
+            .zip(0..)
+            .map(|(&(age, state), created_s)| Replica {
+                index: None,
+                updated: age == 'n',
+                state,
+                created_s,
+            });
+        let budget = Budget { surge, unavailable };
+        RoleView {
+            replicas,
+            budget,
+            indexed: false,
+            units: units.collect(),
+        }
+    }
+
+    fn indexed(
+        replicas: i32,
+        surge: i32,
+        unavailable: i32,
+        units: &[(i32, char, ReplicaState)],
+    ) -> RoleView {
+        let units = units.iter().map(|&(index, age, state)| Replica {
+            index: Some(index),
+            updated: age == 'n',
+            state,
+            created_s: 0,
+        });
+        let budget = Budget { surge, unavailable };
+        RoleView {
+            replicas,
+            budget,
+            indexed: true,
+            units: units.collect(),
+        }
+    }
+
+    fn plan(create: &[Option<i32>], delete: &[usize]) -> RolePlan {
+        RolePlan {
+            create: create.to_vec(),
+            delete: delete.to_vec(),
+        }
+    }
+
+    #[test]
+    fn plain_replicas_scale() {
+        let table = [
+            (
+                "from nothing",
+                plain(2, 0, 1, &[]),
+                plan(&[None, None], &[]),
+            ),
+            (
+                "enough",
+                plain(2, 0, 1, &[('n', R), ('n', W)]),
+                plan(&[], &[]),
+            ),
+            (
+                "one goes and holds its place",
+                plain(2, 0, 1, &[('n', R), ('n', G)]),
+                plan(&[], &[]),
+            ),
+            (
+                "an overdue one does not",
+                plain(2, 0, 1, &[('n', R), ('n', OVERDUE)]),
+                plan(&[None], &[]),
+            ),
+            (
+                "surge gives room beside it",
+                plain(2, 1, 0, &[('n', R), ('n', G)]),
+                plan(&[None], &[]),
+            ),
+            (
+                "a finished one is deleted",
+                plain(1, 0, 1, &[('n', F)]),
+                plan(&[None], &[0]),
+            ),
+            (
+                "waiting goes first",
+                plain(1, 0, 1, &[('n', R), ('n', W)]),
+                plan(&[], &[1]),
+            ),
+            (
+                "then the newest",
+                plain(1, 0, 1, &[('n', R), ('n', R)]),
+                plan(&[], &[1]),
+            ),
+            (
+                "none ready does not stall",
+                plain(1, 0, 1, &[('n', W), ('n', W)]),
+                plan(&[], &[1]),
+            ),
+            ("to nothing", plain(0, 0, 0, &[('n', R)]), plan(&[], &[0])),
+        ];
+        for (name, view, expected) in table {
+            assert_eq!(view.scale(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_surge_is_not_scaled_away_before_it_is_ready() {
+        let waiting = plain(2, 1, 0, &[('o', R), ('o', R), ('n', W)]);
+        assert_eq!(waiting.scale(), plan(&[], &[]));
+        let ready = plain(2, 1, 0, &[('o', R), ('o', R), ('n', R)]);
+        assert_eq!(ready.scale(), plan(&[], &[1]), "an outdated one makes room");
+        let beyond = plain(1, 1, 0, &[('o', R), ('o', R), ('n', W)]);
+        assert_eq!(
+            beyond.scale(),
+            plan(&[], &[1]),
+            "down to replicas and surge"
+        );
+    }
+
+    #[test]
+    fn plain_replicas_roll_within_the_budget() {
+        let table = [
+            (
+                "one may be missing",
+                plain(2, 0, 1, &[('o', R), ('o', R)]),
+                plan(&[], &[1]),
+            ),
+            (
+                "not two",
+                plain(2, 0, 1, &[('o', R), ('n', W)]),
+                plan(&[], &[]),
+            ),
+            (
+                "what waits goes freely",
+                plain(2, 0, 1, &[('o', R), ('o', W)]),
+                plan(&[], &[1]),
+            ),
+            (
+                "surge first",
+                plain(2, 1, 0, &[('o', R), ('o', R)]),
+                plan(&[None], &[]),
+            ),
+            (
+                "nothing outdated",
+                plain(2, 1, 0, &[('n', R), ('n', R)]),
+                plan(&[], &[]),
+            ),
+        ];
+        for (name, view, expected) in table {
+            assert_eq!(view.roll(None), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn slots_are_filled_and_cleared() {
+        let table = [
+            (
+                "from nothing",
+                indexed(2, 0, 1, &[]),
+                plan(&[Some(0), Some(1)], &[]),
+            ),
+            (
+                "a hole",
+                indexed(2, 0, 1, &[(1, 'n', R)]),
+                plan(&[Some(0)], &[]),
+            ),
+            (
+                "its name must be free",
+                indexed(1, 1, 0, &[(0, 'n', G)]),
+                plan(&[], &[]),
+            ),
+            (
+                "another template has another name",
+                indexed(1, 1, 0, &[(0, 'o', G)]),
+                plan(&[Some(0)], &[]),
+            ),
+            (
+                "beyond the last slot",
+                indexed(1, 0, 1, &[(0, 'n', R), (1, 'n', R)]),
+                plan(&[], &[1]),
+            ),
+            (
+                "settled wins",
+                indexed(1, 1, 0, &[(0, 'o', R), (0, 'n', R)]),
+                plan(&[], &[0]),
+            ),
+            (
+                "on its way is waited for",
+                indexed(1, 1, 0, &[(0, 'o', R), (0, 'n', W)]),
+                plan(&[], &[]),
+            ),
+            (
+                "a finished one is in the way",
+                indexed(1, 0, 1, &[(0, 'n', F)]),
+                plan(&[], &[0]),
+            ),
+        ];
+        for (name, view, expected) in table {
+            assert_eq!(view.scale(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn replicas_from_before_there_were_slots_go_within_the_budget() {
+        let mut view = plain(2, 0, 1, &[('o', R), ('o', R)]);
+        view.indexed = true;
+        assert_eq!(view.scale(), plan(&[], &[0]), "one may be missing");
+        let mut view = plain(2, 0, 1, &[('o', R)]);
+        view.indexed = true;
+        assert_eq!(
+            view.scale(),
+            plan(&[Some(0)], &[]),
+            "a slot is filled before the next goes"
+        );
+    }
+
+    #[test]
+    fn slots_roll_within_the_budget() {
+        let table = [
+            (
+                "one missing",
+                indexed(2, 0, 1, &[(0, 'o', R), (1, 'o', R)]),
+                plan(&[], &[0]),
+            ),
+            (
+                "not the next",
+                indexed(2, 0, 1, &[(0, 'n', W), (1, 'o', R)]),
+                plan(&[], &[]),
+            ),
+            (
+                "surge",
+                indexed(2, 1, 0, &[(0, 'o', R), (1, 'o', R)]),
+                plan(&[Some(0)], &[]),
+            ),
+            (
+                "waiting goes freely",
+                indexed(2, 0, 1, &[(0, 'n', R), (1, 'o', W)]),
+                plan(&[], &[1]),
+            ),
+        ];
+        for (name, view, expected) in table {
+            assert_eq!(view.roll(None), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_role_is_done_when_nothing_else_is_there() {
+        assert!(plain(1, 0, 1, &[('n', R), ('o', G)]).is_done());
+        assert!(!plain(1, 0, 1, &[('n', R), ('o', R)]).is_done());
+        assert!(!plain(1, 0, 1, &[('n', W)]).is_done());
+        assert!(indexed(2, 0, 1, &[(0, 'n', R), (1, 'n', R)]).is_done());
+        assert!(!indexed(2, 0, 1, &[(0, 'n', R), (1, 'n', R), (2, 'n', R)]).is_done());
+        assert!(plain(0, 0, 0, &[]).is_done());
+    }
+
+    #[test]
+    fn steps_end_when_their_replicas_are_ready() {
+        assert_eq!(plain(4, 0, 2, &[('o', R); 4]).current_step(), 1);
+        let half = plain(4, 0, 2, &[('o', R), ('o', R), ('n', R), ('n', R)]);
+        assert_eq!(half.current_step(), 2);
+        assert_eq!(half.roll(Some(1)), plan(&[], &[]), "step 1 is complete");
+        assert_eq!(half.roll(Some(2)), plan(&[], &[1, 0]));
+        let mixed = plain(4, 0, 2, &[('o', R), ('o', R), ('n', R), ('n', W)]);
+        assert_eq!(mixed.current_step(), 1);
+    }
+
+    /// Whatever happens, a rollout ends, and never leaves the budget.
+    #[test]
+    fn rollouts_end_within_their_budget() {
+        for (surge, unavailable) in [(0, 1), (1, 0), (2, 2), (0, 3), (1, 1)] {
+            for indexed in [false, true] {
+                let old = |index| Replica {
+                    index: indexed.then_some(index),
+                    updated: false,
+                    state: R,
+                    created_s: 0,
+                };
+                let budget = Budget { surge, unavailable };
+                let mut view = RoleView {
+                    replicas: 3,
+                    budget,
+                    indexed,
+                    units: (0..3).map(old).collect(),
+                };
+                let mut clock = 1;
+                while !view.is_done() {
+                    assert!(
+                        clock < 100,
+                        "surge {surge} unavailable {unavailable}: no end"
+                    );
+                    clock += 1;
+                    let mut next = view.scale();
+                    if next.is_empty() {
+                        next = view.roll(None);
+                    }
+                    for unit in &mut view.units {
+                        if unit.state == W {
+                            unit.state = R;
+                        }
+                    }
+                    let mut at = 0;
+                    view.units.retain(|_| {
+                        at += 1;
+                        !next.delete.contains(&(at - 1))
+                    });
+                    view.units.extend(next.create.iter().map(|&index| Replica {
+                        index,
+                        updated: true,
+                        state: W,
+                        created_s: clock,
+                    }));
+                    let active = view.active();
+                    let ready = count(&view.units, Replica::is_ready);
+                    assert!(active <= 3 + surge, "{active} with surge {surge}");
+                    assert!(
+                        ready >= 3 - unavailable,
+                        "{ready} ready, unavailable {unavailable}"
+                    );
+                }
+            }
+        }
+    }
+}

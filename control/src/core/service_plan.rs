@@ -1,0 +1,429 @@
+//! What a StormService needs next: which RoleSets to create, to delete, and to bring to the present
+//! revision in place.
+
+use super::budget::Budget;
+use crate::api::UpdateType;
+
+/// A RoleSet as its StormService sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetView {
+    /// Its index, where it has one.
+    pub index: Option<i32>,
+    /// Whether it is of the present revision.
+    pub updated: bool,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// Whether all its roles have rolled to what it asks for, and are ready.
+    pub settled: bool,
+    /// Whether it is being deleted.
+    pub going: bool,
+    /// Whether the present revision differs in what a RoleSet cannot change in place.
+    pub replace: bool,
+}
+
+/// Which revision a new RoleSet is made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revision {
+    /// The present template's.
+    Update,
+    /// The one that was complete last.
+    Current,
+}
+
+/// What is wanted and what is there.
+#[derive(Clone, Debug)]
+pub struct ServiceView {
+    /// Wanted RoleSets.
+    pub replicas: i32,
+    /// How far a rollout may stray from them.
+    pub budget: Budget,
+    /// One after the other, or all at once.
+    pub update: UpdateType,
+    /// Whether rollouts stop.
+    pub paused: bool,
+    /// Whether indices are fixed to `0..replicas`.
+    pub stateful: bool,
+    /// What is there.
+    pub sets: Vec<SetView>,
+}
+
+/// What to do; numbers in `delete` and `update` are positions in [`ServiceView::sets`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicePlan {
+    /// Indices to create RoleSets at.
+    pub create: Vec<(i32, Revision)>,
+    /// RoleSets to delete.
+    pub delete: Vec<usize>,
+    /// RoleSets to bring to the present revision in place.
+    pub update: Vec<usize>,
+}
+
+impl ServicePlan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.create.is_empty() && self.delete.is_empty() && self.update.is_empty()
+    }
+}
+
+fn number(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+impl ServiceView {
+    /// The next step: numbers are corrected before anything rolls.
+    #[must_use]
+    pub fn plan(&self) -> ServicePlan {
+        let scaling = self.scale();
+        if !scaling.is_empty() || self.paused {
+            return scaling;
+        }
+        match self.update {
+            UpdateType::RollingUpdate => self.roll(),
+            UpdateType::InPlaceUpdate => ServicePlan {
+                update: self.active().filter(|&at| !self.sets[at].updated).collect(),
+                ..ServicePlan::default()
+            },
+        }
+    }
+
+    fn active(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.sets.len()).filter(|&at| !self.sets[at].going)
+    }
+
+    fn two_revisions(&self) -> bool {
+        self.active().any(|at| self.sets[at].updated)
+            && self.active().any(|at| !self.sets[at].updated)
+    }
+
+    fn surge(&self) -> i32 {
+        match self.update {
+            UpdateType::RollingUpdate => self.budget.surge,
+            UpdateType::InPlaceUpdate => 0,
+        }
+    }
+
+    fn scale(&self) -> ServicePlan {
+        let active = number(self.active().count());
+        if active < self.replicas {
+            self.scale_out(active)
+        } else {
+            self.scale_in(active)
+        }
+    }
+
+    fn scale_out(&self, active: i32) -> ServicePlan {
+        let room = self.replicas + self.surge() - number(self.sets.len());
+        let missing = (self.replicas - active).min(room).max(0);
+        let mut of_current = 0;
+        if self.paused {
+            // A paused rollout keeps its proportion.
+            let current = self.active().filter(|&at| !self.sets[at].updated).count();
+            let wanted = proportion(number(current), active, self.replicas);
+            let nothing_yet = active == 0;
+            of_current = if nothing_yet {
+                0
+            } else {
+                (wanted - number(current)).clamp(0, missing)
+            };
+        }
+        let create = self
+            .free_indices(missing)
+            .into_iter()
+            .zip(0..)
+            .map(|(index, nth)| {
+                (
+                    index,
+                    if nth < of_current {
+                        Revision::Current
+                    } else {
+                        Revision::Update
+                    },
+                )
+            })
+            .collect();
+        ServicePlan {
+            create,
+            ..ServicePlan::default()
+        }
+    }
+
+    /// The lowest indices that no RoleSet has, not even one that goes. Stateful ones wait for theirs.
+    fn free_indices(&self, count: i32) -> Vec<i32> {
+        let taken = |index: i32| self.sets.iter().any(|set| set.index == Some(index));
+        let last = if self.stateful {
+            self.replicas
+        } else {
+            i32::MAX
+        };
+        let count = usize::try_from(count).unwrap_or(0);
+        (0..last)
+            .filter(|&index| !taken(index))
+            .take(count)
+            .collect()
+    }
+
+    fn scale_in(&self, active: i32) -> ServicePlan {
+        let surplus = usize::try_from(active - self.replicas).unwrap_or(0);
+        if surplus == 0 {
+            return ServicePlan::default();
+        }
+        let mut order: Vec<usize> = self.active().collect();
+        let delete = if self.paused && self.two_revisions() {
+            self.proportional_surplus(order, surplus)
+        } else {
+            order.sort_by_key(|&at| {
+                let set = &self.sets[at];
+                (set.updated, set.ready, std::cmp::Reverse(set.index), at)
+            });
+            // During a rollout by surge the new ones are too many only once they are ready.
+            let floor = self.replicas - self.budget.unavailable;
+            let mut left = active;
+            let mut ready = number(self.active().filter(|&at| self.sets[at].ready).count());
+            let rolling = self.two_revisions() && !self.paused;
+            let mut chosen = Vec::new();
+            for at in order {
+                let set = &self.sets[at];
+                let harmless = !set.ready || ready > floor;
+                let beyond = left > self.replicas + if rolling { self.surge() } else { 0 };
+                if chosen.len() < surplus && (beyond || !rolling || !set.updated && harmless) {
+                    chosen.push(at);
+                    left -= 1;
+                    ready -= i32::from(set.ready);
+                }
+            }
+            chosen
+        };
+        ServicePlan {
+            delete,
+            ..ServicePlan::default()
+        }
+    }
+
+    /// Those that are not ready first, then of each revision its share.
+    fn proportional_surplus(&self, mut order: Vec<usize>, surplus: usize) -> Vec<usize> {
+        order.sort_by_key(|&at| {
+            (
+                self.sets[at].ready,
+                std::cmp::Reverse(self.sets[at].index),
+                at,
+            )
+        });
+        let mut delete: Vec<usize> = order
+            .iter()
+            .copied()
+            .filter(|&at| !self.sets[at].ready)
+            .take(surplus)
+            .collect();
+        let ready: Vec<usize> = order
+            .into_iter()
+            .filter(|&at| self.sets[at].ready)
+            .collect();
+        let left = surplus - delete.len();
+        let outdated: Vec<usize> = ready
+            .iter()
+            .copied()
+            .filter(|&at| !self.sets[at].updated)
+            .collect();
+        let kept = number(ready.len().saturating_sub(left));
+        let kept_outdated = proportion(number(outdated.len()), number(ready.len()), kept);
+        let of_outdated = (outdated.len() - usize::try_from(kept_outdated).unwrap_or(0)).min(left);
+        delete.extend(outdated.into_iter().take(of_outdated));
+        let updated = ready.into_iter().filter(|&at| self.sets[at].updated);
+        delete.extend(updated.take(left - of_outdated));
+        delete
+    }
+
+    fn roll(&self) -> ServicePlan {
+        let mut plan = ServicePlan::default();
+        // Changed in place, one RoleSet at a time at least: its roles' own surge keeps it serving.
+        let floor_in_place = self.replicas - self.budget.unavailable.max(1);
+        let floor = self.replicas - self.budget.unavailable;
+        let serving = |at: &usize| {
+            let set = &self.sets[*at];
+            set.ready && (!set.updated || set.settled)
+        };
+        let mut ready = number(self.active().filter(serving).count());
+        let mut outdated: Vec<usize> = self.active().filter(|&at| !self.sets[at].updated).collect();
+        outdated.sort_by_key(|&at| (self.sets[at].ready, self.sets[at].index, at));
+        let mut replaced = false;
+        for at in outdated {
+            let set = &self.sets[at];
+            replaced |= set.replace;
+            let floor = if set.replace { floor } else { floor_in_place };
+            if set.ready {
+                if ready <= floor {
+                    continue;
+                }
+                ready -= 1;
+            }
+            if set.replace {
+                plan.delete.push(at)
+            } else {
+                plan.update.push(at)
+            }
+        }
+        if replaced {
+            let updated = number(self.active().filter(|&at| self.sets[at].updated).count());
+            let room = self.replicas + self.surge() - number(self.sets.len());
+            let create = room.min(self.replicas - updated).max(0);
+            let indices = self.free_indices(create).into_iter();
+            plan.create = indices.map(|index| (index, Revision::Update)).collect();
+        }
+        plan
+    }
+}
+
+/// `part` of `whole`, scaled to `wanted` and rounded to the nearest.
+fn proportion(part: i32, whole: i32, wanted: i32) -> i32 {
+    if whole <= 0 {
+        return 0;
+    }
+    let (part, whole, wanted) = (i64::from(part), i64::from(whole), i64::from(wanted));
+    i32::try_from((2 * part * wanted + whole) / (2 * whole)).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(index: i32, flags: &str) -> SetView {
+        SetView {
+            index: Some(index),
+            updated: flags.contains('u'),
+            ready: flags.contains('r'),
+            settled: flags.contains('s'),
+            going: flags.contains('g'),
+            replace: flags.contains('x'),
+        }
+    }
+
+    fn view(replicas: i32, budget: (i32, i32), sets: &[&str]) -> ServiceView {
+        ServiceView {
+            replicas,
+            budget: Budget {
+                surge: budget.0,
+                unavailable: budget.1,
+            },
+            update: UpdateType::RollingUpdate,
+            paused: false,
+            stateful: false,
+            sets: sets
+                .iter()
+                .zip(0..)
+                .map(|(flags, index)| set(index, flags))
+                .collect(),
+        }
+    }
+
+    fn created(view: &ServiceView) -> Vec<i32> {
+        view.plan()
+            .create
+            .into_iter()
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    #[test]
+    fn scales_out_at_the_lowest_free_indices() {
+        assert_eq!(created(&view(3, (0, 1), &[])), [0, 1, 2]);
+        assert_eq!(created(&view(3, (0, 1), &["urs", "urs"])), [2]);
+        assert_eq!(
+            created(&view(2, (0, 1), &["urs", "g"])),
+            [0; 0],
+            "one goes and holds its place"
+        );
+        assert_eq!(
+            created(&view(2, (1, 0), &["urs", "g"])),
+            [2],
+            "surge gives room beside it"
+        );
+        let mut stateful = view(2, (1, 0), &["urs", "g"]);
+        stateful.stateful = true;
+        assert_eq!(created(&stateful), [0; 0], "the index is waited for");
+    }
+
+    #[test]
+    fn scales_in_old_before_new_and_waiting_before_ready() {
+        let table: [(&str, &[&str], &[usize]); 4] = [
+            ("the highest index", &["urs", "urs"], &[1]),
+            ("waiting first", &["u", "urs"], &[0]),
+            ("old first", &["urs", "r"], &[1]),
+            ("all wait", &["u", "u"], &[1]),
+        ];
+        for (name, sets, expected) in table {
+            assert_eq!(view(1, (0, 1), sets).plan().delete, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_change_reaches_role_sets_in_place_within_the_budget() {
+        type Row<'a> = (&'a str, (i32, i32), &'a [&'a str], &'a [usize]);
+        let table: [Row<'_>; 6] = [
+            ("one at a time", (0, 1), &["r", "r", "r"], &[0]),
+            ("it is waited for", (0, 1), &["ur", "r", "r"], &[]),
+            ("then the next", (0, 1), &["urs", "r", "r"], &[1]),
+            ("two at a time", (0, 2), &["r", "r", "r"], &[0, 1]),
+            (
+                "what is not ready loses nothing",
+                (0, 1),
+                &["r", "", "r"],
+                &[1],
+            ),
+            ("surge alone: one at a time", (1, 0), &["r", "r", "r"], &[0]),
+        ];
+        for (name, budget, sets, expected) in table {
+            let plan = view(3, budget, sets).plan();
+            assert_eq!(plan.update, expected, "{name}");
+            assert!(plan.create.is_empty() && plan.delete.is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn in_place_updates_reach_all_at_once() {
+        let mut all = view(3, (0, 1), &["r", "r", "urs"]);
+        all.update = UpdateType::InPlaceUpdate;
+        assert_eq!(all.plan().update, [0, 1]);
+    }
+
+    #[test]
+    fn replaces_where_a_change_needs_it() {
+        let surge = view(2, (1, 0), &["rx", "rx"]).plan();
+        assert_eq!((surge.create.len(), surge.delete.len()), (1, 0));
+        let ready = view(2, (1, 0), &["rx", "rx", "urs"]).plan();
+        assert_eq!((ready.create.len(), ready.delete.len()), (0, 1));
+        let waiting = view(2, (1, 0), &["rx", "rx", "u"]).plan();
+        assert!(waiting.is_empty(), "{waiting:?}");
+        let unavailable = view(2, (0, 1), &["rx", "rx"]).plan();
+        assert_eq!((unavailable.create.len(), unavailable.delete.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_pause_stops_rolling_and_keeps_the_proportion_when_scaling() {
+        let mut paused = view(2, (0, 1), &["urs", "r"]);
+        paused.paused = true;
+        assert!(paused.plan().is_empty());
+        paused.replicas = 4;
+        let revisions: Vec<Revision> = paused
+            .plan()
+            .create
+            .into_iter()
+            .map(|(_, revision)| revision)
+            .collect();
+        assert_eq!(revisions, [Revision::Current, Revision::Update]);
+        let mut paused = view(2, (0, 1), &["urs", "urs", "r", "r"]);
+        paused.paused = true;
+        let delete = paused.plan().delete;
+        assert_eq!(delete.len(), 2);
+        assert_eq!(
+            delete.iter().filter(|&&at| paused.sets[at].updated).count(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_surge_does_not_outlive_a_pause_between_revisions() {
+        let view = view(1, (0, 1), &["urs", "urs", "u"]);
+        assert_eq!(view.plan().delete, [2, 1]);
+    }
+}

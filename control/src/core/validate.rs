@@ -1,0 +1,392 @@
+//! What a spec must satisfy before anything is done with it. The API server has checked most of it
+//! already, by schema and CEL; what is here holds for objects from before those rules, and for what
+//! needs a graph. The webhook asks the same questions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+use super::budget::Budget;
+use super::names::NAME_LENGTH_MAX;
+use crate::api::crds::{DEPENDENCIES_MAX, POD_SET_SUFFIX_LENGTH_MAX, ROLES_MAX};
+use crate::api::{RoleSetSpec, RoleSpec, SchedulingStrategy, StormServiceSpec};
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which field, as in a manifest.
+    pub path: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.path, self.message)
+    }
+}
+
+/// All of them in one line.
+#[must_use]
+pub fn describe(violations: &[Violation]) -> String {
+    violations
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+struct Findings(Vec<Violation>);
+
+impl Findings {
+    fn add(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Violation {
+            path: path.into(),
+            message: message.into(),
+        });
+    }
+}
+
+/// Everything that is wrong with a StormService.
+#[must_use]
+pub fn stormservice(name: &str, spec: &StormServiceSpec) -> Vec<Violation> {
+    let mut findings = Findings(Vec::new());
+    if name.len() > NAME_LENGTH_MAX {
+        findings.add(
+            "metadata.name",
+            format!(
+                "has {} characters; it becomes a label and may have {NAME_LENGTH_MAX}",
+                name.len()
+            ),
+        );
+    }
+    let replicas = spec.replicas.unwrap_or(1);
+    if replicas < 0 {
+        findings.add("spec.replicas", "is negative; give 0 or more");
+    }
+    if let Some(strategy) = &spec.update_strategy
+        && let Err(error) = Budget::resolve(&strategy.budget, replicas)
+    {
+        findings.add(
+            format!("spec.updateStrategy.{}", error.field),
+            error.to_string(),
+        );
+    }
+    let labels = spec
+        .template
+        .metadata
+        .as_ref()
+        .and_then(|metadata| metadata.labels.clone());
+    if let Err(message) = matches(&spec.selector, &labels.unwrap_or_default()) {
+        findings.add("spec.selector", message);
+    }
+    match &spec.template.spec {
+        None => findings.add("spec.template.spec", "is missing; give at least its roles"),
+        Some(roles) => {
+            check_role_set(roles, "spec.template.spec", &mut findings);
+            for (at, role) in roles.roles.iter().enumerate() {
+                let length = name.len() + role.name.len() + POD_SET_SUFFIX_LENGTH_MAX;
+                if role.pod_group_size.unwrap_or(1) > 1 && length > NAME_LENGTH_MAX {
+                    findings.add(
+                        format!("spec.template.spec.roles[{at}].name"),
+                        format!(
+                            "the names of the StormService and of a role with podGroupSize above 1 \
+                             may have {} characters together: their pods' host names have \
+                             {NAME_LENGTH_MAX}",
+                            NAME_LENGTH_MAX - POD_SET_SUFFIX_LENGTH_MAX
+                        ),
+                    );
+                }
+            }
+        }
+    }
+    findings.0
+}
+
+/// Everything that is wrong with a RoleSet.
+#[must_use]
+pub fn role_set(spec: &RoleSetSpec) -> Vec<Violation> {
+    let mut findings = Findings(Vec::new());
+    check_role_set(spec, "spec", &mut findings);
+    findings.0
+}
+
+fn check_role_set(spec: &RoleSetSpec, path: &str, findings: &mut Findings) {
+    if spec.roles.len() > ROLES_MAX {
+        findings.add(
+            format!("{path}.roles"),
+            format!("has more than {ROLES_MAX} roles"),
+        );
+        return;
+    }
+    check_strategy(spec.scheduling_strategy.as_ref(), path, findings);
+    let mut seen = BTreeSet::new();
+    for (at, role) in spec.roles.iter().enumerate() {
+        let path = format!("{path}.roles[{at}]");
+        if role.name.is_empty() {
+            findings.add(
+                format!("{path}.name"),
+                "is empty; a role is known by its name",
+            );
+        } else if !seen.insert(role.name.as_str()) {
+            findings.add(
+                format!("{path}.name"),
+                format!("{:?} is there twice", role.name),
+            );
+        }
+        check_role(role, &path, findings);
+        let gang = spec
+            .scheduling_strategy
+            .as_ref()
+            .and_then(SchedulingStrategy::scheduler);
+        if gang.is_some() && !role.dependencies.is_empty() {
+            findings.add(
+                format!("{path}.dependencies"),
+                "exclude a schedulingStrategy of the whole RoleSet: the gang would wait for pods \
+                 that wait for the gang",
+            );
+        }
+        let own = role
+            .scheduling_strategy
+            .as_ref()
+            .and_then(SchedulingStrategy::scheduler);
+        if gang.is_some() && own.is_some() && role.pod_group_size.unwrap_or(1) > 1 {
+            findings.add(
+                format!("{path}.schedulingStrategy"),
+                "excludes a schedulingStrategy of the whole RoleSet: a pod is in one gang",
+            );
+        }
+    }
+    check_dependencies(&spec.roles, path, findings);
+}
+
+fn check_role(role: &RoleSpec, path: &str, findings: &mut Findings) {
+    let replicas = role.replicas.unwrap_or(1);
+    if replicas < 0 {
+        findings.add(format!("{path}.replicas"), "is negative; give 0 or more");
+    }
+    if let Some(size) = role.pod_group_size.filter(|size| !(1..=100).contains(size)) {
+        findings.add(
+            format!("{path}.podGroupSize"),
+            format!("is {size}; give 1 to 100"),
+        );
+    }
+    if let Some(budget) = &role.update_strategy
+        && let Err(error) = Budget::resolve(budget, replicas)
+    {
+        findings.add(
+            format!("{path}.updateStrategy.{}", error.field),
+            error.to_string(),
+        );
+    }
+    check_strategy(role.scheduling_strategy.as_ref(), path, findings);
+    if role.dependencies.len() > DEPENDENCIES_MAX {
+        findings.add(
+            format!("{path}.dependencies"),
+            format!("has more than {DEPENDENCIES_MAX}"),
+        );
+    }
+}
+
+fn check_strategy(strategy: Option<&SchedulingStrategy>, path: &str, findings: &mut Findings) {
+    if strategy.is_some_and(|strategy| strategy.variants() > 1) {
+        findings.add(
+            format!("{path}.schedulingStrategy"),
+            "names several schedulers; a pod has one: keep one of them",
+        );
+    }
+}
+
+/// Unknown roles, and cycles: roles that wait for each other would never be created.
+fn check_dependencies(roles: &[RoleSpec], path: &str, findings: &mut Findings) {
+    let by_name: BTreeMap<&str, &RoleSpec> = roles
+        .iter()
+        .map(|role| (role.name.as_str(), role))
+        .collect();
+    for (at, role) in roles.iter().enumerate() {
+        for unknown in role
+            .dependencies
+            .iter()
+            .filter(|name| !by_name.contains_key(name.as_str()))
+        {
+            let known = by_name.keys().copied().collect::<Vec<_>>().join(", ");
+            findings.add(
+                format!("{path}.roles[{at}].dependencies"),
+                format!("{unknown:?} is not a role; the roles are {known}"),
+            );
+        }
+    }
+    // Roles that can start, one after the other; what is left waits for itself.
+    let mut started: BTreeSet<&str> = BTreeSet::new();
+    while let Some(role) = roles.iter().find(|role| {
+        !started.contains(role.name.as_str())
+            && role
+                .dependencies
+                .iter()
+                .all(|name| started.contains(name.as_str()) || !by_name.contains_key(name.as_str()))
+    }) {
+        started.insert(&role.name);
+    }
+    let stuck: Vec<&str> = by_name
+        .keys()
+        .copied()
+        .filter(|name| !started.contains(name))
+        .collect();
+    if !stuck.is_empty() {
+        findings.add(
+            format!("{path}.roles"),
+            format!(
+                "dependencies form a cycle: {} wait for each other",
+                stuck.join(", ")
+            ),
+        );
+    }
+}
+
+/// Whether a selector matches labels; the message says what does not.
+fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> Result<(), String> {
+    for (key, value) in selector.match_labels.iter().flatten() {
+        if labels.get(key) != Some(value) {
+            return Err(format!(
+                "wants {key}={value}, which template.metadata.labels does not have"
+            ));
+        }
+    }
+    for requirement in selector.match_expressions.iter().flatten() {
+        let value = labels.get(&requirement.key);
+        let listed = |value: &String| {
+            requirement
+                .values
+                .as_ref()
+                .is_some_and(|values| values.contains(value))
+        };
+        let holds = match requirement.operator.as_str() {
+            "In" => value.is_some_and(listed),
+            "NotIn" => !value.is_some_and(listed),
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            other => return Err(format!("has the unknown operator {other:?}")),
+        };
+        if !holds {
+            return Err(format!(
+                "wants {} {}, which template.metadata.labels does not satisfy",
+                requirement.key, requirement.operator
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(roles: &Value, extra: &Value) -> StormServiceSpec {
+        let mut role_set = json!({"roles": roles});
+        for (key, value) in extra.as_object().into_iter().flatten() {
+            role_set[key] = value.clone();
+        }
+        serde_json::from_value(json!({
+            "selector": {"matchLabels": {"app": "llm"}},
+            "template": {"metadata": {"labels": {"app": "llm"}}, "spec": role_set},
+        }))
+        .unwrap()
+    }
+
+    fn paths(spec: &StormServiceSpec) -> Vec<String> {
+        stormservice("llm", spec)
+            .into_iter()
+            .map(|violation| violation.path)
+            .collect()
+    }
+
+    #[test]
+    fn each_wrong_field_is_named() {
+        let gang = json!({"schedulingStrategy": {"volcanoSchedulingStrategy": {}}});
+        let two = json!({"volcanoSchedulingStrategy": {}, "godelSchedulingStrategy": {}});
+        let none = json!({});
+        let roles = "spec.template.spec.roles";
+        let table: [(Value, &Value, &[String]); 9] = [
+            (
+                json!([{"name": "a"}, {"name": "b", "dependencies": ["a"]}]),
+                &none,
+                &[],
+            ),
+            (
+                json!([{"name": "a", "dependencies": ["x"]}]),
+                &none,
+                &[format!("{roles}[0].dependencies")],
+            ),
+            (
+                json!([{"name": "a", "dependencies": ["b"]}, {"name": "b", "dependencies": ["a"]}]),
+                &none,
+                &[roles.into()],
+            ),
+            (
+                json!([{"name": "a", "dependencies": ["a"]}]),
+                &none,
+                &[roles.into()],
+            ),
+            (
+                json!([{"name": "a"}, {"name": "b", "dependencies": ["a"]}]),
+                &gang,
+                &[format!("{roles}[1].dependencies")],
+            ),
+            (
+                json!([{"name": "a", "schedulingStrategy": two}]),
+                &none,
+                &[format!("{roles}[0].schedulingStrategy")],
+            ),
+            (
+                json!([{"name": "a", "podGroupSize": 101}]),
+                &none,
+                &[format!("{roles}[0].podGroupSize")],
+            ),
+            (
+                json!([{"name": "a"}, {"name": "a"}]),
+                &none,
+                &[format!("{roles}[1].name")],
+            ),
+            (
+                json!([{"name": "a", "updateStrategy": {"maxSurge": "x"}}]),
+                &none,
+                &[format!("{roles}[0].updateStrategy.maxSurge")],
+            ),
+        ];
+        for (roles, extra, expected) in table {
+            assert_eq!(paths(&spec(&roles, extra)), expected, "{roles}");
+        }
+    }
+
+    #[test]
+    fn names_must_leave_room_for_pods_of_groups_only() {
+        let roles = json!([{"name": "prefill", "podGroupSize": 2}]);
+        let long = "a".repeat(21);
+        assert_eq!(stormservice(&long, &spec(&roles, &json!({}))).len(), 1);
+        assert_eq!(stormservice(&long[1..], &spec(&roles, &json!({}))).len(), 0);
+        let single = json!([{"name": "prefill"}]);
+        assert_eq!(
+            stormservice(&"a".repeat(63), &spec(&single, &json!({}))).len(),
+            0
+        );
+        assert_eq!(
+            stormservice(&"a".repeat(64), &spec(&single, &json!({}))).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_selector_must_match_the_template() {
+        let mut wrong = spec(&json!([{"name": "a"}]), &json!({}));
+        wrong.selector = serde_json::from_value(json!({"matchLabels": {"app": "other"}})).unwrap();
+        assert_eq!(paths(&wrong), ["spec.selector"]);
+        wrong.selector = serde_json::from_value(
+            json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["llm", "x"]}]}),
+        )
+        .unwrap();
+        assert_eq!(paths(&wrong), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,129 @@
+//! What all reconcilers share: caches, the writer, settings.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::core::DeserializeGuard;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Client, Resource};
+
+use super::apply::Writer;
+use super::gangs::Gangs;
+use super::informer::Informer;
+use super::ledger::Ledger;
+use super::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
+use crate::api::{PodSet, RoleSet, StormService};
+use crate::core::recovery::Backoff;
+
+/// What can be set from the command line.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The scheduler that runs the coscheduling plugin, named in pods that name none.
+    pub coscheduling_scheduler_name: Option<String>,
+    /// How PodSets recover.
+    pub backoff: Backoff,
+    /// How long a node may be not ready before its pods count as lost.
+    pub node_lost_after: std::time::Duration,
+}
+
+/// What all reconcilers share.
+pub struct Context {
+    /// For reads that no cache serves.
+    pub client: Client,
+    /// From the command line.
+    pub settings: Settings,
+    /// What was written and is not in the caches yet.
+    pub ledger: Arc<Ledger>,
+    /// The only way to write.
+    pub writer: Writer,
+    /// PodGroup kinds and what was applied of them.
+    pub gangs: Gangs,
+    /// Tells events.
+    pub recorder: Recorder,
+    /// Which fields of ours the installed CRDs would drop, in words; none if they are ours.
+    pub schema_gap: Option<String>,
+    /// StormServices.
+    pub services: Informer<DeserializeGuard<StormService>>,
+    /// RoleSets.
+    pub role_sets: Informer<DeserializeGuard<RoleSet>>,
+    /// PodSets.
+    pub pod_sets: Informer<DeserializeGuard<PodSet>>,
+    /// Pods of RoleSets and of their PodSets.
+    pub pods: Informer<ObservedPod>,
+    /// Pods of PodSets that no RoleSet made.
+    pub lone_pods: Informer<ObservedPod>,
+    /// Nodes.
+    pub nodes: Informer<ObservedNode>,
+    /// Kubernetes Services of StormServices.
+    pub headless: Informer<ObservedService>,
+    /// Revisions of StormServices.
+    pub revisions: Informer<ObservedRevision>,
+}
+
+impl Context {
+    /// The present time, in whole seconds: what is stored has no finer ones.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        let now = Timestamp::now();
+        Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+    }
+
+    /// Pods whose controller has this uid.
+    #[must_use]
+    pub fn pods_of(&self, uid: &str) -> Vec<Arc<ObservedPod>> {
+        let mut pods = self.pods.owned_by(uid);
+        pods.extend(self.lone_pods.owned_by(uid));
+        pods
+    }
+
+    /// Whether an object is going, as far as this process knows.
+    #[must_use]
+    pub fn is_going(&self, meta: &ObjectMeta) -> bool {
+        meta.deletion_timestamp.is_some()
+            || meta
+                .uid
+                .as_deref()
+                .is_some_and(|uid| self.ledger.is_deleted(uid))
+    }
+
+    /// Tells an event about an object, unless the same was told a short while ago. An event that
+    /// cannot be told is only logged: it never holds up the work that it is about.
+    pub async fn tell<K: Resource<DynamicType = ()>>(
+        &self,
+        meta: &ObjectMeta,
+        type_: EventType,
+        reason: &str,
+        note: String,
+    ) {
+        let uid = meta.uid.as_deref().unwrap_or_default();
+        if !self.ledger.tell(uid, reason, &note) {
+            return;
+        }
+        let reference = ObjectReference {
+            api_version: Some(K::api_version(&()).into_owned()),
+            kind: Some(K::kind(&()).into_owned()),
+            name: meta.name.clone(),
+            namespace: meta.namespace.clone(),
+            uid: meta.uid.clone(),
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note),
+            action: "Reconcile".into(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &reference).await {
+            tracing::warn!(%error, reason, "an event could not be told");
+        }
+    }
+}
+
+/// Seconds since the epoch; 0 for none.
+#[must_use]
+pub fn seconds(time: Option<&Time>) -> i64 {
+    time.map_or(0, |time| time.0.as_second())
+}

@@ -1,0 +1,81 @@
+//! What can go wrong in a reconciler.
+
+use thiserror::Error;
+
+/// A failed step. The object is tried again, later each time.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The API server refused or did not answer.
+    #[error("{action} {kind} {name}: {source}")]
+    Api {
+        /// What was tried.
+        action: &'static str,
+        /// On what kind.
+        kind: String,
+        /// On which object.
+        name: String,
+        /// What it said.
+        source: Box<kube::Error>,
+    },
+    /// A name that is needed belongs to an object of somebody else.
+    #[error("{kind} {name} exists and belongs to somebody else; rename or remove it")]
+    NameTaken {
+        /// Of what kind.
+        kind: String,
+        /// The name.
+        name: String,
+    },
+    /// A stored revision cannot be read.
+    #[error("ControllerRevision {name} does not hold a template: {source}")]
+    Revision {
+        /// Its name.
+        name: String,
+        /// Why not.
+        source: serde_json::Error,
+    },
+    /// An object that was built is not one.
+    #[error("building {kind}: {source}")]
+    Build {
+        /// Of what kind.
+        kind: &'static str,
+        /// Why not.
+        source: serde_json::Error,
+    },
+}
+
+impl Error {
+    /// For metrics and for how loud to be.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) if status.code == 409 => "conflict",
+                kube::Error::Api(status) if status.code == 403 => "forbidden",
+                kube::Error::Api(status) if status.code == 422 => "rejected",
+                kube::Error::Api(_) => "api",
+                _ => "transport",
+            },
+            Self::NameTaken { .. } => "name-taken",
+            Self::Revision { .. } => "revision",
+            Self::Build { .. } => "build",
+        }
+    }
+
+    /// Whether another writer was faster; the next look settles it.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.category() == "conflict"
+    }
+}
+
+/// Whether the API server says that the object is not there.
+#[must_use]
+pub(crate) fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Whether the API server says that the name is taken.
+#[must_use]
+pub(crate) fn is_already_exists(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409 && status.reason == "AlreadyExists")
+}

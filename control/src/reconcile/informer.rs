@@ -1,0 +1,274 @@
+//! A cache of one kind, fed by a watch, with an index by owner.
+//!
+//! One watch serves every controller that looks at the kind. An object that cannot be decoded is
+//! kept as its metadata (`DeserializeGuard` in the type), so that it never stops the watch.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::reflector::{self, ObjectRef, Store, store::Writer};
+use kube::runtime::watcher::{self, Event};
+use kube::{Resource, ResourceExt};
+
+use super::ledger::Ledger;
+use super::trigger::{Key, Trigger};
+
+/// Which object to reconcile when one changed: told the object as it was and as it is.
+pub type Route<K> = Box<dyn Fn(Option<&K>, &K) -> Option<Key> + Send + Sync>;
+
+/// A cache of one kind.
+#[derive(Debug)]
+pub struct Informer<K: Resource<DynamicType = ()> + 'static> {
+    store: Store<K>,
+    owners: Arc<RwLock<HashMap<String, BTreeSet<Key>>>>,
+}
+
+impl<K: Resource<DynamicType = ()> + 'static> Clone for Informer<K> {
+    fn clone(&self) -> Self {
+        Self {
+            store: self.store.clone(),
+            owners: self.owners.clone(),
+        }
+    }
+}
+
+/// Uid of the controller of an object.
+#[must_use]
+pub fn owner_uid(meta: &ObjectMeta) -> Option<&str> {
+    let references = meta.owner_references.as_deref().unwrap_or_default();
+    references
+        .iter()
+        .find(|owner| owner.controller == Some(true))
+        .map(|owner| owner.uid.as_str())
+}
+
+/// Key of the controller of an object, where that is of `kind`.
+#[must_use]
+pub fn owner_key(meta: &ObjectMeta, kind: &str) -> Option<Key> {
+    let references = meta.owner_references.as_deref().unwrap_or_default();
+    let owner = references
+        .iter()
+        .find(|owner| owner.controller == Some(true))?;
+    let ours = owner.kind == kind && owner.api_version.starts_with(crate::api::GROUP);
+    ours.then(|| Key {
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: owner.name.clone(),
+    })
+}
+
+/// The key of an object.
+#[must_use]
+pub fn key_of<K: Resource>(object: &K) -> Key {
+    Key {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+    }
+}
+
+/// A route to the object itself, for changes that somebody asked for: not for a new status.
+#[must_use]
+pub fn route_self<K: Resource + 'static>() -> Route<K> {
+    Box::new(|old, new| {
+        let meta = new.meta();
+        let same = old.is_some_and(|old| {
+            let old = old.meta();
+            old.uid == meta.uid
+                && old.generation == meta.generation
+                && old.deletion_timestamp == meta.deletion_timestamp
+                && old.labels == meta.labels
+                && old.annotations == meta.annotations
+                && old.finalizers == meta.finalizers
+        });
+        (!same).then(|| key_of(new))
+    })
+}
+
+/// A route to the controller of an object, where that is of `kind`.
+#[must_use]
+pub fn route_owner<K: Resource + 'static>(kind: &'static str) -> Route<K> {
+    Box::new(move |_, new| owner_key(new.meta(), kind))
+}
+
+impl<K> Informer<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    K::DynamicType: Hash + Eq + Clone,
+{
+    /// An empty cache and the future that feeds it for as long as it is polled.
+    pub fn new(
+        events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+        routes: Vec<(Route<K>, Trigger)>,
+        ledger: Arc<Ledger>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (store, writer) = reflector::store();
+        let informer = Self {
+            store,
+            owners: Arc::default(),
+        };
+        let feed = informer.clone().feed(events, writer, routes, ledger);
+        (informer, feed)
+    }
+
+    async fn feed(
+        self,
+        events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+        mut writer: Writer<K>,
+        routes: Vec<(Route<K>, Trigger)>,
+        ledger: Arc<Ledger>,
+    ) {
+        let fire = |old: Option<&K>, new: &K| {
+            for (route, trigger) in &routes {
+                if let Some(key) = route(old, new) {
+                    trigger.fire(key);
+                }
+            }
+        };
+        let mut events = Box::pin(events);
+        while let Some(event) = events.next().await {
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => {
+                    // The watcher starts again by itself, after a pause.
+                    tracing::warn!(kind = %K::kind(&()), %error, "watch interrupted");
+                    continue;
+                }
+            };
+            match &event {
+                Event::Apply(object) => {
+                    let old = self.get(&key_of(object));
+                    self.index(object);
+                    writer.apply_watcher_event(&event);
+                    note_seen(object, &ledger);
+                    fire(old.as_deref(), object);
+                }
+                Event::Delete(object) => {
+                    writer.apply_watcher_event(&event);
+                    self.unindex(object);
+                    if let Some(uid) = object.meta().uid.as_deref() {
+                        ledger.gone(owner_uid(object.meta()), uid);
+                    }
+                    fire(None, object);
+                }
+                Event::Init | Event::InitApply(_) => writer.apply_watcher_event(&event),
+                Event::InitDone => {
+                    let before = self.store.state();
+                    writer.apply_watcher_event(&event);
+                    self.relisted(&before, &ledger, &fire);
+                }
+            }
+        }
+    }
+
+    /// After a new list: the index is built anew, and everything is looked at once.
+    fn relisted(&self, before: &[Arc<K>], ledger: &Ledger, fire: &dyn Fn(Option<&K>, &K)) {
+        let now = self.store.state();
+        let kept: BTreeSet<Key> = now.iter().map(|object| key_of(object.as_ref())).collect();
+        self.owners
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        for object in &now {
+            self.index(object);
+            note_seen(object.as_ref(), ledger);
+        }
+        for object in &now {
+            fire(None, object);
+        }
+        for object in before
+            .iter()
+            .filter(|object| !kept.contains(&key_of(object.as_ref())))
+        {
+            if let Some(uid) = object.meta().uid.as_deref() {
+                ledger.gone(owner_uid(object.meta()), uid);
+            }
+            fire(None, object);
+        }
+    }
+
+    fn index(&self, object: &K) {
+        if let Some(owner) = owner_uid(object.meta()) {
+            let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+            owners
+                .entry(owner.to_owned())
+                .or_default()
+                .insert(key_of(object));
+        }
+    }
+
+    fn unindex(&self, object: &K) {
+        let Some(owner) = owner_uid(object.meta()) else {
+            return;
+        };
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = owners.get_mut(owner) {
+            keys.remove(&key_of(object));
+            if keys.is_empty() {
+                owners.remove(owner);
+            }
+        }
+    }
+
+    /// An object.
+    #[must_use]
+    pub fn get(&self, key: &Key) -> Option<Arc<K>> {
+        let mut reference = ObjectRef::new(&key.name);
+        if !key.namespace.is_empty() {
+            reference = reference.within(&key.namespace);
+        }
+        self.store.get(&reference)
+    }
+
+    /// Objects whose controller has this uid.
+    #[must_use]
+    pub fn owned_by(&self, uid: &str) -> Vec<Arc<K>> {
+        let keys: Vec<Key> = {
+            let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+            owners.get(uid).into_iter().flatten().cloned().collect()
+        };
+        let objects = keys.iter().filter_map(|key| self.get(key));
+        // The index is by key: an object made anew under a name may have another owner.
+        objects
+            .filter(|object| owner_uid(object.as_ref().meta()) == Some(uid))
+            .collect()
+    }
+
+    /// Everything.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<K>> {
+        self.store.state()
+    }
+
+    /// The store, for a controller of this kind.
+    #[must_use]
+    pub fn store(&self) -> Store<K> {
+        self.store.clone()
+    }
+
+    /// Waits for the first list.
+    pub async fn ready(&self) {
+        if self.store.wait_until_ready().await.is_err() {
+            tracing::debug!(kind = %K::kind(&()), "the watch ended before its first list");
+        }
+    }
+}
+
+fn note_seen<K: Resource>(object: &K, ledger: &Ledger) {
+    let meta = object.meta();
+    if let Some(uid) = meta.uid.as_deref() {
+        let generation = meta.generation.unwrap_or(0);
+        ledger.seen(owner_uid(meta), uid, generation, version_of(meta));
+    }
+}
+
+/// An object's resource version as a number, by which versions of one object compare.
+#[must_use]
+pub fn version_of(meta: &ObjectMeta) -> u64 {
+    meta.resource_version
+        .as_deref()
+        .and_then(|version| version.parse().ok())
+        .unwrap_or(0)
+}

@@ -1,0 +1,43 @@
+//! Reconcilers, one for each kind. Each runs the same steps:
+//!
+//! ```text
+//! dereference (reads caches) → validate → plan → build → apply (writes) → status
+//! ```
+//!
+//! The middle three are pure and live in [`crate::core`]. Only `apply` and the status writer write,
+//! and only to objects whose controller reference is the object being reconciled. Reconcilers run
+//! on tokio's threads, one at a time for each object.
+
+pub mod apply;
+pub mod context;
+mod error;
+pub mod gangs;
+pub mod informer;
+pub mod ledger;
+pub mod observed;
+pub mod podset;
+pub mod roleset;
+pub mod stormservice;
+mod trigger;
+
+pub use context::{Context, Settings};
+pub use error::Error;
+pub use trigger::{Key, Trigger};
+
+/// Conditions that all kinds share.
+pub mod conditions {
+    /// All that is wanted is there and ready.
+    pub const READY: &str = "Ready";
+    /// Something is on its way.
+    pub const PROGRESSING: &str = "Progressing";
+    /// The last attempt to create or delete something failed.
+    pub const REPLICA_FAILURE: &str = "ReplicaFailure";
+    /// The spec cannot be acted on.
+    pub const INVALID: &str = "Invalid";
+    /// Gang scheduling is asked for, and its PodGroup kind is not installed.
+    pub const POD_GROUP_UNAVAILABLE: &str = "PodGroupUnavailable";
+    /// The installed CRDs lack fields of this version.
+    pub const SCHEMA_OUTDATED: &str = "SchemaOutdated";
+    /// Pods of a PodSet were replaced because they were unhealthy.
+    pub const RECOVERING: &str = "Recovering";
+}

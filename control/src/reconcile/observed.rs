@@ -1,0 +1,236 @@
+//! The parts of Kubernetes' own objects that the controllers look at. Caches hold nothing else, so
+//! that a thousand pods cost a few megabytes.
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::Resource;
+use serde::{Deserialize, Serialize};
+
+/// A pod.
+#[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
+#[resource(inherit = Pod)]
+pub struct ObservedPod {
+    /// Metadata, less managed fields.
+    pub metadata: ObjectMeta,
+    /// Where it runs.
+    #[serde(default)]
+    pub spec: ObservedPodSpec,
+    /// How it does.
+    #[serde(default)]
+    pub status: ObservedPodStatus,
+}
+
+/// The part of a pod's spec that matters.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedPodSpec {
+    /// Its node.
+    pub node_name: Option<String>,
+}
+
+/// The part of a pod's status that matters.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObservedPodStatus {
+    /// Pending, Running, Succeeded, Failed or Unknown.
+    pub phase: Option<String>,
+    /// Conditions.
+    pub conditions: Vec<ObservedCondition>,
+    /// Containers.
+    pub container_statuses: Vec<ObservedContainer>,
+    /// Containers that run before the others, or beside them.
+    pub init_container_statuses: Vec<ObservedContainer>,
+}
+
+/// A condition of a pod or node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedCondition {
+    /// What it is about.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// True, False or Unknown.
+    pub status: String,
+    /// When that last changed.
+    pub last_transition_time: Option<Time>,
+}
+
+/// A container.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObservedContainer {
+    /// How often it was started again.
+    pub restart_count: i32,
+    /// What it does.
+    pub state: ObservedContainerState,
+}
+
+/// What a container does.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ObservedContainerState {
+    /// It waits.
+    pub waiting: Option<ObservedWaiting>,
+}
+
+/// Why a container waits.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ObservedWaiting {
+    /// In one word.
+    pub reason: Option<String>,
+}
+
+impl ObservedPod {
+    /// Whether its condition Ready holds.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        holds(&self.status.conditions, "Ready")
+    }
+
+    /// Whether it ended, one way or the other.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        matches!(self.status.phase.as_deref(), Some("Failed" | "Succeeded"))
+    }
+
+    /// Whether it left the phase Pending.
+    #[must_use]
+    pub fn has_started(&self) -> bool {
+        !matches!(self.status.phase.as_deref(), None | Some("Pending"))
+    }
+
+    fn containers(&self) -> impl Iterator<Item = &ObservedContainer> {
+        self.status
+            .container_statuses
+            .iter()
+            .chain(&self.status.init_container_statuses)
+    }
+
+    /// Whether a container waits in CrashLoopBackOff.
+    #[must_use]
+    pub fn is_crash_looping(&self) -> bool {
+        self.containers().any(|container| {
+            let waiting = container.state.waiting.as_ref();
+            waiting.and_then(|waiting| waiting.reason.as_deref()) == Some("CrashLoopBackOff")
+        })
+    }
+
+    /// Whether a container was started again.
+    #[must_use]
+    pub fn has_restarted(&self) -> bool {
+        self.containers()
+            .any(|container| container.restart_count > 0)
+    }
+}
+
+/// Whether a condition is there and true.
+#[must_use]
+pub fn holds(conditions: &[ObservedCondition], kind: &str) -> bool {
+    conditions
+        .iter()
+        .any(|condition| condition.kind == kind && condition.status == "True")
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
+#[resource(inherit = Node)]
+pub struct ObservedNode {
+    /// Metadata.
+    pub metadata: ObjectMeta,
+    /// Its taints.
+    #[serde(default)]
+    pub spec: ObservedNodeSpec,
+    /// How it does.
+    #[serde(default)]
+    pub status: ObservedNodeStatus,
+}
+
+/// The part of a node's spec that matters.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ObservedNodeSpec {
+    /// Its taints.
+    pub taints: Vec<ObservedTaint>,
+}
+
+/// A taint of a node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ObservedTaint {
+    /// Its key.
+    pub key: String,
+}
+
+/// The part of a node's status that matters.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ObservedNodeStatus {
+    /// Conditions.
+    pub conditions: Vec<ObservedCondition>,
+}
+
+impl ObservedNode {
+    /// Since when it has not been ready; none while it is.
+    #[must_use]
+    pub fn not_ready_since(&self) -> Option<&Time> {
+        let ready = self
+            .status
+            .conditions
+            .iter()
+            .find(|condition| condition.kind == "Ready")?;
+        if ready.status == "True" {
+            None
+        } else {
+            ready.last_transition_time.as_ref()
+        }
+    }
+
+    /// Whether an administrator declared it dead, so that its pods may be deleted by force.
+    #[must_use]
+    pub fn is_out_of_service(&self) -> bool {
+        self.spec
+            .taints
+            .iter()
+            .any(|taint| taint.key == "node.kubernetes.io/out-of-service")
+    }
+}
+
+/// A Service.
+#[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
+#[resource(inherit = Service)]
+pub struct ObservedService {
+    /// Metadata.
+    pub metadata: ObjectMeta,
+    /// What it selects.
+    #[serde(default)]
+    pub spec: ObservedServiceSpec,
+}
+
+/// The part of a Service's spec that matters.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObservedServiceSpec {
+    /// `None` for a headless one.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: Option<String>,
+    /// Labels of the pods behind it.
+    pub selector: std::collections::BTreeMap<String, String>,
+    /// Whether pods that are not ready have addresses in DNS.
+    pub publish_not_ready_addresses: bool,
+}
+
+/// A ControllerRevision.
+#[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
+#[resource(inherit = ControllerRevision)]
+pub struct ObservedRevision {
+    /// Metadata.
+    pub metadata: ObjectMeta,
+    /// What it recorded.
+    #[serde(default)]
+    pub data: serde_json::Value,
+    /// Its place in history.
+    #[serde(default)]
+    pub revision: i64,
+}

@@ -1,0 +1,601 @@
+//! PodSet: pods that live and die together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use serde_json::{Value, json};
+
+use super::apply::{Doomed, owner_reference, resource};
+use super::context::{Context, seconds};
+use super::error::Error;
+use super::gangs::{self, Wanted};
+use super::observed::ObservedPod;
+use super::{Key, conditions};
+use crate::api::{
+    PodSet, PodSetPhase, PodSetSpec, PodSetStatus, Scheduler, find_condition, keys, set_condition,
+};
+use crate::core::names;
+use crate::core::pod::{self, Gang, Marks};
+use crate::core::recovery::{PodView, RecoveryPlan, SetView};
+
+/// Counts recoveries in the condition Recovering's reason: `Attempt3`.
+const ATTEMPT: &str = "Attempt";
+
+/// Reconciles one PodSet.
+///
+/// # Errors
+///
+/// When the API server refuses something; the object is tried again.
+pub async fn reconcile(
+    object: Arc<DeserializeGuard<PodSet>>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let set = match &object.0 {
+        Ok(set) => set,
+        Err(invalid) => return super::stormservice::undecodable::<PodSet>(&context, invalid).await,
+    };
+    if set.metadata.deletion_timestamp.is_some() {
+        return finalize(set, &context).await;
+    }
+    let (namespace, name) = names_of(&set.metadata);
+    let finalizers = set.metadata.finalizers.as_deref().unwrap_or_default();
+    if !finalizers
+        .iter()
+        .any(|held| held == keys::POD_SET_FINALIZER)
+    {
+        let mut finalizers = finalizers.to_vec();
+        finalizers.push(keys::POD_SET_FINALIZER.to_owned());
+        let patch = json!({"metadata": {
+            "finalizers": finalizers, "resourceVersion": set.metadata.resource_version,
+        }});
+        context
+            .writer
+            .merge(&resource::<PodSet>(), namespace, name, &patch)
+            .await?;
+        return Ok(Action::await_change());
+    }
+    let observed = dereference(set, &context);
+    let plan = observed.view.plan(context.settings.backoff);
+    let gang = gang(set, &context).await?;
+    let applied = apply(set, &observed, &plan, &gang, &context).await;
+    let again = plan
+        .again_in
+        .or(observed.look_again)
+        .unwrap_or(Duration::MAX);
+    let changed = !plan.create.is_empty() || !plan.delete.is_empty();
+    // What was just created or deleted is told of when the watch shows it.
+    if !changed || plan.attempt || applied.is_err() {
+        write_status(
+            set,
+            &observed,
+            &plan,
+            &gang,
+            applied.as_ref().err(),
+            &context,
+        )
+        .await?;
+    }
+    applied?;
+    Ok(if again == Duration::MAX {
+        Action::await_change()
+    } else {
+        Action::requeue(again)
+    })
+}
+
+struct Observed {
+    pods: Vec<Arc<ObservedPod>>,
+    view: SetView,
+    last_attempt: Option<Time>,
+    look_again: Option<Duration>,
+}
+
+fn names_of(meta: &ObjectMeta) -> (&str, &str) {
+    (
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+    )
+}
+
+fn uid_of(meta: &ObjectMeta) -> &str {
+    meta.uid.as_deref().unwrap_or_default()
+}
+
+fn dereference(set: &PodSet, context: &Context) -> Observed {
+    let uid = uid_of(&set.metadata);
+    let now = context.now();
+    let pods = context.pods_of(uid);
+    let force = set.spec.template.meta("annotations", keys::FORCE_DELETE) == Some("true");
+    let mut look_again: Option<Duration> = None;
+    let mut soon =
+        |delay: Duration| look_again = Some(look_again.map_or(delay, |at| at.min(delay)));
+    let mut views: Vec<PodView> = Vec::with_capacity(pods.len());
+    for pod in &pods {
+        views.push(view_of(pod, force, &now, context, &mut soon));
+    }
+    let cached = |uid: &str| {
+        pods.iter()
+            .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
+    };
+    for name in context.ledger.unseen(uid, "Pod", cached) {
+        let index = name.rsplit('-').next().and_then(|index| index.parse().ok());
+        views.push(PodView {
+            index,
+            ..PodView::default()
+        });
+    }
+    let status = set.status.clone().unwrap_or_default();
+    let (attempts, last_attempt) = attempts(&status);
+    let since_last = now.0.as_second() - seconds(last_attempt.as_ref());
+    let view = SetView {
+        size: set.spec.pod_group_size,
+        policy: set.spec.recovery_policy.unwrap_or_default(),
+        pods: views,
+        was_complete: status.total_pods >= set.spec.pod_group_size,
+        attempts,
+        since_last: Duration::from_secs(since_last.try_into().unwrap_or(0)),
+    };
+    Observed {
+        pods,
+        view,
+        last_attempt,
+        look_again,
+    }
+}
+
+fn view_of(
+    pod: &ObservedPod,
+    force: bool,
+    now: &Time,
+    context: &Context,
+    soon: &mut impl FnMut(Duration),
+) -> PodView {
+    let label = |key: &str| {
+        pod.metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(key))
+    };
+    let node = pod.spec.node_name.clone().map(|name| Key {
+        namespace: String::new(),
+        name,
+    });
+    let node = node.and_then(|key| context.nodes.get(&key));
+    let limit = context.settings.node_lost_after;
+    let mut node_lost = false;
+    if let Some(since) = node.as_ref().and_then(|node| node.not_ready_since()) {
+        let lasted = now.0.as_second() - since.0.as_second();
+        let lasted = Duration::from_secs(lasted.try_into().unwrap_or(0));
+        node_lost = lasted >= limit;
+        if !node_lost {
+            soon(limit - lasted + Duration::from_secs(1));
+        }
+    }
+    let going = context.is_going(&pod.metadata);
+    // The deletion timestamp is when the grace period ends.
+    let overdue = pod
+        .metadata
+        .deletion_timestamp
+        .as_ref()
+        .is_some_and(|end| end.0 < now.0);
+    let may_force = force || node.as_ref().is_some_and(|node| node.is_out_of_service());
+    if going && may_force && !overdue {
+        let left = seconds(pod.metadata.deletion_timestamp.as_ref()) - now.0.as_second();
+        soon(Duration::from_secs(left.max(0).unsigned_abs() + 1));
+    }
+    PodView {
+        index: label(keys::POD_GROUP_INDEX).and_then(|index| index.parse().ok()),
+        going,
+        stuck: going && overdue && may_force,
+        finished: pod.is_finished(),
+        crash_looping: pod.is_crash_looping(),
+        restarted: pod.has_restarted(),
+        node_lost,
+        started: pod.has_started(),
+        ready: pod.is_ready(),
+    }
+}
+
+/// How often recovery was tried, and when last.
+fn attempts(status: &PodSetStatus) -> (u32, Option<Time>) {
+    let condition = find_condition(&status.conditions, conditions::RECOVERING);
+    let Some(condition) = condition else {
+        return (0, None);
+    };
+    let attempts = condition
+        .reason
+        .strip_prefix(ATTEMPT)
+        .and_then(|number| number.parse().ok());
+    (attempts.unwrap_or(0), condition.last_update_time.clone())
+}
+
+/// The gang a PodSet is to be scheduled with.
+enum Ganging {
+    /// None is asked for.
+    None,
+    /// It is asked for, and its kind is not installed.
+    Unavailable(Scheduler),
+    /// One by this scheduler.
+    Of(Scheduler),
+}
+
+async fn gang(set: &PodSet, context: &Context) -> Result<Ganging, Error> {
+    let strategy = set.spec.scheduling_strategy.as_ref();
+    let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) else {
+        return Ok(Ganging::None);
+    };
+    if context
+        .gangs
+        .is_installed(&context.client, scheduler)
+        .await?
+    {
+        Ok(Ganging::Of(scheduler))
+    } else {
+        Ok(Ganging::Unavailable(scheduler))
+    }
+}
+
+async fn apply(
+    set: &PodSet,
+    observed: &Observed,
+    plan: &RecoveryPlan,
+    gang: &Ganging,
+    context: &Context,
+) -> Result<(), Error> {
+    let (namespace, name) = names_of(&set.metadata);
+    let uid = uid_of(&set.metadata);
+    let owner = owner_reference::<PodSet>(&set.metadata);
+    // The PodGroup first: a pod that is seen before its group is scheduled alone.
+    if let (Ganging::Of(_), Some(strategy)) = (gang, &set.spec.scheduling_strategy) {
+        let wanted = Wanted {
+            parent: uid,
+            namespace,
+            name,
+            label: (keys::POD_SET_NAME, name),
+            owner: &owner,
+            strategy,
+            members: set.spec.pod_group_size,
+        };
+        context
+            .gangs
+            .ensure(&context.writer, &context.ledger, wanted)
+            .await?;
+    }
+    let pods = resource::<Pod>();
+    for &at in &plan.force {
+        if let Some(pod) = observed.pods.get(at) {
+            context
+                .writer
+                .delete(&pods, namespace, &Doomed::of(&pod.metadata), true)
+                .await?;
+            let note = format!(
+                "deleted pod {} by force: its node is out of service, or its \
+                template opted in",
+                pod.metadata.name.as_deref().unwrap_or_default()
+            );
+            context
+                .tell::<PodSet>(&set.metadata, EventType::Warning, "ForcedDeletion", note)
+                .await;
+        }
+    }
+    let doomed: Vec<Doomed> = plan
+        .delete
+        .iter()
+        .filter_map(|&at| observed.pods.get(at))
+        .map(|pod| Doomed::of(&pod.metadata))
+        .collect();
+    if plan.attempt {
+        context
+            .tell::<PodSet>(
+                &set.metadata,
+                EventType::Warning,
+                "Recovering",
+                why(observed),
+            )
+            .await;
+    }
+    context.writer.delete_all(&pods, namespace, doomed).await?;
+    let scheduler_name = match gang {
+        Ganging::Of(scheduler) => {
+            let coscheduling = context.settings.coscheduling_scheduler_name.as_deref();
+            gangs::scheduler_name(*scheduler, coscheduling)
+        }
+        Ganging::None | Ganging::Unavailable(_) => None,
+    };
+    let gang = match gang {
+        Ganging::Of(scheduler) => Some(Gang {
+            scheduler: *scheduler,
+            name,
+            scheduler_name,
+        }),
+        Ganging::None | Ganging::Unavailable(_) => None,
+    };
+    let objects = plan
+        .create
+        .iter()
+        .map(|&index| build_pod(set, index, gang.as_ref(), &owner))
+        .collect();
+    context
+        .writer
+        .create_all(uid, "Pod", &pods, namespace, objects)
+        .await
+}
+
+/// Which pods are ill and with what.
+fn why(observed: &Observed) -> String {
+    let policy = observed.view.policy;
+    let ill = observed
+        .pods
+        .iter()
+        .zip(&observed.view.pods)
+        .filter_map(|(pod, view)| {
+            let name = pod.metadata.name.as_deref().unwrap_or_default();
+            view.ailment(policy)
+                .map(|ailment| format!("pod {name} {ailment}"))
+        });
+    ill.collect::<Vec<_>>().join("; ")
+}
+
+/// One pod. What the PodSet carries is passed on; the template's own labels come first.
+fn build_pod(set: &PodSet, index: i32, gang: Option<&Gang<'_>>, owner: &Value) -> Value {
+    let PodSetSpec {
+        template,
+        pod_group_size,
+        ..
+    } = &set.spec;
+    let name = set.metadata.name.as_deref().unwrap_or_default();
+    let mut marks = Marks::of_template(template);
+    for (key, value) in set.metadata.labels.iter().flatten() {
+        marks
+            .labels
+            .entry(key.clone())
+            .or_insert_with(|| value.clone());
+    }
+    for (key, value) in set.metadata.annotations.iter().flatten() {
+        if !key.starts_with("kubectl.kubernetes.io/") {
+            marks
+                .annotations
+                .entry(key.clone())
+                .or_insert_with(|| value.clone());
+        }
+    }
+    marks
+        .labels
+        .insert(keys::POD_SET_NAME.into(), name.to_owned());
+    marks
+        .labels
+        .insert(keys::POD_GROUP_INDEX.into(), index.to_string());
+    let label = |key: &str| {
+        set.metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(key))
+    };
+    let role = label(keys::ROLE_NAME).map_or("", String::as_str);
+    let mut spec = template.spec();
+    if let Some(gang) = gang {
+        marks.gang(gang, if role.is_empty() { name } else { role });
+        let unset = spec
+            .get("schedulerName")
+            .and_then(Value::as_str)
+            .is_none_or(str::is_empty);
+        if let (Some(scheduler), true) = (gang.scheduler_name, unset) {
+            spec.insert("schedulerName".into(), json!(scheduler));
+        }
+    }
+    pod::inject_environment(
+        &mut spec,
+        &[
+            (keys::ENV_POD_SET_NAME, name.to_owned()),
+            (keys::ENV_POD_GROUP_INDEX, index.to_string()),
+            (keys::ENV_POD_GROUP_SIZE, pod_group_size.to_string()),
+        ],
+    );
+    let service = label(keys::STORM_SERVICE_NAME).map_or("", String::as_str);
+    pod::pod(
+        &names::pod_set_pod(name, index),
+        service,
+        &marks,
+        template,
+        spec,
+        owner,
+    )
+}
+
+async fn write_status(
+    set: &PodSet,
+    observed: &Observed,
+    plan: &RecoveryPlan,
+    gang: &Ganging,
+    failure: Option<&Error>,
+    context: &Context,
+) -> Result<(), Error> {
+    let now = context.now();
+    let status = status_of(set, observed, plan, gang, failure, context, &now);
+    if status.phase == Some(PodSetPhase::Failed) {
+        let note = format!("recovery was given up: {}", why(observed));
+        context
+            .tell::<PodSet>(&set.metadata, EventType::Warning, "RecoveryGivenUp", note)
+            .await;
+    }
+    context
+        .writer
+        .status(
+            &resource::<PodSet>(),
+            &set.metadata,
+            set.status.as_ref(),
+            &status,
+        )
+        .await
+}
+
+fn status_of(
+    set: &PodSet,
+    observed: &Observed,
+    plan: &RecoveryPlan,
+    gang: &Ganging,
+    failure: Option<&Error>,
+    context: &Context,
+    now: &Time,
+) -> PodSetStatus {
+    let size = set.spec.pod_group_size;
+    let here: Vec<&PodView> = observed
+        .view
+        .pods
+        .iter()
+        .filter(|pod| !pod.going && !pod.finished)
+        .collect();
+    let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+    let total = count(here.len());
+    let ready = count(here.iter().filter(|pod| pod.ready).count());
+    let mut status = set.status.clone().unwrap_or_default();
+    status.observed_generation = set.metadata.generation;
+    status.total_pods = total;
+    status.ready_pods = ready;
+    status.phase = Some(if plan.given_up {
+        PodSetPhase::Failed
+    } else if ready >= size && total == size {
+        PodSetPhase::Ready
+    } else if here.iter().any(|pod| pod.started) {
+        PodSetPhase::Running
+    } else {
+        PodSetPhase::Pending
+    });
+    let is_ready = status.phase == Some(PodSetPhase::Ready);
+    let all = &mut status.conditions;
+    let message = format!("{ready} of {size} pods are ready");
+    let reason = if is_ready {
+        "AllPodsReady"
+    } else {
+        "PodsNotReady"
+    };
+    set_condition(all, conditions::READY, is_ready, reason, message, now);
+    let (progressing, reason) = if plan.given_up {
+        (false, "RecoveryGivenUp")
+    } else if is_ready {
+        (false, "Complete")
+    } else {
+        (true, "WaitingForPods")
+    };
+    set_condition(all, conditions::PROGRESSING, progressing, reason, "", now);
+    recovering(all, observed, plan, is_ready, context, now);
+    match gang {
+        Ganging::Unavailable(scheduler) => {
+            let message = unavailable(*scheduler);
+            let kind = conditions::POD_GROUP_UNAVAILABLE;
+            set_condition(all, kind, true, "NotInstalled", message, now);
+        }
+        Ganging::None | Ganging::Of(_) => {
+            all.retain(|condition| condition.kind != conditions::POD_GROUP_UNAVAILABLE);
+        }
+    }
+    match failure {
+        Some(error) => set_condition(
+            all,
+            conditions::REPLICA_FAILURE,
+            true,
+            "Failure",
+            error.to_string(),
+            now,
+        ),
+        None => all.retain(|condition| condition.kind != conditions::REPLICA_FAILURE),
+    }
+    status
+}
+
+/// Keeps the count of recoveries, and forgets it once the group was healthy for the longest pause.
+fn recovering(
+    all: &mut Vec<crate::api::Condition>,
+    observed: &Observed,
+    plan: &RecoveryPlan,
+    is_ready: bool,
+    context: &Context,
+    now: &Time,
+) {
+    let kind = conditions::RECOVERING;
+    if plan.attempt {
+        let reason = format!("{ATTEMPT}{}", observed.view.attempts + 1);
+        set_condition(all, kind, true, &reason, why(observed), now);
+        return;
+    }
+    let Some(last) = observed.last_attempt.as_ref() else {
+        return;
+    };
+    let healthy_for = find_condition(all, conditions::READY)
+        .filter(|_| is_ready)
+        .and_then(|ready| ready.last_transition_time.as_ref())
+        .map_or(0, |since| {
+            now.0.as_second() - since.0.as_second().max(last.0.as_second())
+        });
+    let forget = Duration::from_secs(healthy_for.try_into().unwrap_or(0))
+        >= context.settings.backoff.longest;
+    if forget {
+        set_condition(all, kind, false, "Recovered", "", now);
+    }
+}
+
+/// What to say when a PodGroup kind is missing.
+#[must_use]
+pub(super) fn unavailable(scheduler: Scheduler) -> String {
+    let (group, version) = scheduler.api_version();
+    format!(
+        "the kind PodGroup of {group}/{version} is not installed: pods are scheduled one by one \
+         until it is"
+    )
+}
+
+async fn finalize(set: &PodSet, context: &Context) -> Result<Action, Error> {
+    let (namespace, name) = names_of(&set.metadata);
+    let uid = uid_of(&set.metadata);
+    let pods = context.pods_of(uid);
+    let cached = |uid: &str| {
+        pods.iter()
+            .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
+    };
+    let unseen = context.ledger.unseen(uid, "Pod", cached);
+    let doomed: Vec<Doomed> = pods
+        .iter()
+        .filter(|pod| !context.is_going(&pod.metadata))
+        .map(|pod| Doomed::of(&pod.metadata))
+        .collect();
+    context
+        .writer
+        .delete_all(&resource::<Pod>(), namespace, doomed)
+        .await?;
+    if !pods.is_empty() || !unseen.is_empty() {
+        // Stuck pods still hold the set: they are forced under the same conditions as ever.
+        let observed = dereference(set, context);
+        for (pod, view) in observed.pods.iter().zip(&observed.view.pods) {
+            if view.stuck {
+                let doomed = Doomed::of(&pod.metadata);
+                context
+                    .writer
+                    .delete(&resource::<Pod>(), namespace, &doomed, true)
+                    .await?;
+            }
+        }
+        return Ok(Action::requeue(
+            observed.look_again.unwrap_or(Duration::from_secs(30)),
+        ));
+    }
+    let strategy = set.spec.scheduling_strategy.as_ref();
+    if let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) {
+        let client = &context.client;
+        let group = (namespace, name);
+        context
+            .gangs
+            .remove(client, &context.writer, group, uid, scheduler)
+            .await?;
+    }
+    let kind = resource::<PodSet>();
+    context
+        .writer
+        .release(&kind, &set.metadata, keys::POD_SET_FINALIZER)
+        .await?;
+    Ok(Action::await_change())
+}

@@ -1,0 +1,342 @@
+//! A real API server with etcd and garbage collection on loopback, one for all tests of the process.
+//!
+//! Every process is started under `setpriv --pdeathsig`, so the kernel ends it with the tests, also
+//! when those are killed. Files are in a temporary directory.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, OnceLock, mpsc};
+use std::time::{Duration, Instant};
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde_json::json;
+
+/// Directory with etcd, kube-apiserver, kube-controller-manager and kubectl.
+const BIN: &str = "KVTIDE_KUBE_BIN";
+/// Fail instead of skipping where that is not set.
+const REQUIRE: &str = "KVTIDE_REQUIRE_KUBE";
+/// The identity that `control/deploy` grants its rights to.
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:kvtide-system:kvtide-control";
+/// Starting takes seconds; far beyond that it hangs.
+const START_MAX: Duration = Duration::from_secs(120);
+
+/// See the module.
+pub(crate) struct Cluster {
+    bin: PathBuf,
+    home: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
+    /// For the controller: only what `control/deploy` grants.
+    pub(crate) limited_kubeconfig: PathBuf,
+    etcd_url: String,
+    api_port: u16,
+    api_server: Mutex<Child>,
+}
+
+static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
+
+/// The cluster, or none where the test is to be skipped; says so by the test's name.
+pub(crate) fn cluster() -> Option<&'static Cluster> {
+    let cluster = CLUSTER.get_or_init(|| {
+        let Some(bin) = std::env::var_os(BIN) else {
+            assert!(
+                std::env::var_os(REQUIRE).is_none(),
+                "{REQUIRE} is set and {BIN} is not"
+            );
+            return None;
+        };
+        // A child dies with the *thread* that started it: this one stays.
+        let (done, started) = mpsc::channel();
+        std::thread::spawn(move || {
+            done.send(Cluster::start(PathBuf::from(bin))).unwrap();
+            loop {
+                std::thread::park();
+            }
+        });
+        Some(
+            started
+                .recv()
+                .expect("the API server did not start; see the panic above"),
+        )
+    });
+    if cluster.is_none() {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        eprintln!("SKIPPED {name}: {BIN} is not set; run make test-kube");
+    }
+    cluster.as_ref()
+}
+
+/// A port that was free a moment ago.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// Starts a program that dies with the thread that called this.
+pub(crate) fn spawn(
+    program: &Path,
+    arguments: &[String],
+    log: &Path,
+    env: &[(&str, String)],
+) -> Child {
+    let log = File::options().create(true).append(true).open(log).unwrap();
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(program)
+        .args(arguments)
+        .envs(env.iter().map(|(key, value)| (key, value)))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .expect("setpriv (util-linux) starts the programs")
+}
+
+fn arguments(of: &[&str]) -> Vec<String> {
+    of.iter().map(ToString::to_string).collect()
+}
+
+impl Cluster {
+    fn start(bin: PathBuf) -> Self {
+        let home = tempfile::Builder::new()
+            .prefix("kvtide-kube-")
+            .tempdir()
+            .unwrap();
+        // Removed by the last test's exit only through the temporary directory of the system: the
+        // processes outlive this value.
+        let home = home.keep();
+        remove_when_process_ends(&home);
+        let [etcd_port, peer_port, api_port] = [free_port(), free_port(), free_port()];
+        let etcd_url = format!("http://127.0.0.1:{etcd_port}");
+        let peer_url = format!("http://127.0.0.1:{peer_port}");
+        let etcd = [
+            format!("--data-dir={}", home.join("etcd").display()),
+            format!("--listen-client-urls={etcd_url}"),
+            format!("--advertise-client-urls={etcd_url}"),
+            format!("--listen-peer-urls={peer_url}"),
+            format!("--initial-advertise-peer-urls={peer_url}"),
+            format!("--initial-cluster=default={peer_url}"),
+            "--unsafe-no-fsync".into(),
+            "--log-level=error".into(),
+        ];
+        std::mem::drop(spawn(&bin.join("etcd"), &etcd, &home.join("etcd.log"), &[]));
+        fs::write(
+            home.join("tokens.csv"),
+            format!(
+                "admin-token,admin,admin,\"system:masters\"\n\
+                 limited-token,{SERVICE_ACCOUNT},limited,\"system:serviceaccounts,\
+                 system:serviceaccounts:kvtide-system\"\n"
+            ),
+        )
+        .unwrap();
+        fs::write(home.join("audit.yaml"), AUDIT_POLICY).unwrap();
+        let api_server = Self::spawn_api_server(&bin, &home, &etcd_url, api_port);
+        let cluster = Self {
+            kubeconfig: kubeconfig(&home, api_port, "admin"),
+            limited_kubeconfig: kubeconfig(&home, api_port, "limited"),
+            bin,
+            home,
+            etcd_url,
+            api_port,
+            api_server: Mutex::new(api_server),
+        };
+        cluster.wait_until_ready();
+        cluster.install();
+        let manager = arguments(&[
+            &format!("--kubeconfig={}", cluster.kubeconfig.display()),
+            "--controllers=garbagecollector,namespace",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            &format!("--secure-port={}", free_port()),
+            &format!("--cert-dir={}", cluster.home.join("kcm").display()),
+            "--authentication-skip-lookup=true",
+        ]);
+        let program = cluster.bin.join("kube-controller-manager");
+        std::mem::drop(spawn(
+            &program,
+            &manager,
+            &cluster.home.join("kcm.log"),
+            &[],
+        ));
+        cluster
+    }
+
+    fn spawn_api_server(bin: &Path, home: &Path, etcd_url: &str, port: u16) -> Child {
+        let path = |name: &str| home.join(name).display().to_string();
+        let arguments = arguments(&[
+            &format!("--etcd-servers={etcd_url}"),
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            &format!("--secure-port={port}"),
+            &format!("--cert-dir={}", path("certs")),
+            "--service-cluster-ip-range=10.0.0.0/24",
+            "--authorization-mode=RBAC",
+            &format!("--token-auth-file={}", path("tokens.csv")),
+            &format!("--service-account-key-file={}", path("sa.key")),
+            &format!("--service-account-signing-key-file={}", path("sa.key")),
+            &format!("--service-account-issuer=https://127.0.0.1:{port}"),
+            "--disable-admission-plugins=ServiceAccount",
+            "--endpoint-reconciler-type=none",
+            "--allow-privileged=true",
+            &format!("--audit-log-path={}", path("audit.log")),
+            &format!("--audit-policy-file={}", path("audit.yaml")),
+        ]);
+        if !home.join("sa.key").exists() {
+            let made = Command::new("openssl")
+                .args(["genrsa", "-out"])
+                .arg(home.join("sa.key"))
+                .arg("2048")
+                .output()
+                .expect("openssl makes the key of service accounts");
+            assert!(made.status.success(), "{made:?}");
+        }
+        spawn(
+            &bin.join("kube-apiserver"),
+            &arguments,
+            &home.join("apiserver.log"),
+            &[],
+        )
+    }
+
+    fn wait_until_ready(&self) {
+        let began = Instant::now();
+        loop {
+            let ready = self.kubectl_raw(&["get", "--raw", "/readyz"]);
+            if ready.status.success() {
+                return;
+            }
+            assert!(
+                began.elapsed() < START_MAX,
+                "the API server is not ready: {}\n{}",
+                String::from_utf8_lossy(&ready.stderr),
+                self.log_tail("apiserver.log")
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What a user installs, with the user's own command.
+    fn install(&self) {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+        self.kubectl(&["apply", "-k", &deploy.display().to_string()]);
+        // No pod of it runs here: the webhook of the manifests would only cost its time-out.
+        let webhook = "validatingwebhookconfiguration";
+        self.kubectl(&["delete", webhook, "kvtide-control", "--wait=false"]);
+        for kind in ["stormservices", "rolesets", "podsets"] {
+            let crd = format!("crd/{kind}.{}", "orchestration.aibrix.ai");
+            self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]);
+        }
+    }
+
+    /// Kills the API server and starts it again on the same port and data.
+    pub(crate) fn restart_api_server(&self) {
+        let mut running = self.api_server.lock().unwrap();
+        running.kill().unwrap();
+        running.wait().unwrap();
+        let (bin, home) = (self.bin.clone(), self.home.clone());
+        let (etcd_url, port) = (self.etcd_url.clone(), self.api_port);
+        let (done, started) = mpsc::channel();
+        std::thread::spawn(move || {
+            done.send(Self::spawn_api_server(&bin, &home, &etcd_url, port))
+                .unwrap();
+            loop {
+                std::thread::park();
+            }
+        });
+        *running = started.recv().unwrap();
+        self.wait_until_ready();
+    }
+
+    fn kubectl_raw(&self, arguments: &[&str]) -> Output {
+        Command::new(self.bin.join("kubectl"))
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(arguments)
+            .env("HOME", &self.home)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs kubectl, which must succeed.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl_raw(arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "kubectl {arguments:?}: {text}{errors}"
+        );
+        text
+    }
+
+    /// Runs kubectl, which must fail; what it says.
+    pub(crate) fn kubectl_fails(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl_raw(arguments);
+        assert!(!output.status.success(), "kubectl {arguments:?} succeeded");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// A client with all rights, for the runtime that calls this.
+    pub(crate) async fn client(&self) -> Client {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).unwrap();
+        let options = KubeConfigOptions::default();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options)
+            .await
+            .unwrap();
+        Client::try_from(config).unwrap()
+    }
+
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    fn log_tail(&self, name: &str) -> String {
+        let log = fs::read_to_string(self.home.join(name)).unwrap_or_default();
+        log.lines().rev().take(20).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Every request as one line, without bodies: who, what, on which object.
+const AUDIT_POLICY: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: Metadata
+";
+
+fn kubeconfig(home: &Path, port: u16, user: &str) -> PathBuf {
+    let path = home.join(format!("{user}.kubeconfig"));
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {
+            "server": format!("https://127.0.0.1:{port}"),
+            "certificate-authority": home.join("certs/apiserver.crt"),
+        }}],
+        "users": [{"name": user, "user": {"token": format!("{user}-token")}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
+    });
+    fs::write(&path, config.to_string()).unwrap();
+    path
+}
+
+/// Tests run in one process whose statics are never dropped: a helper that outlives it cleans up.
+fn remove_when_process_ends(home: &Path) {
+    let parent = std::process::id();
+    let script = "while kill -0 $0 2>/dev/null; do sleep 0.5; done; sleep 0.5; rm -rf \"$1\"";
+    let helper = Command::new("sh")
+        .args(["-c", script, &parent.to_string()])
+        .arg(home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::mem::drop(helper);
+}

@@ -1,0 +1,26 @@
+//! The controllers against a real API server, with the rights that `control/deploy` grants, and
+//! real `kubectl`. Nothing here is mocked but scheduler and kubelet (`kubelet.rs`).
+//!
+//! `make test-kube` provides the API server; without it every test is skipped, by name.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod cluster;
+mod kubelet;
+mod world;
+
+mod faults;
+mod life;
+mod recovery;
+mod rules;
+
+/// The cluster, or the end of the test.
+macro_rules! cluster_or_skip {
+    () => {
+        match $crate::cluster::cluster() {
+            Some(cluster) => cluster,
+            None => return,
+        }
+    };
+}
+pub(crate) use cluster_or_skip;

@@ -1,0 +1,126 @@
+//! Pods that fail, vanish or lose their node, and what becomes of their groups.
+
+use kube::ResourceExt;
+use kvtide_control::api::PodSetPhase;
+use serde_json::{Value, json};
+
+use crate::cluster_or_skip;
+use crate::kubelet::{set_status, status};
+use crate::world::{World, role, role_with, service, uids};
+
+fn group(policy: &str) -> Value {
+    json!([role_with(
+        "p",
+        1,
+        "a",
+        json!({"podGroupSize": 3, "recoveryPolicy": policy})
+    )])
+}
+
+/// Waits until the role has three ready pods of which none has these uids, or only `kept` of them.
+async fn until_recovered(world: &World, before: &[String], kept: usize) {
+    world
+        .until("the group recovered", || async {
+            let pods = world.pods_of("p").await;
+            let now = uids(&pods);
+            let same = now.iter().filter(|uid| before.contains(uid)).count();
+            let set = world.all(&world.pod_sets()).await.pop()?;
+            let ready = set.status?.phase == Some(PodSetPhase::Ready);
+            (now.len() == 3 && same == kept && ready).then_some(())
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_pod_is_replaced_alone() {
+    let world = World::new(cluster_or_skip!(), "kill").await;
+    let _controller = world.controller();
+    world
+        .apply(service("llm", 1, json!([role("a", 3, "i")])))
+        .await;
+    world.until_ready("llm").await;
+    let before = world.pods_of("a").await;
+    world.kubectl(&["delete", "pod", &before[0].name_any(), "--wait=false"]);
+    world
+        .until("it is replaced", || async {
+            let now = uids(&world.pods_of("a").await);
+            let same = uids(&before[1..]).iter().all(|uid| now.contains(uid));
+            (now.len() == 3 && same && !now.contains(&before[0].uid().unwrap())).then_some(())
+        })
+        .await;
+    world.until_ready("llm").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_pod_of_a_group_is_replaced_alone() {
+    let world = World::new(cluster_or_skip!(), "replace").await;
+    let _controller = world.controller();
+    world
+        .apply(service("llm", 1, group("ReplaceUnhealthy")))
+        .await;
+    world.until_ready("llm").await;
+    let before = world.pods_of("p").await;
+    let failed = json!({"phase": "Failed"});
+    set_status(
+        &world.client,
+        &world.namespace,
+        &before[1].name_any(),
+        &failed,
+    )
+    .await
+    .unwrap();
+    until_recovered(&world, &uids(&before), 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_recreate_takes_the_whole_group_and_never_mixes_two() {
+    let world = World::new(cluster_or_skip!(), "recreate").await;
+    let mut controller = world.controller();
+    world.apply(service("llm", 1, group("FullRecreate"))).await;
+    world.until_ready("llm").await;
+    // A restarted container is enough.
+    let first = uids(&world.pods_of("p").await);
+    let restarted = status(true, &json!({"running": {}}), 1);
+    let name = world.pods_of("p").await[2].name_any();
+    set_status(&world.client, &world.namespace, &name, &restarted)
+        .await
+        .unwrap();
+    until_recovered(&world, &first, 0).await;
+    // So is a pod that somebody deleted, also when the controller dies in the middle.
+    let second = uids(&world.pods_of("p").await);
+    let name = world.pods_of("p").await[0].name_any();
+    world.kubectl(&["delete", "pod", &name, "--wait=false"]);
+    controller.kill();
+    let _again = world.controller();
+    until_recovered(&world, &second, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recovery_is_given_up_when_it_does_not_help() {
+    let world = World::new(cluster_or_skip!(), "giveup").await;
+    let _controller = world.controller_with(&[
+        "--leader-elect=false",
+        "--recovery-backoff-seconds=1",
+        "--recovery-backoff-max-seconds=2",
+    ]);
+    let crashing = json!([role_with("p", 1, "crash", json!({"podGroupSize": 2}))]);
+    world.apply(service("llm", 1, crashing)).await;
+    world
+        .until("the PodSet has failed", || async {
+            let set = world.all(&world.pod_sets()).await.pop()?;
+            (set.status?.phase == Some(PodSetPhase::Failed)).then_some(())
+        })
+        .await;
+    world.until_quiet().await;
+    let events = world.kubectl(&["get", "events", "-o", "jsonpath={.items[*].reason}"]);
+    assert!(events.contains("RecoveryGivenUp"), "{events}");
+    // A template that works is all it takes.
+    world
+        .apply(service(
+            "llm",
+            1,
+            json!([role_with("p", 1, "a", json!({"podGroupSize": 2}))]),
+        ))
+        .await;
+    world.until_ready("llm").await;
+}
