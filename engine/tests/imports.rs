@@ -1,4 +1,4 @@
-//! Crates import one way: model ← kernels ← transport ← engine ← connector.
+//! Crates import one way: model ← kernels ← transport ← engine ← connector, and model ← control.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +14,7 @@ fn every_crate_imports_only_what_lies_below_it() {
             "kvtide-connector",
             &["kvtide-model", "kvtide-kernels", "kvtide-engine"][..],
         ),
+        ("kvtide-control", &["kvtide-model"][..]),
         (
             "kvtide-bench",
             &["kvtide-model", "kvtide-kernels", "kvtide-engine"][..],
