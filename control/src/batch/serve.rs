@@ -21,7 +21,7 @@ use crate::batch::id;
 use crate::batch::run::{
     Bell, JobOptions, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream, sweep_for_ever,
 };
-use crate::batch::store::{Metadata, Sqlite};
+use crate::batch::store::{Metadata, Postgres, Sqlite};
 use crate::keys::Keys;
 use crate::telemetry;
 
@@ -51,6 +51,9 @@ pub struct ServeArgs {
     /// Directory for the database, the files and scratch space.
     #[arg(long, env = "KVTIDE_BATCH_DATA", default_value = "kvtide-batch")]
     pub data: PathBuf,
+    /// postgres://user@host/name instead of SQLite; several servers can then share the work.
+    #[arg(long, env = "KVTIDE_BATCH_DATABASE", requires = "blobs")]
+    pub database: Option<String>,
     /// s3://bucket/prefix (with the usual AWS_… variables), or file:///directory that all servers
     /// share, instead of the data directory.
     #[arg(long, env = "KVTIDE_BATCH_BLOBS")]
@@ -132,6 +135,8 @@ enum Refusal {
     NoKeys,
     #[error("another server works in {0}; give each its own --data")]
     Taken(PathBuf),
+    #[error("--database must begin with postgres:// or postgresql://; without it, SQLite is used")]
+    Database,
     #[error("--latency-tolerance must be more than 1")]
     Tolerance,
 }
@@ -198,8 +203,14 @@ impl ServeArgs {
         )?)
     }
 
-    fn metadata(&self) -> Result<Arc<dyn Metadata>, AnyError> {
-        Ok(Arc::new(Sqlite::open(&self.data.join("batch.sqlite"))?))
+    async fn metadata(&self) -> Result<Arc<dyn Metadata>, AnyError> {
+        let Some(url) = &self.database else {
+            return Ok(Arc::new(Sqlite::open(&self.data.join("batch.sqlite"))?));
+        };
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(Refusal::Database.into());
+        }
+        Ok(Arc::new(Postgres::open(url).await?))
     }
 
     fn blob_store(&self) -> Result<Arc<dyn Blobs>, AnyError> {
@@ -224,7 +235,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
     let upstream = Arc::new(args.upstream()?);
     let _lock = lock(&args.data)?;
     let blobs = args.blob_store()?;
-    let metadata = args.metadata()?;
+    let metadata = args.metadata().await?;
     let metrics = telemetry::metrics()?;
     let bell = Arc::new(Bell::default());
     let shutdown = CancellationToken::new();

@@ -1,8 +1,9 @@
 //! Metadata: files, batches, leases, and which results are recorded where. The only truth there is;
 //! servers keep nothing that they could not read again from here.
 //!
-//! [`Metadata`] is implemented on SQLite, for one server.
+//! [`Metadata`] is implemented on SQLite, for one server, and on PostgreSQL, for several.
 
+mod postgres;
 mod sqlite;
 
 use async_trait::async_trait;
@@ -13,6 +14,7 @@ use crate::batch::error::Failure;
 use crate::batch::file::{File, Purpose};
 use crate::batch::state::{Batch, Change};
 
+pub use postgres::Postgres;
 pub use sqlite::Sqlite;
 
 /// How long a create that a client sends again is recognised.
