@@ -137,6 +137,12 @@ bench: build ## Measure, and write the results into docs/benchmarks.md
 	$(call venv,dev)/bin/python -m bench.micro
 	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.engine_cost
 	$(call venv,dev)/bin/python -m bench.report
+	$(MAKE) bench-batch
+
+.PHONY: bench-batch
+bench-batch: ## Measure the batch API alone, and write the results into docs/benchmarks.md
+	cargo build --locked --release -p kvtide-control --bins --examples
+	PYTHONPATH=$(CURDIR) $(call venv,batch)/bin/python -m bench.batch
 
 .PHONY: clean
 clean: ## Remove what was built here (not the cache)
