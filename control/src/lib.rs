@@ -1,4 +1,4 @@
-//! kvtide's Kubernetes control plane: StormServices and what they consist of.
+//! kvtide's control plane: StormServices on Kubernetes, and the batch API. Knows nothing of GPUs.
 //!
 //! ```text
 //! StormService ── RoleSet ──┬── Pod                 a role with podGroupSize 1
@@ -8,12 +8,15 @@
 //! ```
 //!
 //! [`api`] is what is stored, [`core`] decides and does no I/O, [`reconcile`] reads and writes, and
-//! [`controller`] is the process around it.
+//! [`controller`] is the process around it. [`batch`] stands beside them and needs no Kubernetes;
+//! its callers are known by [`keys`].
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod batch;
 pub mod controller;
 pub mod core;
 pub mod crds;
+pub mod keys;
 pub mod reconcile;
 pub mod telemetry;

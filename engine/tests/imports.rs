@@ -1,4 +1,4 @@
-//! Crates import one way: model ← kernels ← transport ← engine ← connector.
+//! Crates import one way: model ← kernels ← transport ← engine ← connector, and model ← control.
 
 use std::collections::{BTreeMap, BTreeSet};
 

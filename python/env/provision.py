@@ -3,6 +3,7 @@
 
     provision.py vllm 0.32.0    stock vLLM on CPU, with what the tests and the demo need
     provision.py dev            linters, maturin, pytest, matplotlib; no vLLM, no torch
+    provision.py batch          OpenAI's client and an S3 stand-in, for the tests of the batch API
 
 Prints the environment's path on stdout and everything else on stderr, so that
 `VENV=$(python3 python/env/provision.py dev)` works. Needs only the standard library, Python 3.11
@@ -249,7 +250,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     vllm = kinds.add_parser("vllm", help="stock vLLM on CPU, with test and demo tools")
     vllm.add_argument("version", choices=versions)
     dev = kinds.add_parser("dev", help="linters, maturin, pytest, matplotlib")
-    for kind in (vllm, dev):
+    batch = kinds.add_parser("batch", help="OpenAI's client and an S3 stand-in")
+    for kind in (vllm, dev, batch):
         kind.add_argument(
             "--update-lock",
             action="store_true",
@@ -262,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 when the path was printed, 1 with an explanation on stderr otherwise."""
     options = parse(arguments)
     version = options.version if options.kind == "vllm" else None
-    spec = Spec(f"vllm-{version}" if version else "dev", version)
+    spec = Spec(f"vllm-{version}" if version else options.kind, version)
     try:
         if options.update_lock:
             compile_lock(spec)

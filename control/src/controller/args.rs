@@ -8,14 +8,10 @@ use clap::Args as ClapArgs;
 
 use crate::core::recovery::Backoff;
 use crate::reconcile::Settings;
-use crate::telemetry::LogArgs;
 
 /// Arguments of `kvtide-control controller`.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Args {
-    /// Logs.
-    #[command(flatten)]
-    pub logs: LogArgs,
     /// Look at this namespace alone; all of them by default
     #[arg(long, env = "KVTIDE_NAMESPACE")]
     pub namespace: Option<String>,

@@ -32,7 +32,6 @@ const DRAIN_MAX: Duration = Duration::from_secs(20);
 ///
 /// When the API server cannot be reached at start, a port is taken, or the lease is lost.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    telemetry::init_logs(&args.logs)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("control")
         .enable_all()

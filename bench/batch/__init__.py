@@ -1,0 +1,1 @@
+"""What the batch API costs, and what a batch costs interactive traffic."""

@@ -1,0 +1,63 @@
+//! Why something inside the batch server failed. What a client did wrong is [`http::ApiError`].
+//!
+//! [`http::ApiError`]: crate::batch::http::ApiError
+
+use std::error::Error;
+
+/// A failure that is not the caller's: to be logged, and answered with a 500 or tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The database, the blob store or the system did not do what was asked of it.
+    #[error("{what}: {source}")]
+    Internal {
+        /// What was being done.
+        what: &'static str,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// Another server has taken the batch over; nothing more may be written for it here.
+    #[error("the lease on {batch} is lost")]
+    Fenced {
+        /// The batch.
+        batch: String,
+    },
+    /// A blob that the metadata names does not exist.
+    #[error("blob {key} is missing")]
+    Missing {
+        /// Its key.
+        key: String,
+    },
+    /// The change is not possible in the batch's state.
+    #[error(transparent)]
+    Illegal(#[from] crate::batch::state::Illegal),
+    /// The owner's storage quota would be exceeded.
+    #[error("the storage quota of {quota_bytes} bytes would be exceeded")]
+    Quota {
+        /// The quota.
+        quota_bytes: u64,
+    },
+    /// The task was stopped, because the server shuts down.
+    #[error("the server is shutting down")]
+    Stopped,
+}
+
+impl Failure {
+    /// Wraps an error of a library.
+    pub fn internal(
+        what: &'static str,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Failure {
+        Failure::Internal {
+            what,
+            source: source.into(),
+        }
+    }
+
+    /// For `map_err`: wraps an error of a library, saying what was being done.
+    pub fn when<E: Into<Box<dyn Error + Send + Sync>>>(
+        what: &'static str,
+    ) -> impl Fn(E) -> Failure {
+        move |source| Failure::internal(what, source)
+    }
+}

@@ -1,0 +1,109 @@
+//! Who is calling, and the frame around every request: its id, its metrics, its log line.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::batch::http::{ApiError, App};
+use crate::batch::id;
+use crate::keys::Keys;
+
+/// The tenant of whoever calls a server that has no keys.
+pub const ONLY_TENANT: &str = "default";
+
+/// How callers are told apart.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// By their API keys.
+    Keys(Arc<Keys>),
+    /// Not at all.
+    Open,
+}
+
+/// Whoever calls.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) tenant: String,
+    pub(super) storage_bytes: Option<u64>,
+    pub(super) admin: bool,
+}
+
+impl Access {
+    fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+        let keys = match self {
+            Access::Keys(keys) => keys,
+            Access::Open => {
+                return Ok(Caller {
+                    tenant: ONLY_TENANT.to_owned(),
+                    storage_bytes: None,
+                    admin: true,
+                });
+            }
+        };
+        let key = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, key)| key.trim())
+            .ok_or_else(|| {
+                ApiError::unauthorised(
+                    "You did not provide an API key: send it as 'Authorization: Bearer <key>'.",
+                )
+            })?;
+        let key = keys
+            .find(key)
+            .ok_or_else(|| ApiError::unauthorised("Incorrect API key provided."))?;
+        Ok(Caller {
+            tenant: key.tenant,
+            storage_bytes: key.storage_bytes,
+            admin: key.admin,
+        })
+    }
+}
+
+/// Lets only known callers through, and says who they are.
+pub(super) async fn authenticate(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match app.access.caller(request.headers()) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Gives every request an id and counts it.
+pub(super) async fn frame(request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = request.method().clone();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("", MatchedPath::as_str)
+        .to_owned();
+    let mut response = next.run(request).await;
+    let status = response.status();
+    let request_id = id::fresh("req_").unwrap_or_default();
+    tracing::debug!(%method, route, status = status.as_u16(), request_id, "answered");
+    metrics::counter!(
+        "kvtide_batch_http_requests_total",
+        "route" => route,
+        "method" => method.to_string(),
+        "status" => status.as_u16().to_string()
+    )
+    .increment(1);
+    metrics::histogram!("kvtide_batch_http_seconds").record(began.elapsed().as_secs_f64());
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    response
+}

@@ -1,0 +1,41 @@
+//! Is the server alive, can it work, how is it doing.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use crate::batch::http::{ApiError, App};
+
+/// The process runs.
+pub(super) async fn alive() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// Database and blob store answer.
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let (metadata, blobs) = tokio::join!(app.metadata.ping(), app.blobs.ping());
+    for (part, answer) in [("the database", metadata), ("the blob store", blobs)] {
+        if let Err(error) = answer {
+            tracing::warn!(%error, "{part} does not answer");
+            return Err(ApiError::unavailable(format!("{part} does not answer")));
+        }
+    }
+    Ok(Json(json!({"status": "ready"})))
+}
+
+/// The queue at a glance.
+pub(super) async fn status(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let queue = app.metadata.queue().await?;
+    Ok(Json(json!({
+        "status": "ok",
+        "version": env!("CARGO_PKG_VERSION"),
+        "batches": {"live": queue.live, "waiting": queue.waiting},
+    })))
+}
+
+/// Prometheus' page.
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> String {
+    app.metrics.render()
+}

@@ -1,0 +1,119 @@
+//! The HTTP side: OpenAI's `/v1/files`, `/v1/batches`, `/v1/models`, AIBrix's users, health, metrics.
+
+mod auth;
+mod batches;
+mod error;
+mod files;
+mod health;
+mod models;
+mod objects;
+mod page;
+mod upload;
+mod users;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::middleware;
+use axum::routing::{get, post};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::batch::blobs::Blobs;
+use crate::batch::run::{Bell, Upstream};
+use crate::batch::store::Metadata;
+
+pub use auth::{Access, ONLY_TENANT};
+pub use error::ApiError;
+
+/// Bytes of a JSON body; a create has a few hundred.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Bounds that an operator can set.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpLimits {
+    /// Bytes of one file that is not for a batch.
+    pub file_bytes_max: u64,
+    /// Bytes of all files of a tenant whose key names no other quota; none is no limit.
+    pub storage_bytes: Option<u64>,
+    /// Batches of all tenants that have not ended.
+    pub batches_max: u64,
+}
+
+/// What the handlers work with.
+pub struct App {
+    /// Files and batches.
+    pub metadata: Arc<dyn Metadata>,
+    /// Their bytes.
+    pub blobs: Arc<dyn Blobs>,
+    /// Who may call.
+    pub access: Access,
+    /// Whose models are listed.
+    pub upstream: Arc<Upstream>,
+    /// Tells the runner what has happened.
+    pub bell: Arc<Bell>,
+    /// Bounds.
+    pub limits: HttpLimits,
+    /// What `/metrics` shows.
+    pub metrics: PrometheusHandle,
+}
+
+impl App {
+    fn quota_bytes(&self, caller: &auth::Caller) -> Option<u64> {
+        caller.storage_bytes.or(self.limits.storage_bytes)
+    }
+}
+
+/// All routes.
+pub fn router(app: Arc<App>) -> Router {
+    let uploads = Router::new().route(
+        "/v1/files",
+        post(upload::create)
+            .get(files::list)
+            .layer(DefaultBodyLimit::disable()),
+    );
+    let api = Router::new()
+        .route("/v1/files/{id}", get(files::retrieve).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/batches", post(batches::create).get(batches::list))
+        .route("/v1/batches/{id}", get(batches::retrieve))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/", get(models::list))
+        .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/{action}", post(users::manage))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .merge(uploads)
+        .route_layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            auth::authenticate,
+        ));
+    Router::new()
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/status", get(health::status))
+        .route("/metrics", get(health::metrics))
+        .merge(api)
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn(auth::frame))
+        .with_state(app)
+}
+
+async fn no_route(method: Method, uri: Uri) -> ApiError {
+    ApiError::no_route(method.as_str(), uri.path())
+}
+
+async fn no_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::method(method.as_str(), uri.path())
+}
+
+/// Whether the client says that it has sent this before and got no answer.
+fn is_retry(headers: &HeaderMap) -> bool {
+    headers
+        .get("x-stainless-retry-count")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.parse::<u32>().ok())
+        .is_some_and(|count| count >= 1)
+}

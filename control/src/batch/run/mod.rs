@@ -1,0 +1,256 @@
+//! Runs batches: takes what waits from the database, as many at once as there is room for, and gives
+//! back what it cannot finish.
+
+mod answer;
+mod assemble;
+mod bell;
+mod flight;
+mod job;
+mod lease;
+mod outcome;
+mod pace;
+mod recorder;
+mod retry;
+mod sweep;
+mod upstream;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::batch::blobs::Blobs;
+use crate::batch::error::Failure;
+use crate::batch::state::Batch;
+use crate::batch::store::{Fence, Metadata, Stage};
+
+use flight::Traffic;
+use job::Job;
+use lease::Lease;
+use pace::Paces;
+
+pub use bell::Bell;
+pub use job::JobOptions;
+pub use pace::PaceOptions;
+pub use retry::RetryPolicy;
+pub use sweep::sweep_for_ever;
+pub use upstream::{NoAnswer, Upstream, UpstreamError};
+
+/// How often the database is asked for work that nobody has announced: what other servers have left.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a batch rests after something went wrong with it here.
+const REST: Duration = Duration::from_secs(3);
+/// Input files validated at once. It is work for the processor, and done quickly.
+const VALIDATIONS_AT_ONCE: usize = 1;
+
+/// What an operator can set.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// Batches whose requests are sent at once.
+    pub jobs: usize,
+    /// Each of them.
+    pub job: JobOptions,
+    /// Requests at once for each model.
+    pub pace: PaceOptions,
+    /// Repetitions.
+    pub retry: RetryPolicy,
+    /// How long one request may take.
+    pub request_timeout: Duration,
+    /// The priority that requests are given, for upstreams that have priorities.
+    pub priority: Option<i64>,
+    /// Bytes of requests and answers in memory.
+    pub memory_bytes: u64,
+    /// How long a batch belongs to a server that is silent.
+    pub lease: Duration,
+}
+
+/// See the module's documentation.
+pub struct Runner {
+    metadata: Arc<dyn Metadata>,
+    blobs: Arc<dyn Blobs>,
+    traffic: Arc<Traffic>,
+    bell: Arc<Bell>,
+    options: RunOptions,
+    server: String,
+    jobs: Arc<Semaphore>,
+    validations: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+/// A batch that was taken, and the place that it takes.
+struct Taken {
+    batch: Batch,
+    fence: Fence,
+    since: Instant,
+    stage: Stage,
+    place: OwnedSemaphorePermit,
+}
+
+impl Runner {
+    /// A runner that goes by the name `server`.
+    #[must_use]
+    pub fn new(
+        metadata: Arc<dyn Metadata>,
+        blobs: Arc<dyn Blobs>,
+        upstream: Arc<Upstream>,
+        bell: Arc<Bell>,
+        options: RunOptions,
+        server: String,
+        shutdown: CancellationToken,
+    ) -> Runner {
+        let traffic = Traffic {
+            upstream,
+            blobs: Arc::clone(&blobs),
+            paces: Paces::new(options.pace),
+            memory: Arc::new(Semaphore::new(
+                flight::memory_units(options.memory_bytes) as usize
+            )),
+            retry: options.retry,
+            timeout: options.request_timeout,
+            priority: options.priority,
+        };
+        Runner {
+            metadata,
+            blobs,
+            traffic: Arc::new(traffic),
+            bell,
+            options,
+            server,
+            jobs: Arc::new(Semaphore::new(options.jobs)),
+            validations: Arc::new(Semaphore::new(VALIDATIONS_AT_ONCE)),
+            shutdown,
+        }
+    }
+
+    /// Works until shut down; then lets requests in flight end and gives its batches back.
+    pub async fn run(self: Arc<Runner>) {
+        let mut working = JoinSet::new();
+        while !self.shutdown.is_cancelled() {
+            for stage in [Stage::Validate, Stage::Run] {
+                self.take(stage, &mut working).await;
+            }
+            tokio::select! {
+                () = self.shutdown.cancelled() => {}
+                () = self.bell.rung() => {}
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                Some(ended) = working.join_next() => report_panic(ended),
+            }
+        }
+        while let Some(ended) = working.join_next().await {
+            report_panic(ended);
+        }
+    }
+
+    /// Takes as many batches as there are places for.
+    async fn take(self: &Arc<Runner>, stage: Stage, working: &mut JoinSet<()>) {
+        let places = match stage {
+            Stage::Validate => &self.validations,
+            Stage::Run => &self.jobs,
+        };
+        while let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            let since = Instant::now();
+            let lease_ms = i64::try_from(self.options.lease.as_millis()).unwrap_or(i64::MAX);
+            let acquired = self
+                .metadata
+                .acquire(&self.server, stage, lease_ms, 1)
+                .await;
+            let (batch, fence) = match acquired {
+                Ok(mut acquired) => match acquired.pop() {
+                    Some(acquired) => acquired,
+                    None => return,
+                },
+                Err(error) => {
+                    tracing::error!(%error, "the database gives no work");
+                    return;
+                }
+            };
+            let taken = Taken {
+                batch,
+                fence,
+                since,
+                stage,
+                place,
+            };
+            working.spawn(Arc::clone(self).work(taken));
+        }
+    }
+
+    async fn work(self: Arc<Runner>, taken: Taken) {
+        let id = taken.batch.id.clone();
+        let lease = Arc::new(Lease::new(
+            Arc::clone(&self.metadata),
+            taken.fence.clone(),
+            taken.batch,
+            self.options.lease,
+            taken.since,
+        ));
+        let nudge = self.bell.listen(&id);
+        let job = Job {
+            metadata: Arc::clone(&self.metadata),
+            blobs: Arc::clone(&self.blobs),
+            traffic: Arc::clone(&self.traffic),
+            lease: Arc::clone(&lease),
+            options: self.options.job,
+            shutdown: self.shutdown.clone(),
+        };
+        let result = tokio::select! {
+            result = self.proceed(&job, taken.stage, taken.place) => result,
+            () = async {
+                lease.keep(&nudge).await;
+                // Lost: the job sees it too, and ends in its own way.
+                std::future::pending::<()>().await;
+            } => Ok(()),
+        };
+        let rest = match result {
+            Ok(()) | Err(Failure::Stopped) => Duration::ZERO,
+            Err(Failure::Fenced { .. }) => {
+                tracing::warn!(batch = id, "another server has taken the batch over");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(batch = id, %error, "a batch could not go on; trying again later");
+                REST
+            }
+        };
+        let rest_ms = i64::try_from(rest.as_millis()).unwrap_or(i64::MAX);
+        if let Err(error) = self.metadata.release(&taken.fence, rest_ms).await {
+            tracing::warn!(batch = id, %error, "a lease was left to run out");
+        }
+    }
+
+    async fn proceed(
+        &self,
+        job: &Job,
+        stage: Stage,
+        place: OwnedSemaphorePermit,
+    ) -> Result<(), Failure> {
+        let Some(plan) = job.validate().await? else {
+            return Ok(());
+        };
+        let place = match stage {
+            Stage::Run => place,
+            Stage::Validate => {
+                drop(place);
+                match Arc::clone(&self.jobs).try_acquire_owned() {
+                    Ok(place) => place,
+                    // It waits in the database, not here, for whoever has room first.
+                    Err(_) => return Ok(()),
+                }
+            }
+        };
+        // The next file can be validated.
+        self.bell.ring();
+        let result = job.run(plan).await;
+        drop(place);
+        self.bell.ring();
+        result
+    }
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a job has panicked; its lease will run out");
+    }
+}

@@ -1,0 +1,130 @@
+//! What an attempt's end means, and when to try again. Pure.
+
+use std::time::Duration;
+
+/// The longest pause that an upstream's `Retry-After` may ask for: what asks for more is asked again.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(10 * 60);
+/// The longest pause between attempts otherwise.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// An answer that goes to the output file.
+    Success,
+    /// An answer that would be the same again.
+    Permanent,
+    /// The upstream asks for less: 429. Not held against the request.
+    Overloaded,
+    /// Nobody is there who could answer: refused connections, 502, 503, 504, 529. Held against the
+    /// request only while others are answered.
+    Unavailable,
+    /// Something that another attempt may mend: 500, 408, 409, a torn connection.
+    Transient,
+}
+
+impl Verdict {
+    /// What an HTTP status means. `quota_ended` is whether a 429 says that waiting does not help.
+    pub(super) fn of_status(status: u16, quota_ended: bool) -> Verdict {
+        match status {
+            200..=299 => Verdict::Success,
+            429 if quota_ended => Verdict::Permanent,
+            429 => Verdict::Overloaded,
+            502..=504 | 529 => Verdict::Unavailable,
+            408 | 409 | 425 | 500..=599 => Verdict::Transient,
+            _ => Verdict::Permanent,
+        }
+    }
+
+    /// Label in metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Success => "success",
+            Verdict::Permanent => "permanent",
+            Verdict::Overloaded => "overloaded",
+            Verdict::Unavailable => "unavailable",
+            Verdict::Transient => "transient",
+        }
+    }
+}
+
+/// How often, and how soon.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryPolicy {
+    /// Attempts that may fail, for one request.
+    pub attempts_max: u32,
+    /// The pause after the first failure; it doubles with each.
+    pub backoff: Duration,
+}
+
+impl RetryPolicy {
+    /// How long to wait after failure number `failures`, from 1: between half and all of the
+    /// exponential backoff, by `random`, so that requests that failed together do not return
+    /// together.
+    pub(super) fn pause(&self, failures: u32, random: u8) -> Duration {
+        let doublings = failures.saturating_sub(1).min(16);
+        let backoff = self.backoff.saturating_mul(1 << doublings).min(BACKOFF_MAX);
+        backoff / 2 + backoff.mul_f64(f64::from(random) / 510.0)
+    }
+}
+
+/// Reads `retry-after-ms` or `Retry-After`, in seconds. Dates are not understood: upstreams of this
+/// kind send none.
+pub(super) fn retry_after(milliseconds: Option<&str>, seconds: Option<&str>) -> Option<Duration> {
+    let read = |text: Option<&str>, unit: f64| {
+        let value: f64 = text?.trim().parse().ok()?;
+        (value.is_finite() && value >= 0.0)
+            .then(|| Duration::from_secs_f64((value * unit).min(RETRY_AFTER_MAX.as_secs_f64())))
+    };
+    read(milliseconds, 0.001).or_else(|| read(seconds, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_are_judged_by_what_another_attempt_would_bring() {
+        for (status, verdict) in [
+            (200, Verdict::Success),
+            (400, Verdict::Permanent),
+            (401, Verdict::Permanent),
+            (404, Verdict::Permanent),
+            (422, Verdict::Permanent),
+            (408, Verdict::Transient),
+            (429, Verdict::Overloaded),
+            (500, Verdict::Transient),
+            (502, Verdict::Unavailable),
+            (503, Verdict::Unavailable),
+            (302, Verdict::Permanent),
+        ] {
+            assert_eq!(Verdict::of_status(status, false), verdict, "{status}");
+        }
+        assert_eq!(Verdict::of_status(429, true), Verdict::Permanent);
+    }
+
+    #[test]
+    fn pauses_double_up_to_a_limit_and_vary() {
+        let policy = RetryPolicy {
+            attempts_max: 5,
+            backoff: Duration::from_millis(500),
+        };
+        assert_eq!(policy.pause(1, 0), Duration::from_millis(250));
+        assert_eq!(policy.pause(1, 255), Duration::from_millis(500));
+        assert_eq!(policy.pause(3, 255), Duration::from_secs(2));
+        assert_eq!(policy.pause(99, 255), BACKOFF_MAX);
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms_and_nonsense_is_not() {
+        assert_eq!(retry_after(None, Some("7")), Some(Duration::from_secs(7)));
+        assert_eq!(
+            retry_after(Some("250"), Some("7")),
+            Some(Duration::from_millis(250))
+        );
+        assert_eq!(retry_after(None, Some("1e30")), Some(RETRY_AFTER_MAX));
+        for nonsense in ["-1", "soon", "NaN", "inf", ""] {
+            assert_eq!(retry_after(None, Some(nonsense)), None, "{nonsense}");
+        }
+    }
+}

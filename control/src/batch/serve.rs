@@ -1,0 +1,330 @@
+//! Serves the batch API: reads the options, opens the stores, starts the parts, and takes them down in
+//! order.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::batch::blobs::{Blobs, Local, Objects};
+use crate::batch::http::{Access, App, HttpLimits, router};
+use crate::batch::id;
+use crate::batch::run::{
+    Bell, JobOptions, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream, sweep_for_ever,
+};
+use crate::batch::store::{Metadata, Postgres, Sqlite};
+use crate::keys::Keys;
+use crate::telemetry;
+
+/// How often the file of keys is looked at.
+const KEYS_REFRESHED_EVERY: Duration = Duration::from_secs(2);
+/// What requests that are still being answered get after the rest has ended.
+const HTTP_GRACE: Duration = Duration::from_secs(5);
+
+type AnyError = Box<dyn Error + Send + Sync>;
+
+/// Options of the server. Each can also be set by an environment variable.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServeArgs {
+    /// Where to listen.
+    #[arg(long, env = "KVTIDE_BATCH_LISTEN", default_value = "127.0.0.1:8090")]
+    pub listen: SocketAddr,
+    /// The OpenAI server that answers the requests: the router, an engine, or any other.
+    #[arg(
+        long,
+        env = "KVTIDE_BATCH_UPSTREAM",
+        default_value = "http://127.0.0.1:8000"
+    )]
+    pub upstream: String,
+    /// File with the key that is sent to the upstream.
+    #[arg(long, env = "KVTIDE_BATCH_UPSTREAM_KEY_FILE")]
+    pub upstream_key_file: Option<PathBuf>,
+    /// Directory for the database, the files and scratch space.
+    #[arg(long, env = "KVTIDE_BATCH_DATA", default_value = "kvtide-batch")]
+    pub data: PathBuf,
+    /// postgres://user@host/name instead of SQLite; several servers can then share the work.
+    #[arg(long, env = "KVTIDE_BATCH_DATABASE", requires = "blobs")]
+    pub database: Option<String>,
+    /// s3://bucket/prefix (with the usual AWS_… variables), or file:///directory that all servers
+    /// share, instead of the data directory.
+    #[arg(long, env = "KVTIDE_BATCH_BLOBS")]
+    pub blobs: Option<Url>,
+    /// File of API keys, see `kvtide-control batch key`.
+    #[arg(long, env = "KVTIDE_API_KEYS")]
+    pub keys: Option<PathBuf>,
+    /// Serve everybody who can connect, without keys, also beyond this machine.
+    #[arg(long, env = "KVTIDE_BATCH_ANONYMOUS", conflicts_with = "keys")]
+    pub anonymous: bool,
+
+    /// Batches worked on at once.
+    #[arg(long, env = "KVTIDE_BATCH_JOBS", default_value_t = 4, value_parser = count())]
+    pub jobs: u32,
+    /// Requests in flight for each batch.
+    #[arg(long, env = "KVTIDE_BATCH_REQUESTS_PER_JOB", default_value_t = 256, value_parser = count())]
+    pub requests_per_job: u32,
+    /// Requests in flight for each model, at most; how many there really are follows the upstream.
+    #[arg(long, env = "KVTIDE_BATCH_REQUESTS_PER_MODEL", default_value_t = 256, value_parser = count())]
+    pub requests_per_model: u32,
+    /// Requests in flight when a model is first used.
+    #[arg(long, env = "KVTIDE_BATCH_REQUESTS_AT_FIRST", default_value_t = 16, value_parser = count())]
+    pub requests_at_first: u32,
+    /// How many times longer than at its best an answer may take before fewer are asked for at once.
+    #[arg(long, env = "KVTIDE_BATCH_LATENCY_TOLERANCE", default_value_t = 3.0)]
+    pub latency_tolerance: f64,
+    /// Attempts for one request.
+    #[arg(long, env = "KVTIDE_BATCH_ATTEMPTS", default_value_t = 5, value_parser = count())]
+    pub attempts: u32,
+    /// Milliseconds between the first failed attempt and the second; doubles from there.
+    #[arg(long, env = "KVTIDE_BATCH_BACKOFF_MS", default_value_t = 500)]
+    pub backoff_ms: u64,
+    /// Seconds that one attempt may take.
+    #[arg(long, env = "KVTIDE_BATCH_REQUEST_TIMEOUT_S", default_value_t = 600, value_parser = count())]
+    pub request_timeout_s: u32,
+    /// A "priority" to put into every request, for engines that schedule by it (vLLM: higher waits).
+    #[arg(long, env = "KVTIDE_BATCH_PRIORITY", allow_negative_numbers = true)]
+    pub priority: Option<i64>,
+    /// Let one batch name several models.
+    #[arg(long, env = "KVTIDE_BATCH_MIXED_MODELS")]
+    pub mixed_models: bool,
+    /// Seconds that requests in flight may go on after a cancellation.
+    #[arg(long, env = "KVTIDE_BATCH_CANCEL_GRACE_S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=600))]
+    pub cancel_grace_s: u64,
+    /// Seconds that requests in flight may go on after SIGTERM.
+    #[arg(long, env = "KVTIDE_BATCH_DRAIN_S", default_value_t = 10)]
+    pub drain_s: u64,
+    /// Milliseconds after which the work of a server that is silent goes to another.
+    #[arg(long, env = "KVTIDE_BATCH_LEASE_MS", default_value_t = 15_000, value_parser = clap::value_parser!(u64).range(500..=600_000))]
+    pub lease_ms: u64,
+
+    /// MiB of requests and answers in memory.
+    #[arg(long, env = "KVTIDE_BATCH_MEMORY_MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    pub memory_mib: u32,
+    /// Batches of all tenants that may wait or be in progress.
+    #[arg(long, env = "KVTIDE_BATCH_BATCHES", default_value_t = 10_000)]
+    pub batches: u64,
+    /// MiB of files for each tenant whose key names no other quota.
+    #[arg(long, env = "KVTIDE_BATCH_STORAGE_MIB")]
+    pub storage_mib: Option<u64>,
+    /// MiB of one file that is not for a batch.
+    #[arg(long, env = "KVTIDE_BATCH_FILE_MIB", default_value_t = 512)]
+    pub file_mib: u64,
+}
+
+fn count() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1_000_000)
+}
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(
+        "without API keys, whoever reaches {0} can read all files: give --keys FILE, listen on \
+         127.0.0.1, or say --anonymous"
+    )]
+    Open(SocketAddr),
+    #[error("the file of API keys has no keys: nobody could be served")]
+    NoKeys,
+    #[error("another server works in {0}; give each its own --data")]
+    Taken(PathBuf),
+    #[error("--database must begin with postgres:// or postgresql://; without it, SQLite is used")]
+    Database,
+    #[error("--latency-tolerance must be more than 1")]
+    Tolerance,
+}
+
+impl ServeArgs {
+    fn run_options(&self) -> RunOptions {
+        RunOptions {
+            jobs: self.jobs as usize,
+            job: JobOptions {
+                requests_at_once: self.requests_per_job as usize,
+                mixed_models: self.mixed_models,
+                cancel_grace: Duration::from_secs(self.cancel_grace_s),
+                drain: Duration::from_secs(self.drain_s),
+            },
+            pace: PaceOptions {
+                initial: self.requests_at_first as usize,
+                most: self.requests_per_model as usize,
+                latency_tolerance: self.latency_tolerance,
+            },
+            retry: RetryPolicy {
+                attempts_max: self.attempts,
+                backoff: Duration::from_millis(self.backoff_ms),
+            },
+            request_timeout: Duration::from_secs(self.request_timeout_s.into()),
+            priority: self.priority,
+            memory_bytes: u64::from(self.memory_mib) << 20,
+            lease: Duration::from_millis(self.lease_ms),
+        }
+    }
+
+    fn http_limits(&self) -> HttpLimits {
+        HttpLimits {
+            file_bytes_max: self.file_mib.saturating_mul(1 << 20),
+            storage_bytes: self.storage_mib.map(|mib| mib.saturating_mul(1 << 20)),
+            batches_max: self.batches,
+        }
+    }
+
+    fn access(&self) -> Result<Access, AnyError> {
+        let Some(path) = &self.keys else {
+            if !self.listen.ip().is_loopback() && !self.anonymous {
+                return Err(Refusal::Open(self.listen).into());
+            }
+            return Ok(Access::Open);
+        };
+        let keys = Keys::open(path)?;
+        if keys.is_empty() {
+            return Err(Refusal::NoKeys.into());
+        }
+        Ok(Access::Keys(Arc::new(keys)))
+    }
+
+    fn upstream(&self) -> Result<Upstream, AnyError> {
+        let key = match &self.upstream_key_file {
+            None => None,
+            Some(path) => Some(
+                fs::read_to_string(path)
+                    .map_err(|error| format!("--upstream-key-file {}: {error}", path.display()))?,
+            ),
+        };
+        Ok(Upstream::new(
+            &self.upstream,
+            key.as_deref().map(str::trim),
+        )?)
+    }
+
+    async fn metadata(&self) -> Result<Arc<dyn Metadata>, AnyError> {
+        let Some(url) = &self.database else {
+            return Ok(Arc::new(Sqlite::open(&self.data.join("batch.sqlite"))?));
+        };
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(Refusal::Database.into());
+        }
+        Ok(Arc::new(Postgres::open(url).await?))
+    }
+
+    fn blob_store(&self) -> Result<Arc<dyn Blobs>, AnyError> {
+        Ok(match &self.blobs {
+            Some(url) => Arc::new(Objects::open(url, &self.data.join("scratch"))?),
+            None => Arc::new(Local::open(&self.data)?),
+        })
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
+    // Several libraries bring TLS along; all take the one that is installed here. An error would
+    // say that one is installed already.
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
+    if args.latency_tolerance.is_nan() || args.latency_tolerance <= 1.0 {
+        return Err(Refusal::Tolerance.into());
+    }
+    let access = args.access()?;
+    let upstream = Arc::new(args.upstream()?);
+    let _lock = lock(&args.data)?;
+    let blobs = args.blob_store()?;
+    let metadata = args.metadata().await?;
+    let metrics = telemetry::init_metrics()?;
+    let bell = Arc::new(Bell::default());
+    let shutdown = CancellationToken::new();
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .map_err(|error| format!("--listen {}: {error}", args.listen))?;
+    let address = listener.local_addr()?;
+
+    let mut parts = JoinSet::new();
+    let runner = Arc::new(Runner::new(
+        Arc::clone(&metadata),
+        Arc::clone(&blobs),
+        Arc::clone(&upstream),
+        Arc::clone(&bell),
+        args.run_options(),
+        id::fresh("server_")?,
+        shutdown.clone(),
+    ));
+    parts.spawn(runner.run());
+    parts.spawn(sweep_for_ever(
+        Arc::clone(&metadata),
+        Arc::clone(&blobs),
+        shutdown.clone(),
+    ));
+    if let Access::Keys(keys) = &access {
+        parts.spawn(refresh_keys(Arc::clone(keys), shutdown.clone()));
+    }
+    let app = Arc::new(App {
+        metadata,
+        blobs,
+        access,
+        upstream,
+        bell,
+        limits: args.http_limits(),
+        metrics,
+    });
+    tracing::info!(%address, upstream = args.upstream, "the batch API is served");
+    let stop = shutdown.clone();
+    let serving = axum::serve(listener, router(app))
+        .with_graceful_shutdown(async move { stop.cancelled().await })
+        .into_future();
+    let mut serving = tokio::spawn(serving);
+    tokio::select! {
+        signal = wait_for_signal() => tracing::info!(signal = signal?, "shutting down"),
+        ended = &mut serving => ended??,
+    }
+    shutdown.cancel();
+    while parts.join_next().await.is_some() {}
+    if tokio::time::timeout(HTTP_GRACE, &mut serving)
+        .await
+        .is_err()
+    {
+        tracing::info!("requests that were still being answered are cut off");
+        serving.abort();
+    }
+    Ok(())
+}
+
+/// Makes the data directory this server's own, for as long as the file is open.
+fn lock(data: &Path) -> Result<File, AnyError> {
+    fs::create_dir_all(data).map_err(|error| format!("--data {}: {error}", data.display()))?;
+    let path = data.join("lock");
+    let file = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Refusal::Taken(data.to_owned()).into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn refresh_keys(keys: Arc<Keys>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(KEYS_REFRESHED_EVERY) => {}
+        }
+        match keys.refresh() {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(keys = keys.len(), "the file of API keys was read again"),
+            Err(error) => tracing::error!("{error}; the keys stay as they were"),
+        }
+    }
+}
+
+async fn wait_for_signal() -> std::io::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}

@@ -1,0 +1,93 @@
+//! The tables.
+
+use deadpool_postgres::Transaction;
+
+use crate::batch::error::Failure;
+
+/// Version of the tables, kept in `kvtide_batch_schema`.
+const VERSION: i64 = 1;
+const SCHEMA: &str = "
+CREATE TABLE kvtide_files (
+    seq bigserial PRIMARY KEY,
+    id text NOT NULL UNIQUE,
+    tenant text NOT NULL,
+    purpose text NOT NULL,
+    bytes bigint NOT NULL,
+    created_at bigint NOT NULL,
+    expires_at bigint,
+    digest text,
+    deleted boolean NOT NULL DEFAULT false,
+    doc text NOT NULL
+);
+CREATE INDEX kvtide_files_of_tenant ON kvtide_files (tenant, seq) WHERE NOT deleted;
+CREATE INDEX kvtide_files_deleted ON kvtide_files (seq) WHERE deleted;
+CREATE INDEX kvtide_files_expiring ON kvtide_files (expires_at) WHERE NOT deleted;
+CREATE VIEW kvtide_files_there AS SELECT * FROM kvtide_files WHERE NOT deleted;
+CREATE TABLE kvtide_batches (
+    seq bigserial PRIMARY KEY,
+    id text NOT NULL UNIQUE,
+    tenant text NOT NULL,
+    created_at bigint NOT NULL,
+    input_file_id text NOT NULL,
+    digest text NOT NULL,
+    live boolean NOT NULL DEFAULT true,
+    validated boolean NOT NULL DEFAULT false,
+    has_parts boolean NOT NULL DEFAULT false,
+    lease_epoch bigint NOT NULL DEFAULT 0,
+    lease_server text,
+    lease_until bigint NOT NULL DEFAULT 0,
+    doc text NOT NULL
+);
+CREATE INDEX kvtide_batches_of_tenant ON kvtide_batches (tenant, seq);
+CREATE INDEX kvtide_batches_live ON kvtide_batches (seq) WHERE live;
+CREATE INDEX kvtide_batches_with_parts ON kvtide_batches (seq) WHERE has_parts;
+CREATE TABLE kvtide_parts (
+    seq bigserial PRIMARY KEY,
+    batch text NOT NULL,
+    stream text NOT NULL,
+    key text NOT NULL,
+    start bigint NOT NULL,
+    bytes bigint NOT NULL,
+    lines bytea NOT NULL,
+    UNIQUE (key, start)
+);
+CREATE INDEX kvtide_parts_of_batch ON kvtide_parts (batch, seq);
+CREATE TABLE kvtide_users (
+    name text NOT NULL PRIMARY KEY,
+    doc text NOT NULL
+);
+";
+
+/// Makes the tables, unless they are there. Of several servers that start together, one does it.
+pub(super) async fn prepare(transaction: &Transaction<'_>) -> Result<(), Failure> {
+    const WHAT: &str = "preparing the database";
+    transaction
+        .batch_execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended('kvtide schema', 0));
+             CREATE TABLE IF NOT EXISTS kvtide_batch_schema (version bigint NOT NULL);",
+        )
+        .await
+        .map_err(Failure::when(WHAT))?;
+    let found = transaction
+        .query_opt("SELECT version FROM kvtide_batch_schema", &[])
+        .await
+        .map_err(Failure::when(WHAT))?;
+    let Some(row) = found else {
+        transaction
+            .batch_execute(&format!(
+                "{SCHEMA} INSERT INTO kvtide_batch_schema VALUES ({VERSION});"
+            ))
+            .await
+            .map_err(Failure::when(WHAT))?;
+        return Ok(());
+    };
+    let version: i64 = row.try_get(0).map_err(Failure::when(WHAT))?;
+    if version == VERSION {
+        return Ok(());
+    }
+    let message = format!(
+        "the tables have version {version} and this program knows {VERSION}: run the program that \
+         wrote them"
+    );
+    Err(Failure::internal(WHAT, message))
+}

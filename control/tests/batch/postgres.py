@@ -1,0 +1,97 @@
+"""A PostgreSQL of the tests' own: Debian's package, found or unpacked into the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rig import PATIENCE_S, die_with_parent, end, free_port, wait_until
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python" / "env"))
+
+from provision import cache_root, exclusive
+
+PACKAGES = ["postgresql-15", "postgresql-client-15", "libpq5", "libllvm14"]
+
+
+def binaries() -> Path:
+    """The folder of `initdb` and `postgres`."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if installed:
+        return installed[-1].parent
+    unpacked = cache_root() / "postgresql"
+    with exclusive(unpacked.with_suffix(".lock")):
+        if not list(unpacked.glob("usr/lib/postgresql/*/bin/postgres")):
+            shutil.rmtree(unpacked, ignore_errors=True)
+            unpacked.mkdir(parents=True)
+            for package in PACKAGES:
+                subprocess.run(["apt-get", "download", package], cwd=unpacked, check=True)
+            for archive in unpacked.glob("*.deb"):
+                subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True)
+    return next(unpacked.glob("usr/lib/postgresql/*/bin"))
+
+
+def owner() -> dict[str, object]:
+    """PostgreSQL refuses to run as root; then somebody else has to own it."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+@contextlib.contextmanager
+def postgres(directory: Path) -> Iterator[str]:
+    """A running database; gives its URL."""
+    programs = binaries()
+    libraries = programs.parents[3] / "lib" / os.uname().machine
+    environment = {**os.environ, "LC_ALL": "C", "LD_LIBRARY_PATH": f"{libraries}-linux-gnu"}
+    data = directory / "postgres"
+    data.mkdir()
+    who = owner()
+    if who:
+        # The test's own directories are closed to others.
+        for parent in [data, *data.parents]:
+            if parent.owner() == "root" and parent.stat().st_mode & 0o001 == 0:
+                parent.chmod(parent.stat().st_mode | 0o011)
+        shutil.chown(data, "nobody")
+    options = ["--auth", "trust", "--username", "kvtide", "--encoding", "UTF8", "--no-sync"]
+    subprocess.run(
+        [programs / "initdb", "-D", data, *options],
+        check=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+        **who,  # type: ignore[call-overload]
+    )
+    port = free_port()
+    settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}"]
+    with (directory / "postgres.log").open("wb") as log:
+        process = subprocess.Popen(
+            [programs / "postgres", "-D", data, "-p", str(port), *settings],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            preexec_fn=die_with_parent,
+            **who,  # type: ignore[call-overload]
+        )
+    ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"]
+    try:
+        wait_until(
+            "PostgreSQL",
+            lambda: subprocess.run(ready, check=False, env=environment).returncode == 0,
+        )
+        yield f"postgresql://kvtide@127.0.0.1:{port}/postgres"
+    finally:
+        # Killed outright, it would leave its shared memory behind.
+        process.send_signal(signal.SIGQUIT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE_S)
+        end(process)

@@ -1,0 +1,271 @@
+"""How batches are worked on: faults of the upstream, retries, expiry, limits, order, shutdown."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sqlite3
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from rig import (
+    Mock,
+    Server,
+    all_ids,
+    ended,
+    free_port,
+    jsonl,
+    line,
+    mock_upstream,
+    results,
+    server,
+    submit,
+    upload,
+    wait_until,
+)
+
+
+def test_what_another_attempt_mends_is_mended(client: OpenAI, upstream: Mock) -> None:
+    commands = [
+        "[status 500 2]",
+        "[status 503 3]",
+        "[status 408 1]",
+        "[retry 429 2 0.05]",
+        "[retry 503 1 0.05]",
+        "[reset 2]",
+        "[html 502 2]",
+        "[broken 1]",
+        "[slow 200]",
+    ]
+    batch = ended(client, submit(client, [line(c, f"{c} mended") for c in commands]))
+    assert batch.status == "completed"
+    assert batch.error_file_id is None
+    assert all_ids(client, batch) == sorted(commands)
+    attempts = Counter(content.removesuffix(" mended") for content in upstream.contents())
+    assert attempts["[status 500 2]"] == 3
+    assert attempts["[reset 2]"] == 3
+    assert attempts["[slow 200]"] == 1
+
+
+def test_what_no_attempt_mends_is_told_with_what_was_last_heard(
+    client: OpenAI, upstream: Mock
+) -> None:
+    commands = ["[status 500 -1]", "[reset -1]", "[html 500 -1]", "[broken -1]", "[status 422 -1]"]
+    batch = ended(client, submit(client, [line(c, f"{c} hopeless") for c in commands]))
+    assert batch.status == "completed"
+    assert batch.output_file_id is None
+    lines = {item["custom_id"]: item for item in results(client, batch.error_file_id)}
+    assert lines["[status 500 -1]"]["response"]["status_code"] == 500
+    assert lines["[html 500 -1]"]["response"]["body"]["error"]["message"].startswith("<html>")
+    assert lines["[reset -1]"]["error"]["code"] == "upstream_connection_error"
+    assert lines["[broken -1]"]["error"]["code"] == "invalid_response"
+    assert lines["[broken -1]"]["response"] is None
+    attempts = Counter(content.removesuffix(" hopeless") for content in upstream.contents())
+    assert attempts["[status 500 -1]"] == 5
+    assert attempts["[status 422 -1]"] == 1
+
+
+def test_retry_after_is_obeyed(data: Path) -> None:
+    with mock_upstream() as mock, server(data, mock.url) as running:
+        client = running.client()
+        began = time.monotonic()
+        batch = ended(client, submit(client, [line("a", "[retry 429 1 2]")]))
+        assert time.monotonic() - began >= 2
+        assert batch.status == "completed"
+
+
+def test_long_answers_are_passed_through_and_too_long_ones_are_refused(client: OpenAI) -> None:
+    lines = [
+        line("large", "[huge 5000000]"),
+        line("small", "hi"),
+        line("too large", "[huge 34000000]"),
+    ]
+    batch = ended(client, submit(client, lines))
+    lengths = {
+        item["custom_id"]: len(item["response"]["body"].get("text", ""))
+        for item in results(client, batch.output_file_id)
+    }
+    assert lengths == {"large": 5_000_000, "small": 0}
+    (refused,) = results(client, batch.error_file_id)
+    assert refused["error"]["code"] == "response_too_large"
+
+
+def test_an_attempt_that_takes_too_long_is_given_up(data: Path) -> None:
+    options = ["--request-timeout-s", "1", "--attempts", "2"]
+    with mock_upstream() as mock, server(data, mock.url, *options) as running:
+        client = running.client()
+        batch = ended(client, submit(client, [line("slow", "[slow 60000]"), line("ok")]))
+        (item,) = results(client, batch.error_file_id)
+        assert item["error"]["code"] == "request_timeout"
+        assert mock.contents().count("[slow 60000]") == 2
+
+
+def test_a_batch_waits_for_an_upstream_that_is_not_there(data: Path) -> None:
+    port = free_port()
+    with server(data, f"http://127.0.0.1:{port}") as running:
+        client = running.client()
+        batch = submit(client, [line(str(n)) for n in range(50)])
+        name = "kvtide_batch_retries_total"
+        wait_until("many failed attempts", lambda: running.metric(name) >= 12)
+        assert client.batches.retrieve(batch.id).status == "in_progress"
+        assert httpx.get(f"{running.url}/v1/models").status_code == 502
+        with mock_upstream(listen=f"127.0.0.1:{port}"):
+            batch = ended(client, batch)
+        assert batch.status == "completed"
+        assert batch.request_counts is not None
+        assert batch.request_counts.completed == 50
+
+
+def test_the_upstream_is_sent_the_client_s_bytes_a_key_and_the_owner(
+    data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("secret\n")
+    options = ["--upstream-key-file", str(tmp_path / "key")]
+    with (
+        mock_upstream("--key", "secret") as mock,
+        server(data, f"{mock.url}/v1/", *options) as running,
+    ):
+        client = running.client()
+        batch = ended(client, submit(client, [line("a")]))
+        assert batch.output_file_id is not None
+        (request,) = mock.seen()["requests"]
+        (result,) = results(client, batch.output_file_id)
+        assert request["user"] == "default"
+        assert request["id"] == result["id"]
+
+
+def test_a_priority_is_put_into_every_request(data: Path) -> None:
+    with mock_upstream() as mock, server(data, mock.url, "--priority", "7") as running:
+        client = running.client()
+        ended(client, submit(client, [line("a")]))
+        assert [request["priority"] for request in mock.seen()["requests"]] == [7]
+
+
+def test_requests_with_a_common_prefix_are_sent_together(data: Path) -> None:
+    options = ["--requests-per-job", "1"]
+    systems = ["one " * 300, "two " * 300, "six " * 300]
+    with mock_upstream() as mock, server(data, mock.url, *options) as running:
+        client = running.client()
+        lines = []
+        for n in range(30):
+            request = line(str(n), str(n))
+            system = {"role": "system", "content": systems[n % 3]}
+            request["body"]["messages"].insert(0, system)
+            lines.append(request)
+        ended(client, submit(client, lines))
+        order = [int(content) % 3 for content in mock.contents()]
+        changes = sum(a != b for a, b in itertools.pairwise(order))
+        assert changes == 2, order
+
+
+def test_several_models_may_be_mixed_if_the_operator_says_so(data: Path) -> None:
+    with mock_upstream() as mock, server(data, mock.url, "--mixed-models") as running:
+        client = running.client()
+        lines = [line(str(n), model=["m", "n"][n % 2]) for n in range(10)]
+        batch = ended(client, submit(client, lines))
+        assert batch.status == "completed"
+        assert batch.model is None
+        assert Counter(r["model"] for r in mock.seen()["requests"]) == {"m": 5, "n": 5}
+
+
+def test_no_more_requests_are_in_flight_than_allowed(data: Path) -> None:
+    options = ["--requests-per-model", "3", "--requests-at-first", "100"]
+    with mock_upstream("--service-ms", "5") as mock, server(data, mock.url, *options) as running:
+        client = running.client()
+        batches = [submit(client, [line(str(n)) for n in range(60)]) for _ in range(3)]
+        for batch in batches:
+            assert ended(client, batch).status == "completed"
+        assert mock.seen()["most_at_once"] == 3
+
+
+def test_an_upstream_that_is_full_is_not_flooded(data: Path) -> None:
+    """429 without Retry-After: fewer at once, until they fit."""
+    with (
+        mock_upstream("--capacity", "2", "--queue", "2", "--service-ms", "5") as mock,
+        server(data, mock.url, "--requests-at-first", "64") as running,
+    ):
+        client = running.client()
+        batch = ended(client, submit(client, [line(str(n)) for n in range(300)]))
+        assert batch.request_counts is not None
+        assert batch.request_counts.completed == 300
+        assert running.metric("kvtide_batch_concurrency_limit") < 16
+
+
+def test_what_is_left_when_the_window_ends_is_told(data: Path, tmp_path: Path) -> None:
+    """The window is an hour at the least, so the clock is moved in the database's stead."""
+    options = ["--lease-ms", "500"]
+    with mock_upstream() as mock, server(data, mock.url, *options) as running:
+        client = running.client()
+        lines = [line("done")] + [line(f"slow-{n}", "[slow 60000]") for n in range(5)]
+        batch = submit(client, lines)
+        wait_until("a result", lambda: client.batches.retrieve(batch.id).request_counts.completed)
+        running.kill()
+        with sqlite3.connect(data / "batch.sqlite") as db:
+            (text,) = db.execute("SELECT doc FROM batches").fetchone()
+            document = json.loads(text)
+            document["expires_at"] = int(time.time()) + 1
+            db.execute("UPDATE batches SET doc = ?", (json.dumps(document),))
+        db.close()
+        running.start()
+        batch = ended(client, batch)
+        assert batch.status == "expired"
+        assert batch.expired_at is not None
+        assert [item["custom_id"] for item in results(client, batch.output_file_id)] == ["done"]
+        left = results(client, batch.error_file_id)
+        assert {item["error"]["code"] for item in left} == {"batch_expired"}
+        assert len(left) == 5
+
+
+def test_expired_files_disappear(data: Path) -> None:
+    with mock_upstream() as mock, server(data, mock.url) as running:
+        client = running.client()
+        file = upload(client, jsonl([line("a")]))
+        running.kill()
+        with sqlite3.connect(data / "batch.sqlite") as db:
+            db.execute("UPDATE files SET expires_at = 1")
+        db.close()
+        running.start()
+        with pytest.raises(openai.NotFoundError):
+            client.files.retrieve(file)
+        assert list(client.files.list()) == []
+        wait_until("its bytes to be gone", lambda: not list((data / "files").iterdir()))
+
+
+def test_a_deleted_input_file_is_kept_until_its_batch_has_ended(data: Path) -> None:
+    with mock_upstream() as mock, server(data, mock.url) as running:
+        client = running.client()
+        batch = submit(client, [line(str(n), "[slow 500]") for n in range(5)])
+        client.files.delete(batch.input_file_id)
+        running.kill()
+        running.start()
+        batch = ended(client, batch)
+        assert batch.status == "completed"
+        assert batch.request_counts is not None
+        assert batch.request_counts.completed == 5
+
+
+def test_sigterm_lets_requests_end_and_the_rest_is_done_after_the_restart(data: Path) -> None:
+    with mock_upstream("--service-ms", "20") as mock, server(data, mock.url) as running:
+        client = running.client()
+        batch = submit(client, [line(str(n)) for n in range(500)])
+        wait_until("a result", lambda: client.batches.retrieve(batch.id).request_counts.completed)
+        assert running.stop() == 0
+        asked = len(mock.seen()["requests"])
+        assert asked < 500
+        running.start()
+        batch = ended(client, batch)
+        assert all_ids(client, batch) == sorted(str(n) for n in range(500))
+        assert len(mock.seen()["requests"]) == 500, "nothing was asked for twice"
+
+
+def test_a_second_server_in_the_same_directory_is_refused(shared: Server) -> None:
+    second = Server(shared.data, ["--upstream", "http://127.0.0.1:1"])
+    second.start(wait=False)
+    assert second.process is not None
+    assert second.process.wait(30) == 1
+    assert "another server works in" in second.log.read_text()

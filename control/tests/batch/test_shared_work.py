@@ -1,0 +1,218 @@
+"""Two servers on one PostgreSQL, with moto's server in the place of S3."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import httpx
+import pytest
+from openai import OpenAI
+from postgres import postgres
+from rig import (
+    Mock,
+    Server,
+    all_ids,
+    die_with_parent,
+    end,
+    ended,
+    free_port,
+    line,
+    mock_upstream,
+    results,
+    submit,
+    wait_until,
+)
+
+KILLS = int(os.environ.get("KVTIDE_BATCH_KILLS", "20")) // 4
+BUCKET = "batches"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment that leads to an empty bucket."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with (tmp_path_factory.mktemp("s3") / "moto.log").open("wb") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,
+        )
+    environment = {
+        "AWS_ENDPOINT": url,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/moto-api/").status_code < 500
+        return False
+
+    try:
+        wait_until("moto", answers)
+        bucket(environment).create()
+        yield environment
+    finally:
+        end(process)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+def bucket(environment: dict[str, str]) -> object:
+    return boto3.resource(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT"],
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    ).Bucket(BUCKET)
+
+
+@dataclass
+class Pair:
+    """Two servers that share everything."""
+
+    first: Server
+    second: Server
+    mock: Mock
+
+
+@pytest.fixture
+def pair(tmp_path: Path, database: str, s3: dict[str, str]) -> Iterator[Pair]:
+    with mock_upstream("--service-ms", "20") as mock:
+        options = ["--upstream", mock.url, "--database", database]
+        options += ["--blobs", f"s3://{BUCKET}/kvtide", "--lease-ms", "1500"]
+        options += ["--requests-per-model", "8"]
+        servers = [Server(tmp_path / name, options, s3) for name in ("first", "second")]
+        try:
+            yield Pair(servers[0].start(), servers[1].start(), mock)
+        finally:
+            for server in servers:
+                if server.process:
+                    end(server.process)
+
+
+def check(client: OpenAI, batch_id: str, ids: list[str]) -> None:
+    batch = ended(client, client.batches.retrieve(batch_id), patience_s=180)
+    assert batch.status == "completed"
+    found = all_ids(client, batch)
+    assert len(found) == len(set(found)), "a result was written twice"
+    assert found == sorted(ids), "a result was lost"
+
+
+def test_what_one_server_is_told_the_other_knows(pair: Pair) -> None:
+    one, other = pair.first.client(), pair.second.client()
+    batch = submit(one, [line("a"), line("b", "[status 400 -1]")])
+    batch = ended(other, batch)
+    assert batch.status == "completed"
+    (result,) = results(other, batch.output_file_id)
+    assert result["custom_id"] == "a"
+    assert [b.id for b in other.batches.list(limit=1)][:1] == [batch.id]
+    files = [file.id for file in one.files.list(limit=2)]
+    assert batch.output_file_id in files
+    assert one.files.delete(batch.input_file_id).deleted
+    with pytest.raises(Exception, match="No such File"):
+        other.files.retrieve(batch.input_file_id)
+
+
+def test_a_retried_create_is_one_batch_whichever_servers_it_reaches(pair: Pair) -> None:
+    one, other = pair.first.client(), pair.second.client()
+    batch = submit(one, [line("a")])
+    order = {
+        "input_file_id": batch.input_file_id,
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+    again = other.batches.create(**order, extra_headers={"x-stainless-retry-count": "1"})
+    assert again.id == batch.id
+
+
+def test_work_is_shared_out(pair: Pair) -> None:
+    client = pair.first.client()
+    ids = [str(n) for n in range(60)]
+    batches = [submit(client, [line(name) for name in ids]) for _ in range(10)]
+    for batch in batches:
+        check(client, batch.id, ids)
+    for server in (pair.first, pair.second):
+        assert server.metric("kvtide_batch_results_total") > 0
+
+
+def test_a_cancellation_reaches_the_server_that_has_the_batch(pair: Pair) -> None:
+    lines = [line(str(n), "[slow 60000]") for n in range(20)]
+    for server in (pair.first, pair.second):
+        client = server.client()
+        batch = submit(client, lines)
+        wait_until("a start", lambda: client.batches.retrieve(batch.id).status == "in_progress")  # noqa: B023
+        # One of the two is not the one that works on it.
+        assert client.batches.cancel(batch.id).status == "cancelling"
+    pair.first.process.terminate()  # type: ignore[union-attr]
+    pair.second.process.terminate()  # type: ignore[union-attr]
+
+
+def test_no_result_is_lost_or_written_twice_when_either_server_is_killed(pair: Pair) -> None:
+    chance = random.Random(23)
+    client = pair.first.client()
+    ids = [f"request-{n}" for n in range(400)]
+    batch = submit(client, [line(name) for name in ids])
+    for _ in range(max(KILLS, 3)):
+        victim = chance.choice([pair.first, pair.second])
+        time.sleep(chance.uniform(0.1, 1.2))
+        victim.kill()
+        victim.start()
+    check(client, batch.id, ids)
+
+
+def test_a_server_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(
+    pair: Pair, s3: dict[str, str]
+) -> None:
+    """The other server takes over; what the sleeper had in hand is not written."""
+    client = pair.second.client()
+    ids = [f"request-{n}" for n in range(1500)]
+    name = "kvtide_batch_results_total"
+    # Whom it is submitted to hears of it first, and takes it.
+    batch = submit(pair.first.client(), [line(custom_id) for custom_id in ids])
+    wait_until("some results", lambda: pair.first.metric(name))
+    assert pair.first.process is not None
+    pair.first.process.send_signal(signal.SIGSTOP)
+    check(client, batch.id, ids)
+    objects = {item.key for item in bucket(s3).objects.all() if "/parts/" not in item.key}  # type: ignore[attr-defined]
+    pair.first.process.send_signal(signal.SIGCONT)
+    awake = wait_until("the sleeper to wake", lambda: pair.first.metric(name))
+    wait_until("it to notice", lambda: "taken the batch over" in pair.first.log.read_text())
+    time.sleep(1)
+    assert pair.first.metric(name) == awake, "it has recorded results of a batch that it lost"
+    after = {item.key for item in bucket(s3).objects.all() if "/parts/" not in item.key}  # type: ignore[attr-defined]
+    assert after == objects
+    check(client, batch.id, ids)
+
+
+def test_parts_and_deleted_files_are_removed_from_the_object_store(
+    pair: Pair, s3: dict[str, str]
+) -> None:
+    client = pair.first.client()
+    batch = ended(client, submit(client, [line("a")]))
+    assert batch.output_file_id is not None
+    for file in client.files.list():
+        client.files.delete(file.id)
+    # A sweep comes with the start.
+    pair.first.kill()
+    pair.first.start()
+    wait_until("an empty bucket", lambda: not list(bucket(s3).objects.all()))  # type: ignore[attr-defined]
