@@ -17,3 +17,4 @@ pub mod core;
 pub mod crds;
 pub mod reconcile;
 pub mod telemetry;
+pub mod webhook;
