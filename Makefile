@@ -68,7 +68,7 @@ test-rust: ## Rust: unit, behaviour and property tests
 
 .PHONY: test-kube
 test-kube: ## The controllers against a real API server, which is built once and cached
-	KVTIDE_REQUIRE_KUBE=1 KVTIDE_KUBE_BIN=$$(control/tests/kube/provision.sh) \
+	bin=$$(control/tests/kube/provision.sh) && KVTIDE_REQUIRE_KUBE=1 KVTIDE_KUBE_BIN=$$bin \
 		cargo test --locked -p kvtide-control --test kube
 
 .PHONY: test-loom
@@ -149,6 +149,11 @@ bench: build ## Measure, and write the results into docs/benchmarks.md
 bench-batch: ## Measure the batch API alone, and write the results into docs/benchmarks.md
 	cargo build --locked --release -p kvtide-control --bins --examples
 	PYTHONPATH=$(CURDIR) $(call venv,batch)/bin/python -m bench.batch
+
+.PHONY: bench-kube
+bench-kube: ## A thousand pods on a real API server: times, requests, memory
+	bin=$$(control/tests/kube/provision.sh) && KVTIDE_REQUIRE_KUBE=1 KVTIDE_KUBE_BIN=$$bin \
+		cargo bench --locked -p kvtide-control --bench stormservice
 
 .PHONY: clean
 clean: ## Remove what was built here (not the cache)

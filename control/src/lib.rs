@@ -20,3 +20,4 @@ pub mod crds;
 pub mod keys;
 pub mod reconcile;
 pub mod telemetry;
+pub mod webhook;

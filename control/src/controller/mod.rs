@@ -21,6 +21,7 @@ use tokio::sync::watch;
 pub use args::Args;
 
 use crate::telemetry;
+use crate::webhook::{self, Source};
 use lease::{Lease, LeaseSettings};
 
 /// How long running reconciles may take to end at shutdown.
@@ -66,13 +67,18 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         metrics,
         stopped.clone(),
     ));
+    let webhook = webhook(args.clone(), client.clone());
     let work = lead(args, client, health, stopped);
-    tokio::pin!(work);
+    tokio::pin!(work, webhook);
     let outcome = tokio::select! {
         outcome = &mut work => outcome,
         served = &mut server => {
             served.context("the HTTP server")??;
             bail!("the HTTP server ended");
+        }
+        served = &mut webhook => {
+            served?;
+            bail!("the webhook ended");
         }
         signal = stop_signal() => {
             tracing::info!(signal = signal?, "stopping");
@@ -84,6 +90,21 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     };
     stop.send_replace(true);
     outcome
+}
+
+/// Serves the webhook for as long as it is polled, on every replica; never returns without one.
+async fn webhook(args: Args, client: Client) -> anyhow::Result<()> {
+    let Some(address) = args.webhook_listen else {
+        return std::future::pending().await;
+    };
+    let source = match args.webhook_cert_dir {
+        Some(directory) => Source::Mounted(directory),
+        None => {
+            let (namespace, configuration) = (&args.lease_namespace, &args.webhook_configuration);
+            webhook::install(&client, namespace, &args.webhook_names, configuration).await?
+        }
+    };
+    webhook::serve(address, source).await
 }
 
 async fn stop_signal() -> std::io::Result<&'static str> {

@@ -234,10 +234,13 @@ async fn gang(set: &PodSet, context: &Context) -> Result<Ganging, Error> {
         .is_installed(&context.client, scheduler)
         .await?
     {
-        Ok(Ganging::Of(scheduler))
-    } else {
-        Ok(Ganging::Unavailable(scheduler))
+        return Ok(Ganging::Of(scheduler));
     }
+    let (reason, note) = (conditions::POD_GROUP_UNAVAILABLE, unavailable(scheduler));
+    context
+        .tell::<PodSet>(&set.metadata, EventType::Warning, reason, note)
+        .await;
+    Ok(Ganging::Unavailable(scheduler))
 }
 
 async fn apply(

@@ -447,10 +447,16 @@ async fn gang(set: &RoleSet, context: &Context) -> Result<Ganging, Error> {
         .is_installed(&context.client, scheduler)
         .await?
     {
-        Ok(Ganging::Of(scheduler))
-    } else {
-        Ok(Ganging::Unavailable(scheduler))
+        return Ok(Ganging::Of(scheduler));
     }
+    let (reason, note) = (
+        conditions::POD_GROUP_UNAVAILABLE,
+        podset::unavailable(scheduler),
+    );
+    context
+        .tell::<RoleSet>(&set.metadata, EventType::Warning, reason, note)
+        .await;
+    Ok(Ganging::Unavailable(scheduler))
 }
 
 /// The roles as the pure planner takes them. Marks which replicas are up to date.

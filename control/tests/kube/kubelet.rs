@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `never-ready` | runs, never ready |
 //! | `crash` | CrashLoopBackOff |
+//! | `on-lost-node` | runs on [`LOST_NODE`], which never confirms a deletion |
 //! | anything else | runs and becomes ready |
 
 use std::time::Duration;
@@ -19,7 +20,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 /// The node that pods are bound to.
-pub(crate) const NODE: &str = "node-a";
+const NODE: &str = "node-a";
+/// The node of pods with the image `on-lost-node`.
+pub(crate) const LOST_NODE: &str = "lost-node";
 
 /// How a fake kubelet behaves.
 #[derive(Clone, Debug, Default)]
@@ -79,17 +82,26 @@ async fn step(client: &Client, pod: &Pod) -> kube::Result<()> {
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
     if pod.metadata.deletion_timestamp.is_some() {
         // A lost node confirms nothing.
-        if node != Some("node-lost") {
+        if node != Some(LOST_NODE) {
             api.delete(&name, &DeleteParams::default().grace_period(0))
                 .await?;
         }
         return Ok(());
     }
+    let image = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.containers[0].image.clone());
     if node.is_none() {
+        let node = if image.as_deref() == Some("on-lost-node") {
+            LOST_NODE
+        } else {
+            NODE
+        };
         let request = Request::new(format!("/api/v1/namespaces/{namespace}/pods"));
         let body = json!({
             "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
-            "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
         });
         let body = serde_json::to_vec(&body).unwrap();
         let bind = request.create_subresource("binding", &name, &Default::default(), body);
@@ -103,10 +115,6 @@ async fn step(client: &Client, pod: &Pod) -> kube::Result<()> {
     if phase != Some("Pending") {
         return Ok(());
     }
-    let image = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.containers[0].image.clone());
     let status = match image.as_deref() {
         Some("never-ready") => status(false, &json!({"running": {}}), 0),
         Some("crash") => status(

@@ -9,7 +9,10 @@ mod cluster;
 mod kubelet;
 mod world;
 
+mod admission;
+mod adoption;
 mod faults;
+mod gangs;
 mod life;
 mod recovery;
 mod rules;

@@ -1,11 +1,13 @@
 //! Pods that fail, vanish or lose their node, and what becomes of their groups.
 
+use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kvtide_control::api::PodSetPhase;
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
-use crate::kubelet::{set_status, status};
+use crate::kubelet::{LOST_NODE, set_status, status};
 use crate::world::{World, role, role_with, service, uids};
 
 fn group(policy: &str) -> Value {
@@ -123,4 +125,74 @@ async fn recovery_is_given_up_when_it_does_not_help() {
         ))
         .await;
     world.until_ready("llm").await;
+}
+
+fn node(ready: bool, out_of_service: bool) -> Value {
+    let taint = json!({"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"});
+    let taints = if out_of_service {
+        vec![taint]
+    } else {
+        Vec::new()
+    };
+    let ready = if ready { "True" } else { "False" };
+    json!({"spec": {"taints": taints}, "status": {"conditions": [{
+        "type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }]}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_of_a_lost_node_are_forced_only_when_it_is_out_of_service() {
+    let world = World::new(cluster_or_skip!(), "node").await;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let metadata = ObjectMeta {
+        name: Some(LOST_NODE.into()),
+        ..ObjectMeta::default()
+    };
+    let object = Node {
+        metadata,
+        ..Node::default()
+    };
+    nodes.create(&PostParams::default(), &object).await.unwrap();
+    let set = async |ready: bool, out_of_service: bool| {
+        let (patch, params) = (node(ready, out_of_service), PatchParams::default());
+        nodes
+            .patch(LOST_NODE, &params, &Patch::Merge(&patch))
+            .await
+            .unwrap();
+        nodes
+            .patch_status(LOST_NODE, &params, &Patch::Merge(&patch))
+            .await
+            .unwrap();
+    };
+    set(true, false).await;
+    let _controller = world.controller();
+    let fields = json!({"podGroupSize": 3, "recoveryPolicy": "ReplaceUnhealthy"});
+    world
+        .apply(service(
+            "llm",
+            1,
+            json!([role_with("p", 1, "on-lost-node", fields)]),
+        ))
+        .await;
+    world.until_ready("llm").await;
+    let before = world.pods_of("p").await;
+    set(false, false).await;
+    world
+        .until("they are asked to go", || async {
+            world.pods_of("p").await.is_empty().then_some(())
+        })
+        .await;
+    world.until_quiet().await;
+    let stuck = uids(&world.all(&world.pods()).await);
+    assert_eq!(
+        stuck,
+        uids(&before),
+        "nobody confirmed their end, so they are not replaced"
+    );
+    set(true, true).await;
+    until_recovered(&world, &stuck, 0).await;
+    nodes
+        .delete(LOST_NODE, &DeleteParams::default())
+        .await
+        .unwrap();
 }

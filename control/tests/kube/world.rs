@@ -315,13 +315,17 @@ impl Controller {
 
     /// Asks it to stop, and waits for it.
     pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
+        let pid = self.pid().to_string();
         let mut child = self.child.take().unwrap();
-        let pid = child.id().to_string();
         std::process::Command::new("kill")
             .args(["-TERM", &pid])
             .status()
             .unwrap();
         child.wait().unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
     }
 
     pub(crate) fn log(&self) -> String {
@@ -387,4 +391,27 @@ pub(crate) fn role_with(name: &str, replicas: i32, image: &str, fields: Value) -
         role[key] = value.clone();
     }
     role
+}
+
+/// A kind PodGroup that takes anything.
+pub(crate) fn pod_group_crd(group: &str, version: &str) -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": format!("podgroups.{group}"),
+            "annotations": {"api-approved.kubernetes.io": "unapproved, for tests"},
+        },
+        "spec": {
+            "group": group,
+            "names": {"kind": "PodGroup", "plural": "podgroups", "singular": "podgroup"},
+            "scope": "Namespaced",
+            "versions": [{
+                "name": version, "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {
+                    "type": "object", "x-kubernetes-preserve-unknown-fields": true,
+                }},
+            }],
+        },
+    })
 }

@@ -1,0 +1,167 @@
+//! PodGroups of the three schedulers, with and without their kinds installed. The kinds here take
+//! anything; the schedulers themselves do not run.
+
+use kube::ResourceExt;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::core::GroupVersionKind;
+use serde_json::{Value, json};
+
+use crate::cluster_or_skip;
+use crate::world::{World, condition, pod_group_crd, role, role_with, service};
+
+const KINDS: [(&str, &str); 3] = [
+    ("scheduling.godel.kubewharf.io", "v1alpha1"),
+    ("scheduling.x-k8s.io", "v1alpha1"),
+    ("scheduling.volcano.sh", "v1beta1"),
+];
+
+fn ganged(name: &str, strategy: &Value) -> Value {
+    let roles = json!([
+        role("router", 1, "i"),
+        role_with("p", 2, "i", json!({"podGroupSize": 2}))
+    ]);
+    let mut service = service(name, 1, roles);
+    service["spec"]["template"]["spec"]["schedulingStrategy"] = strategy.clone();
+    service
+}
+
+async fn groups(world: &World, (group, version): (&str, &str)) -> Vec<DynamicObject> {
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, "PodGroup"));
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(world.client.clone(), &world.namespace, &kind);
+    world.all(&api).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_are_ganged_where_the_scheduler_is_installed_and_run_without_where_not() {
+    let world = World::alone(cluster_or_skip!(), "gangs").await;
+    let mut controller = world.controller();
+    world
+        .apply(ganged("none", &json!({"godelSchedulingStrategy": {}})))
+        .await;
+    world.until_ready("none").await;
+    let set = world.all(&world.role_sets()).await.pop().unwrap();
+    let conditions = set.status.unwrap().conditions;
+    assert_eq!(condition(&conditions, "PodGroupUnavailable"), Some(true));
+    for pod in world.all(&world.pods()).await {
+        assert!(
+            !pod.labels()
+                .contains_key("godel.bytedance.com/pod-group-name")
+        );
+        assert_eq!(
+            pod.spec.unwrap().scheduler_name.as_deref(),
+            Some("default-scheduler")
+        );
+    }
+    let events = world.kubectl(&["get", "events", "-o", "jsonpath={.items[*].reason}"]);
+    assert!(events.contains("PodGroupUnavailable"), "{events}");
+    world.kubectl(&["delete", "stormservice", "none", "--timeout=80s"]);
+    controller.kill();
+
+    for (group, version) in KINDS {
+        let file = world.cluster.home().join(format!("{group}.json"));
+        std::fs::write(&file, pod_group_crd(group, version).to_string()).unwrap();
+        world.kubectl(&["apply", "-f", file.to_str().unwrap()]);
+        let crd = format!("crd/podgroups.{group}");
+        world.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]);
+    }
+    let _controller = world.controller_with(&[
+        "--leader-elect=false",
+        "--coscheduling-scheduler-name=gang-scheduler",
+    ]);
+    whole_role_set(&world).await;
+    each_pod_set(&world).await;
+}
+
+/// One PodGroup for the RoleSet, by each scheduler in turn.
+async fn whole_role_set(world: &World) {
+    let table = [
+        ("godelSchedulingStrategy", KINDS[0], "godel-scheduler"),
+        ("coschedulingSchedulingStrategy", KINDS[1], "gang-scheduler"),
+        ("volcanoSchedulingStrategy", KINDS[2], "volcano"),
+    ];
+    for (strategy, kind, scheduler) in table {
+        world.apply(ganged("llm", &json!({strategy: {}}))).await;
+        world.until_ready("llm").await;
+        let set = world
+            .all(&world.role_sets())
+            .await
+            .pop()
+            .unwrap()
+            .name_any();
+        let found = groups(world, kind).await;
+        assert_eq!(found.len(), 1, "{strategy}");
+        assert_eq!(found[0].name_any(), set);
+        assert_eq!(
+            found[0].data["spec"]["minMember"], 5,
+            "one router and two groups of two"
+        );
+        let pods = world.all(&world.pods()).await;
+        assert_eq!(pods.len(), 5);
+        for pod in pods {
+            let key = match strategy {
+                "godelSchedulingStrategy" => pod.labels().get("godel.bytedance.com/pod-group-name"),
+                "coschedulingSchedulingStrategy" => {
+                    pod.labels().get("scheduling.x-k8s.io/pod-group")
+                }
+                _ => pod.annotations().get("scheduling.k8s.io/group-name"),
+            };
+            assert_eq!(key, Some(&set), "{strategy}");
+            let task = pod.annotations().get("volcano.sh/task-spec");
+            let role = pod.labels().get("role-name");
+            assert!(
+                strategy != "volcanoSchedulingStrategy" || task == role,
+                "{task:?}"
+            );
+            assert_eq!(pod.spec.unwrap().scheduler_name.as_deref(), Some(scheduler));
+        }
+        // Scaling a role changes what must fit at once; no pod is touched for it.
+        let mut scaled = ganged("llm", &json!({strategy: {}}));
+        scaled["spec"]["template"]["spec"]["roles"][0]["replicas"] = json!(3);
+        world.apply(scaled).await;
+        world
+            .until("the PodGroup follows", || async {
+                (groups(world, kind).await[0].data["spec"]["minMember"] == 7).then_some(())
+            })
+            .await;
+        world.until_ready("llm").await;
+        world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
+        assert_eq!(
+            groups(world, kind).await.len(),
+            0,
+            "{strategy}: its PodGroup goes with it"
+        );
+    }
+}
+
+/// One PodGroup for each PodSet.
+async fn each_pod_set(world: &World) {
+    let volcano = json!({"volcanoSchedulingStrategy": {"queue": "q"}});
+    let fields = json!({"podGroupSize": 3, "schedulingStrategy": volcano});
+    world
+        .apply(service("llm", 1, json!([role_with("p", 2, "i", fields)])))
+        .await;
+    world.until_ready("llm").await;
+    let found = groups(world, KINDS[2]).await;
+    let mut names: Vec<String> = found.iter().map(ResourceExt::name_any).collect();
+    names.sort();
+    let mut sets: Vec<String> = world
+        .all(&world.pod_sets())
+        .await
+        .iter()
+        .map(ResourceExt::name_any)
+        .collect();
+    sets.sort();
+    assert_eq!(names, sets);
+    assert_eq!(found[0].data["spec"], json!({"minMember": 3, "queue": "q"}));
+    for pod in world.all(&world.pods()).await {
+        let set = &pod.labels()["stormservice.orchestration.aibrix.ai/podset-name"];
+        assert_eq!(
+            pod.annotations().get("scheduling.k8s.io/group-name"),
+            Some(set)
+        );
+        assert_eq!(pod.spec.unwrap().scheduler_name.as_deref(), Some("volcano"));
+    }
+    world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
+    assert_eq!(groups(world, KINDS[2]).await.len(), 0);
+}
