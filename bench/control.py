@@ -48,8 +48,8 @@ def main() -> None:
     results = ROOT / "bench" / "results" / "control.json"
     results.write_text(json.dumps(record, indent=2) + "\n")
     caption = (
-        f"One run of `make bench-kube` on {record['machine']}, commit `{record['commit']}`, with API "
-        f"server, etcd and fake kubelet on the same cores; load average at the end {load:.1f}."
+        f"One run of `make bench-kube` on {record['machine']}, commit `{record['commit']}`. API "
+        f"server, etcd and fake kubelet are on the same cores; load average at the end {load:.1f}."
     )
     page.replace("control", f"{caption}\n\n{table(measured)}")
     print(table(measured))
