@@ -140,6 +140,7 @@ format: ## Format everything
 .PHONY: bench
 bench: build ## Measure, and write the results into docs/benchmarks.md
 	$(CARGO) bench --locked -p kvtide-bench
+	$(MAKE) bench-kube
 	$(call venv,dev)/bin/python -m bench.micro
 	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.engine_cost
 	$(call venv,dev)/bin/python -m bench.report
@@ -152,8 +153,10 @@ bench-batch: ## Measure the batch API alone, and write the results into docs/ben
 
 .PHONY: bench-kube
 bench-kube: ## A thousand pods on a real API server: times, requests, memory
-	bin=$$(control/tests/kube/provision.sh) && KVTIDE_REQUIRE_KUBE=1 KVTIDE_KUBE_BIN=$$bin \
-		cargo bench --locked -p kvtide-control --bench stormservice
+	raw=$$(mktemp) && trap 'rm -f "$$raw"' EXIT && bin=$$(control/tests/kube/provision.sh) \
+		&& KVTIDE_REQUIRE_KUBE=1 KVTIDE_KUBE_BIN=$$bin KVTIDE_BENCH_OUTPUT=$$raw \
+			cargo bench --locked -p kvtide-control --bench stormservice \
+		&& $(PYTHON) -m bench.control "$$raw"
 
 .PHONY: clean
 clean: ## Remove what was built here (not the cache)

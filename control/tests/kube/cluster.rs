@@ -330,8 +330,9 @@ fn kubeconfig(home: &Path, port: u16, user: &str) -> PathBuf {
 fn remove_when_process_ends(home: &Path) {
     let parent = std::process::id();
     let script = "while kill -0 $0 2>/dev/null; do sleep 0.5; done; sleep 0.5; rm -rf \"$1\"";
-    let helper = Command::new("sh")
-        .args(["-c", script, &parent.to_string()])
+    // In a session of its own: what ends the tests, such as an interrupt, must not end it.
+    let helper = Command::new("setsid")
+        .args(["sh", "-c", script, &parent.to_string()])
         .arg(home)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
