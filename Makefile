@@ -97,7 +97,7 @@ soak: ## What takes long: 100 random kills of the batch server
 
 .PHONY: soak-batch
 soak-batch:
-	$(BATCH_PYTEST) control/tests/batch/test_crashes.py
+	$(BATCH_PYTEST) control/tests/batch/test_crashes.py control/tests/batch/test_shared_work.py
 
 .PHONY: test-vllm
 test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions

@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=int, default=5, help="pairs of runs without and with a batch"
     )
-    parser.add_argument("--run-s", type=float, default=11.0, help="seconds of one run")
+    parser.add_argument("--run-s", type=float, default=12.5, help="seconds of one run")
     options = parser.parse_args()
     rows = [*measured(options.rounds), interference(options.runs, options.run_s)]
     OUT.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")

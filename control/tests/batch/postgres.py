@@ -18,24 +18,51 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python" / "env"))
 
 from provision import cache_root, exclusive
 
-PACKAGES = ["postgresql-15", "postgresql-client-15", "libpq5", "libllvm14"]
+FOLDERS = "usr/lib/postgresql/*/bin"
+DONE = ".kvtide-complete"
+
+
+def packages() -> set[str]:
+    """Debian's packages of the server, and what this machine lacks of what they need."""
+
+    def ask(*command: str) -> list[str]:
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split(
+            "\n"
+        )
+
+    depends = [
+        text.split(":")[1].strip() for text in ask("apt-cache", "depends", "postgresql")[1:2]
+    ]
+    server = depends[0]
+    lacking = ask(
+        *("apt-get", "-o", "Debug::NoLocking=1", "--print-uris", "-qq"),
+        *("--no-install-recommends", "install", server),
+    )
+    names = {text.split()[1].split("_")[0] for text in lacking if text.startswith("'")}
+    return names | {server, server.replace("postgresql-", "postgresql-client-"), "libpq5"}
+
+
+def unpack(target: Path) -> None:
+    """Downloads and unpacks; nothing is installed, so anybody may do it."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    subprocess.run(["apt-get", "download", *sorted(packages())], cwd=target, check=True)
+    for archive in target.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", archive, target], check=True)
+        archive.unlink()
+    (target / DONE).touch()
 
 
 def binaries() -> Path:
     """The folder of `initdb` and `postgres`."""
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    installed = sorted(Path("/").glob(f"{FOLDERS}/postgres"))
     if installed:
         return installed[-1].parent
     unpacked = cache_root() / "postgresql"
     with exclusive(unpacked.with_suffix(".lock")):
-        if not list(unpacked.glob("usr/lib/postgresql/*/bin/postgres")):
-            shutil.rmtree(unpacked, ignore_errors=True)
-            unpacked.mkdir(parents=True)
-            for package in PACKAGES:
-                subprocess.run(["apt-get", "download", package], cwd=unpacked, check=True)
-            for archive in unpacked.glob("*.deb"):
-                subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True)
-    return next(unpacked.glob("usr/lib/postgresql/*/bin"))
+        if not (unpacked / DONE).exists():
+            unpack(unpacked)
+    return next(unpacked.glob(FOLDERS))
 
 
 def owner() -> dict[str, object]:

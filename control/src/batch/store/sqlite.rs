@@ -235,3 +235,6 @@ impl Metadata for Sqlite {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests;
