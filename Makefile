@@ -69,7 +69,7 @@ test-rust: ## Rust: unit, behaviour and property tests
 .PHONY: test-kube
 test-kube: ## The controllers against a real API server, which is built once and cached
 	bin=$$(control/tests/kube/provision.sh) && KVTIDE_REQUIRE_KUBE=1 KVTIDE_KUBE_BIN=$$bin \
-		cargo test --locked -p kvtide-control --test kube
+		$(CARGO) test --locked --workspace --test kube
 
 .PHONY: test-loom
 test-loom: ## Rust: every interleaving of slot pins and of the in-flight table
@@ -81,18 +81,20 @@ test-python: ## Python that needs no vLLM
 
 # Kills of the batch server in `make test-batch`; `make soak` has more.
 KILLS ?= 20
+# As tests are built, and with the features that the workspace has: nothing is compiled twice.
+CONTROL_BINARIES := --locked --profile test --workspace --bin kvtide-control --example mock_upstream
 BATCH_PYTEST = KVTIDE_CONTROL_BINARIES=$(abspath $(TARGET))/debug KVTIDE_BATCH_KILLS=$(KILLS) \
 	$(call venv,batch)/bin/python -m pytest -q -rs -p no:cacheprovider --timeout 600
 
 .PHONY: test-batch
 test-batch: ## The batch API: OpenAI's client, faults, kills
-	cargo test --locked -p kvtide-control
-	cargo build --locked -p kvtide-control --bins --examples
+	$(CARGO) test --locked --workspace --lib batch::
+	$(CARGO) build $(CONTROL_BINARIES)
 	$(BATCH_PYTEST) control/tests/batch
 
 .PHONY: soak
 soak: ## What takes long: 100 random kills of the batch server
-	cargo build --locked -p kvtide-control --bins --examples
+	$(CARGO) build $(CONTROL_BINARIES)
 	$(MAKE) KILLS=100 soak-batch
 
 .PHONY: soak-batch
