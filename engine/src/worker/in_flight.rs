@@ -194,7 +194,7 @@ mod models {
     fn copy_races_detach(free_at_detach: bool) {
         loom::model(move || {
             let released = Arc::new(AtomicBool::new(false));
-            let table = Arc::new(InFlight::new());
+            let table = Arc::new(InFlight::<Memory, ()>::new());
             table.begin(1, Memory(Arc::clone(&released)));
             let device = {
                 let (table, released) = (Arc::clone(&table), Arc::clone(&released));
