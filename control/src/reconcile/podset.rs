@@ -21,7 +21,7 @@ use crate::api::{
 };
 use crate::core::names;
 use crate::core::pod::{self, Gang, Marks};
-use crate::core::recovery::{PodView, RecoveryPlan, SetView};
+use crate::core::recovery::{Backoff, PodView, RecoveryPlan, SetView};
 
 /// Counts recoveries in the condition Recovering's reason: `Attempt3`.
 const ATTEMPT: &str = "Attempt";
@@ -63,35 +63,22 @@ pub async fn reconcile(
     let plan = observed.view.plan(context.settings.backoff);
     let gang = gang(set, &context).await?;
     let applied = apply(set, &observed, &plan, &gang, &context).await;
-    let again = plan
-        .again_in
-        .or(observed.look_again)
-        .unwrap_or(Duration::MAX);
+    let mut again = plan.again_in.or(observed.look_again);
     let changed = !plan.create.is_empty() || !plan.delete.is_empty();
     // What was just created or deleted is told of when the watch shows it.
     if !changed || plan.attempt || applied.is_err() {
-        write_status(
-            set,
-            &observed,
-            &plan,
-            &gang,
-            applied.as_ref().err(),
-            &context,
-        )
-        .await?;
+        let failure = applied.as_ref().err();
+        let status = write_status(set, &observed, &plan, &gang, failure, &context).await?;
+        let forget = forget_in(&status, context.settings.backoff, &context.now());
+        again = again.into_iter().chain(forget).min();
     }
     applied?;
-    Ok(if again == Duration::MAX {
-        Action::await_change()
-    } else {
-        Action::requeue(again)
-    })
+    Ok(again.map_or_else(Action::await_change, Action::requeue))
 }
 
 struct Observed {
     pods: Vec<Arc<ObservedPod>>,
     view: SetView,
-    last_attempt: Option<Time>,
     look_again: Option<Duration>,
 }
 
@@ -143,7 +130,6 @@ fn dereference(set: &PodSet, context: &Context) -> Observed {
     Observed {
         pods,
         view,
-        last_attempt,
         look_again,
     }
 }
@@ -417,7 +403,7 @@ async fn write_status(
     gang: &Ganging,
     failure: Option<&Error>,
     context: &Context,
-) -> Result<(), Error> {
+) -> Result<PodSetStatus, Error> {
     let now = context.now();
     let status = status_of(set, observed, plan, gang, failure, context, &now);
     if status.phase == Some(PodSetPhase::Failed) {
@@ -434,7 +420,8 @@ async fn write_status(
             set.status.as_ref(),
             &status,
         )
-        .await
+        .await?;
+    Ok(status)
 }
 
 fn status_of(
@@ -486,7 +473,11 @@ fn status_of(
         (true, "WaitingForPods")
     };
     set_condition(all, conditions::PROGRESSING, progressing, reason, "", now);
-    recovering(all, observed, plan, is_ready, context, now);
+    if plan.attempt {
+        let reason = format!("{ATTEMPT}{}", observed.view.attempts + 1);
+        let kind = conditions::RECOVERING;
+        set_condition(all, kind, true, &reason, why(observed), now);
+    }
     match gang {
         Ganging::Unavailable(scheduler) => {
             let message = unavailable(*scheduler);
@@ -508,38 +499,25 @@ fn status_of(
         ),
         None => all.retain(|condition| condition.kind != conditions::REPLICA_FAILURE),
     }
+    if forget_in(&status, context.settings.backoff, now) == Some(Duration::ZERO) {
+        let (all, kind) = (&mut status.conditions, conditions::RECOVERING);
+        set_condition(all, kind, false, "Recovered", "", now);
+    }
     status
 }
 
-/// Keeps the count of recoveries, and forgets it once the group was healthy for the longest pause.
-fn recovering(
-    all: &mut Vec<crate::api::Condition>,
-    observed: &Observed,
-    plan: &RecoveryPlan,
-    is_ready: bool,
-    context: &Context,
-    now: &Time,
-) {
-    let kind = conditions::RECOVERING;
-    if plan.attempt {
-        let reason = format!("{ATTEMPT}{}", observed.view.attempts + 1);
-        set_condition(all, kind, true, &reason, why(observed), now);
-        return;
+/// How long the set must stay as healthy as it is until its recoveries are forgotten; none where it
+/// is not, or there were none.
+fn forget_in(status: &PodSetStatus, backoff: Backoff, now: &Time) -> Option<Duration> {
+    if status.phase != Some(PodSetPhase::Ready) {
+        return None;
     }
-    let Some(last) = observed.last_attempt.as_ref() else {
-        return;
-    };
-    let healthy_for = find_condition(all, conditions::READY)
-        .filter(|_| is_ready)
-        .and_then(|ready| ready.last_transition_time.as_ref())
-        .map_or(0, |since| {
-            now.0.as_second() - since.0.as_second().max(last.0.as_second())
-        });
-    let forget = Duration::from_secs(healthy_for.try_into().unwrap_or(0))
-        >= context.settings.backoff.longest;
-    if forget {
-        set_condition(all, kind, false, "Recovered", "", now);
-    }
+    let (attempts, last) = attempts(status);
+    let ready = find_condition(&status.conditions, conditions::READY)?;
+    let since = seconds(ready.last_transition_time.as_ref()).max(seconds(last.as_ref()));
+    let healthy = now.0.as_second().saturating_sub(since);
+    let healthy = Duration::from_secs(healthy.try_into().unwrap_or(0));
+    backoff.forgotten_in(attempts, healthy)
 }
 
 /// What to say when a PodGroup kind is missing.
@@ -601,4 +579,50 @@ async fn finalize(set: &PodSet, context: &Context) -> Result<Action, Error> {
         .release(&kind, &set.metadata, keys::POD_SET_FINALIZER)
         .await?;
     Ok(Action::await_change())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn recoveries_are_forgotten_at_a_time_that_is_known_ahead() {
+        let backoff = Backoff::default();
+        let mut status = PodSetStatus {
+            phase: Some(PodSetPhase::Ready),
+            ..PodSetStatus::default()
+        };
+        let all = &mut status.conditions;
+        set_condition(all, conditions::READY, true, "AllPodsReady", "", &at(1000));
+        assert_eq!(forget_in(&status, backoff, &at(1100)), None, "none counted");
+        let all = &mut status.conditions;
+        set_condition(all, conditions::RECOVERING, true, "Attempt7", "", &at(990));
+        let left = |status: &PodSetStatus, now: i64| {
+            forget_in(status, backoff, &at(now)).map(|left| left.as_secs())
+        };
+        assert_eq!(left(&status, 1100), Some(200));
+        assert_eq!(left(&status, 1300), Some(0));
+        status.phase = Some(PodSetPhase::Running);
+        assert_eq!(left(&status, 1300), None, "not healthy");
+        status.phase = Some(PodSetPhase::Ready);
+        let all = &mut status.conditions;
+        set_condition(all, conditions::RECOVERING, true, "Attempt8", "", &at(1200));
+        assert_eq!(left(&status, 1300), Some(200), "healthy since the last one");
+        let all = &mut status.conditions;
+        set_condition(
+            all,
+            conditions::RECOVERING,
+            false,
+            "Recovered",
+            "",
+            &at(1500),
+        );
+        assert_eq!(left(&status, 1500), None);
+    }
 }
