@@ -39,6 +39,8 @@ pub async fn reconcile(
         Ok(set) => set,
         Err(invalid) => return super::stormservice::undecodable::<PodSet>(&context, invalid).await,
     };
+    let set = context.ledger.with_newest_status(set);
+    let set = set.as_ref();
     if set.metadata.deletion_timestamp.is_some() {
         return finalize(set, &context).await;
     }
@@ -62,11 +64,15 @@ pub async fn reconcile(
     let observed = dereference(set, &context);
     let plan = observed.view.plan(context.settings.backoff);
     let gang = gang(set, &context).await?;
+    if plan.attempt {
+        // Counted before it is made: one that is cut short was made none the less.
+        write_status(set, &observed, &plan, &gang, None, &context).await?;
+    }
     let applied = apply(set, &observed, &plan, &gang, &context).await;
     let mut again = plan.again_in.or(observed.look_again);
     let changed = !plan.create.is_empty() || !plan.delete.is_empty();
     // What was just created or deleted is told of when the watch shows it.
-    if !changed || plan.attempt || applied.is_err() {
+    if !changed || applied.is_err() {
         let failure = applied.as_ref().err();
         let status = write_status(set, &observed, &plan, &gang, failure, &context).await?;
         let forget = forget_in(&status, context.settings.backoff, &context.now());

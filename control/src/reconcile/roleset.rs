@@ -47,6 +47,8 @@ pub async fn reconcile(
             return super::stormservice::undecodable::<RoleSet>(&context, invalid).await;
         }
     };
+    let set = context.ledger.with_newest_status(set);
+    let set = set.as_ref();
     if set.metadata.deletion_timestamp.is_some() {
         return finalize(set, &context).await;
     }

@@ -48,6 +48,8 @@ pub async fn reconcile(
         Ok(service) => service,
         Err(invalid) => return undecodable::<StormService>(&context, invalid).await,
     };
+    let service = context.ledger.with_newest_status(service);
+    let service = service.as_ref();
     if service.metadata.deletion_timestamp.is_some() {
         return finalize(service, &context).await;
     }
