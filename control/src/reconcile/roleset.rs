@@ -22,7 +22,7 @@ use crate::api::{
     set_condition,
 };
 use crate::core::adoption::{self, Adopted, AdoptedHashes};
-use crate::core::budget::Budget;
+use crate::core::budget::{Budget, CREATIONS_MAX};
 use crate::core::pod::{Gang, Marks, Place};
 use crate::core::role_plan::{Replica, ReplicaState, RolePlan, RoleView};
 use crate::core::rollout::{self, RoleEntry};
@@ -76,10 +76,10 @@ pub async fn reconcile(
             .await?;
     }
     applied?;
-    Ok(match observed.look_again {
-        Some(delay) => Action::requeue(delay),
-        None => Action::await_change(),
-    })
+    let full = |plan: &RolePlan| i32::try_from(plan.create.len()) == Ok(CREATIONS_MAX);
+    let more = plans.iter().any(full).then_some(super::NEXT_CREATIONS);
+    let again = observed.look_again.into_iter().chain(more).min();
+    Ok(again.map_or_else(Action::await_change, Action::requeue))
 }
 
 /// One replica that is there.
@@ -191,8 +191,9 @@ fn dereference(set: &RoleSet, context: &Context) -> Observed {
         role.hash = adoption::effective_hash(&adopted, name, &role.hash);
     }
     for kind in ["Pod", "PodSet"] {
-        for name in context.ledger.unseen(uid, kind, cached) {
-            add_unseen(&mut roles, set, kind == "PodSet", &name);
+        let unseen = context.ledger.unseen(uid, kind, cached);
+        for name in &unseen {
+            add_unseen(&mut roles, set, kind == "PodSet", name, unseen.len());
         }
     }
     let started = annotation(&set.metadata, keys::STARTED_ROLES).unwrap_or_default();
@@ -220,21 +221,31 @@ fn dereference(set: &RoleSet, context: &Context) -> Observed {
     }
 }
 
-/// A replica that was created and not seen yet belongs to the role whose names look like its own:
-/// the name was fixed from role and hash.
-fn add_unseen(roles: &mut BTreeMap<String, RoleUnits>, set: &RoleSet, group: bool, name: &str) {
+/// A replica that was created and not seen yet, one of `unseen`, belongs to the role whose names look
+/// like its own: the name was fixed from role and hash.
+fn add_unseen(
+    roles: &mut BTreeMap<String, RoleUnits>,
+    set: &RoleSet,
+    group: bool,
+    name: &str,
+    unseen: usize,
+) {
     let set_name = set.metadata.name.as_deref().unwrap_or_default();
     let uid = uid_of(&set.metadata);
     for spec in &set.spec.roles {
         let Some(role) = roles.get_mut(&spec.name) else {
             continue;
         };
-        let replicas = spec.replicas.unwrap_or(1);
         let hash = role.hash.clone();
+        // It was made at one of the lowest indices or numbers that were free.
+        let tried = i32::try_from(role.units.len() + unseen)
+            .unwrap_or(i32::MAX)
+            .saturating_add(CREATIONS_MAX);
         let index = if is_indexed(spec) {
             if is_group(spec) != group {
                 continue;
             }
+            let replicas = spec.replicas.unwrap_or(1).min(tried);
             (0..replicas).find(|&index| replica_name(set_name, spec, &hash, index) == name)
         } else {
             None
@@ -242,7 +253,7 @@ fn add_unseen(roles: &mut BTreeMap<String, RoleUnits>, set: &RoleSet, group: boo
         let plain = !is_indexed(spec)
             && !group
             && (0..PLAIN_NAMES_MAX)
-                .take(usize::try_from(replicas).unwrap_or(0) + role.units.len() + 16)
+                .take(usize::try_from(tried).unwrap_or(0))
                 .any(|nth| names::plain_pod(set_name, uid, &spec.name, &hash, nth) == name);
         if index.is_some() || plain {
             role.units.push(Unit {

@@ -24,7 +24,7 @@ use crate::api::{
     RoleSet, RoleSetSpec, RoleSetTemplate, RoleStatus, RolloutBudget, StormService,
     StormServiceStatus, UpdateType, find_condition, keys, set_condition,
 };
-use crate::core::budget::Budget;
+use crate::core::budget::{Budget, CREATIONS_MAX};
 use crate::core::canonical::canonical;
 use crate::core::service_plan::{Revision, ServicePlan, ServiceView, SetView};
 use crate::core::validate::{self, Violation};
@@ -102,7 +102,12 @@ pub async fn reconcile(
     headless?;
     applied?;
     trim_history(service, &observed, &revisions, &context).await?;
-    Ok(Action::await_change())
+    let more = i32::try_from(plan.create.len()) == Ok(CREATIONS_MAX);
+    Ok(if more {
+        Action::requeue(super::NEXT_CREATIONS)
+    } else {
+        Action::await_change()
+    })
 }
 
 fn names_of(meta: &ObjectMeta) -> (&str, &str) {
@@ -203,11 +208,11 @@ fn dereference(service: &StormService, context: &Context) -> Observed {
             .any(|set| set.as_ref().meta().uid.as_deref() == Some(uid))
     };
     let unseen = context.ledger.unseen(uid, "RoleSet", cached);
-    let wanted = service.spec.replicas.unwrap_or(1);
     let (_, name) = names_of(&service.metadata);
+    // They were made at the lowest free indices.
     let last = i32::try_from(sets.len() + unseen.len())
         .unwrap_or(0)
-        .saturating_add(wanted.max(0));
+        .saturating_add(CREATIONS_MAX);
     let unseen = if unseen.is_empty() {
         Vec::new()
     } else {
@@ -799,15 +804,19 @@ fn sum_roles(service: &StormService, observed: &Observed) -> Vec<RoleStatus> {
             ..RoleStatus::default()
         })
         .collect();
+    let add = |sum: &mut i32, more: i32| *sum = sum.saturating_add(more);
     for owned in observed.sets.iter().filter(|owned| !owned.view.going) {
         let status = owned.set.status.iter().flat_map(|status| &status.roles);
         for counted in status {
             if let Some(sum) = sums.iter_mut().find(|sum| sum.name == counted.name) {
-                sum.replicas += counted.replicas;
-                sum.ready_replicas += counted.ready_replicas;
-                sum.not_ready_replicas += counted.not_ready_replicas;
-                sum.updated_replicas += counted.updated_replicas;
-                sum.updated_ready_replicas += counted.updated_ready_replicas;
+                add(&mut sum.replicas, counted.replicas);
+                add(&mut sum.ready_replicas, counted.ready_replicas);
+                add(&mut sum.not_ready_replicas, counted.not_ready_replicas);
+                add(&mut sum.updated_replicas, counted.updated_replicas);
+                add(
+                    &mut sum.updated_ready_replicas,
+                    counted.updated_ready_replicas,
+                );
             }
         }
     }
