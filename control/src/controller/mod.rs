@@ -136,10 +136,10 @@ async fn lead(
     // Waiting to lead is what a second replica is for.
     health.ready.store(true, Ordering::Relaxed);
     tracing::info!(identity = lease.identity(), "waiting to lead");
-    tokio::select! {
-        () = lease.acquire() => {}
+    let held_since = tokio::select! {
+        since = lease.acquire() => since,
         _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
-    }
+    };
     health.ready.store(false, Ordering::Relaxed);
     health.leads.store(true, Ordering::Relaxed);
     metrics::gauge!("kvtide_control_leader").set(1.0);
@@ -147,7 +147,7 @@ async fn lead(
     let work = wiring::run(&args, client, health, stopped);
     let outcome = tokio::select! {
         outcome = work => outcome,
-        () = lease.keep() => bail!("lost the lease; exiting so that the new leader is alone"),
+        () = lease.keep(held_since) => bail!("lost the lease; exiting so that the new leader is alone"),
     };
     lease.release().await;
     outcome
