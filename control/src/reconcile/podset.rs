@@ -37,12 +37,15 @@ pub async fn reconcile(
 ) -> Result<Action, Error> {
     let set = match &object.0 {
         Ok(set) => set,
+        Err(invalid) if invalid.metadata.deletion_timestamp.is_some() => {
+            return finalize(&invalid.metadata, None, &context).await;
+        }
         Err(invalid) => return super::stormservice::undecodable::<PodSet>(&context, invalid).await,
     };
     let set = context.ledger.with_newest_status(set);
     let set = set.as_ref();
     if set.metadata.deletion_timestamp.is_some() {
-        return finalize(set, &context).await;
+        return finalize(&set.metadata, Some(&set.spec), &context).await;
     }
     let (namespace, name) = names_of(&set.metadata);
     let finalizers = set.metadata.finalizers.as_deref().unwrap_or_default();
@@ -99,18 +102,33 @@ fn uid_of(meta: &ObjectMeta) -> &str {
     meta.uid.as_deref().unwrap_or_default()
 }
 
-fn dereference(set: &PodSet, context: &Context) -> Observed {
-    let uid = uid_of(&set.metadata);
-    let now = context.now();
-    let pods = context.pods_of(uid);
-    let force = set.spec.template.meta("annotations", keys::FORCE_DELETE) == Some("true");
+/// Whether the template lets pods be deleted by force.
+fn may_force(spec: &PodSetSpec) -> bool {
+    spec.template.meta("annotations", keys::FORCE_DELETE) == Some("true")
+}
+
+/// The pods as the planner takes them, and when time alone changes them.
+fn views_of(
+    pods: &[Arc<ObservedPod>],
+    force: bool,
+    now: &Time,
+    context: &Context,
+) -> (Vec<PodView>, Option<Duration>) {
     let mut look_again: Option<Duration> = None;
     let mut soon =
         |delay: Duration| look_again = Some(look_again.map_or(delay, |at| at.min(delay)));
     let mut views: Vec<PodView> = Vec::with_capacity(pods.len());
-    for pod in &pods {
-        views.push(view_of(pod, force, &now, context, &mut soon));
+    for pod in pods {
+        views.push(view_of(pod, force, now, context, &mut soon));
     }
+    (views, look_again)
+}
+
+fn dereference(set: &PodSet, context: &Context) -> Observed {
+    let uid = uid_of(&set.metadata);
+    let now = context.now();
+    let pods = context.pods_of(uid);
+    let (mut views, look_again) = views_of(&pods, may_force(&set.spec), &now, context);
     let cached = |uid: &str| {
         pods.iter()
             .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
@@ -536,9 +554,15 @@ pub(super) fn unavailable(scheduler: Scheduler) -> String {
     )
 }
 
-async fn finalize(set: &PodSet, context: &Context) -> Result<Action, Error> {
-    let (namespace, name) = names_of(&set.metadata);
-    let uid = uid_of(&set.metadata);
+/// Lets a deleted PodSet go once its pods are gone. One that cannot be decoded has no `spec`: what
+/// that would name besides follows by its owner references.
+async fn finalize(
+    meta: &ObjectMeta,
+    spec: Option<&PodSetSpec>,
+    context: &Context,
+) -> Result<Action, Error> {
+    let (namespace, name) = names_of(meta);
+    let uid = uid_of(meta);
     let pods = context.pods_of(uid);
     let cached = |uid: &str| {
         pods.iter()
@@ -556,8 +580,9 @@ async fn finalize(set: &PodSet, context: &Context) -> Result<Action, Error> {
         .await?;
     if !pods.is_empty() || !unseen.is_empty() {
         // Stuck pods still hold the set: they are forced under the same conditions as ever.
-        let observed = dereference(set, context);
-        for (pod, view) in observed.pods.iter().zip(&observed.view.pods) {
+        let force = spec.is_some_and(may_force);
+        let (views, look_again) = views_of(&pods, force, &context.now(), context);
+        for (pod, view) in pods.iter().zip(&views) {
             if view.stuck {
                 let doomed = Doomed::of(&pod.metadata);
                 context
@@ -567,10 +592,10 @@ async fn finalize(set: &PodSet, context: &Context) -> Result<Action, Error> {
             }
         }
         return Ok(Action::requeue(
-            observed.look_again.unwrap_or(Duration::from_secs(30)),
+            look_again.unwrap_or(Duration::from_secs(30)),
         ));
     }
-    let strategy = set.spec.scheduling_strategy.as_ref();
+    let strategy = spec.and_then(|spec| spec.scheduling_strategy.as_ref());
     if let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) {
         let client = &context.client;
         let group = (namespace, name);
@@ -582,7 +607,7 @@ async fn finalize(set: &PodSet, context: &Context) -> Result<Action, Error> {
     let kind = resource::<PodSet>();
     context
         .writer
-        .release(&kind, &set.metadata, keys::POD_SET_FINALIZER)
+        .release(&kind, meta, keys::POD_SET_FINALIZER)
         .await?;
     Ok(Action::await_change())
 }

@@ -18,8 +18,8 @@ use super::gangs::{self, Wanted};
 use super::observed::ObservedPod;
 use super::{conditions, podset};
 use crate::api::{
-    PodSet, PodSetPhase, PodSetSpec, RoleSet, RoleSetStatus, RoleSpec, RoleStatus, Scheduler, keys,
-    set_condition,
+    PodSet, PodSetPhase, PodSetSpec, RoleSet, RoleSetStatus, RoleSpec, RoleStatus, Scheduler,
+    SchedulingStrategy, keys, set_condition,
 };
 use crate::core::adoption::{self, Adopted, AdoptedHashes};
 use crate::core::budget::{Budget, CREATIONS_MAX};
@@ -43,6 +43,9 @@ pub async fn reconcile(
 ) -> Result<Action, Error> {
     let set = match &object.0 {
         Ok(set) => set,
+        Err(invalid) if invalid.metadata.deletion_timestamp.is_some() => {
+            return finalize(&invalid.metadata, None, &context).await;
+        }
         Err(invalid) => {
             return super::stormservice::undecodable::<RoleSet>(&context, invalid).await;
         }
@@ -50,7 +53,8 @@ pub async fn reconcile(
     let set = context.ledger.with_newest_status(set);
     let set = set.as_ref();
     if set.metadata.deletion_timestamp.is_some() {
-        return finalize(set, &context).await;
+        let strategy = set.spec.scheduling_strategy.as_ref();
+        return finalize(&set.metadata, strategy, &context).await;
     }
     let violations = validate::role_set(&set.spec);
     if !violations.is_empty() {
@@ -155,10 +159,11 @@ fn dereference(set: &RoleSet, context: &Context) -> Observed {
     for group in &groups {
         match &group.0 {
             Ok(group) => {
-                units.push(group_unit(group, context));
+                units.push(group_unit(&group.metadata, is_ready(group), context));
                 pod_sets.push(group.clone());
             }
-            Err(broken) => tracing::warn!(error = %broken.error, "a PodSet cannot be decoded"),
+            // It says so itself. It holds its place: a second one would be one too many.
+            Err(broken) => units.push(group_unit(&broken.metadata, false, context)),
         }
     }
     let cached = |uid: &str| {
@@ -308,18 +313,22 @@ fn pod_unit(pod: &ObservedPod, now: &Time, context: &Context) -> Unit {
     unit(&pod.metadata, false, state)
 }
 
-fn group_unit(group: &PodSet, context: &Context) -> Unit {
-    let status = group.status.clone().unwrap_or_default();
-    let is_ready =
-        status.phase == Some(PodSetPhase::Ready) && status.ready_pods >= group.spec.pod_group_size;
-    let state = if context.is_going(&group.metadata) {
+fn is_ready(group: &PodSet) -> bool {
+    let status = group.status.as_ref();
+    status.is_some_and(|status| {
+        status.phase == Some(PodSetPhase::Ready) && status.ready_pods >= group.spec.pod_group_size
+    })
+}
+
+fn group_unit(meta: &ObjectMeta, is_ready: bool, context: &Context) -> Unit {
+    let state = if context.is_going(meta) {
         ReplicaState::Going { overdue: false }
     } else if is_ready {
         ReplicaState::Ready
     } else {
         ReplicaState::Waiting
     };
-    unit(&group.metadata, true, state)
+    unit(meta, true, state)
 }
 
 fn unit(meta: &ObjectMeta, is_group: bool, state: ReplicaState) -> Unit {
@@ -817,9 +826,15 @@ fn status_of(
     status
 }
 
-async fn finalize(set: &RoleSet, context: &Context) -> Result<Action, Error> {
-    let (namespace, name) = names_of(&set.metadata);
-    let uid = uid_of(&set.metadata);
+/// Lets a deleted RoleSet go once its pods and PodSets are gone. Of one that cannot be decoded no
+/// `strategy` is known: its PodGroup follows by its owner reference.
+async fn finalize(
+    meta: &ObjectMeta,
+    strategy: Option<&SchedulingStrategy>,
+    context: &Context,
+) -> Result<Action, Error> {
+    let (namespace, name) = names_of(meta);
+    let uid = uid_of(meta);
     let pods = context.pods_of(uid);
     let groups = context.pod_sets.owned_by(uid);
     let doomed = |metas: Vec<&ObjectMeta>| -> Vec<Doomed> {
@@ -848,7 +863,6 @@ async fn finalize(set: &RoleSet, context: &Context) -> Result<Action, Error> {
     if !pods.is_empty() || !groups.is_empty() || unseen {
         return Ok(Action::requeue(Duration::from_secs(30)));
     }
-    let strategy = set.spec.scheduling_strategy.as_ref();
     if let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) {
         let group = (namespace, name);
         context
@@ -859,7 +873,7 @@ async fn finalize(set: &RoleSet, context: &Context) -> Result<Action, Error> {
     let kind = resource::<RoleSet>();
     context
         .writer
-        .release(&kind, &set.metadata, keys::ROLE_SET_FINALIZER)
+        .release(&kind, meta, keys::ROLE_SET_FINALIZER)
         .await?;
     Ok(Action::await_change())
 }

@@ -46,12 +46,15 @@ pub async fn reconcile(
 ) -> Result<Action, Error> {
     let service = match &object.0 {
         Ok(service) => service,
+        Err(invalid) if invalid.metadata.deletion_timestamp.is_some() => {
+            return finalize(&invalid.metadata, &context).await;
+        }
         Err(invalid) => return undecodable::<StormService>(&context, invalid).await,
     };
     let service = context.ledger.with_newest_status(service);
     let service = service.as_ref();
     if service.metadata.deletion_timestamp.is_some() {
-        return finalize(service, &context).await;
+        return finalize(&service.metadata, &context).await;
     }
     let (namespace, name) = names_of(&service.metadata);
     let finalizers = service.metadata.finalizers.as_deref().unwrap_or_default();
@@ -121,7 +124,7 @@ fn uid_of(meta: &ObjectMeta) -> &str {
     meta.uid.as_deref().unwrap_or_default()
 }
 
-/// A stored object that the types cannot hold: it is told so, and left alone.
+/// A stored object that the types cannot hold: it is told so, and left alone until it is deleted.
 ///
 /// # Errors
 ///
@@ -183,6 +186,8 @@ struct Owned {
     set: RoleSet,
     view: SetView,
     revision: String,
+    /// Whether its spec is known. One that cannot be decoded counts, and is not written.
+    readable: bool,
 }
 
 struct Observed {
@@ -199,7 +204,7 @@ fn dereference(service: &StormService, context: &Context) -> Observed {
     for set in &guarded {
         match &set.0 {
             Ok(set) => sets.push(observe_set(set, context)),
-            Err(broken) => tracing::warn!(error = %broken.error, "a RoleSet cannot be decoded"),
+            Err(broken) => sets.push(observe_unreadable(&broken.metadata, context)),
         }
     }
     let cached = |uid: &str| {
@@ -264,6 +269,18 @@ fn observe_set(set: &RoleSet, context: &Context) -> Owned {
         },
         revision: revision.cloned().unwrap_or_default(),
         set: set.clone(),
+        readable: true,
+    }
+}
+
+/// A RoleSet that cannot be decoded: it holds its place, or a second one would be made, and is not
+/// ready.
+fn observe_unreadable(meta: &ObjectMeta, context: &Context) -> Owned {
+    let mut set = RoleSet::new("", RoleSetSpec::default());
+    set.metadata = meta.clone();
+    Owned {
+        readable: false,
+        ..observe_set(&set, context)
     }
 }
 
@@ -441,10 +458,11 @@ async fn sync_headless(service: &StormService, context: &Context) -> Result<(), 
 fn mark(observed: &mut Observed, wanted: &RoleSetSpec, revisions: &Revisions, context: &Context) {
     for owned in &mut observed.sets {
         owned.view.updated = owned.revision == revisions.update;
-        owned.view.replace = revision::needs_replacement(
-            owned.set.spec.scheduling_strategy.as_ref(),
-            wanted.scheduling_strategy.as_ref(),
-        );
+        owned.view.replace = owned.readable
+            && revision::needs_replacement(
+                owned.set.spec.scheduling_strategy.as_ref(),
+                wanted.scheduling_strategy.as_ref(),
+            );
         // Its pods are looked at first: which of their hashes stands for what it says now.
         let adopted = owned.set.metadata.annotations.as_ref().is_some_and(|all| {
             all.get(keys::ADOPTED_HASHES)
@@ -631,7 +649,7 @@ fn changed_sets(
 ) -> Vec<RoleSet> {
     let mut changed = Vec::new();
     for (at, owned) in observed.sets.iter().enumerate() {
-        if owned.view.going || plan.delete.contains(&at) {
+        if owned.view.going || !owned.readable || plan.delete.contains(&at) {
             continue;
         }
         let mut set = owned.set.clone();
@@ -720,8 +738,9 @@ fn status_of(
     status.not_ready_replicas = status.replicas - status.ready_replicas;
     status.updated_ready_replicas =
         count(&|owned| owned.view.updated && owned.view.settled && !owned.view.going);
-    status.updated_replicas =
-        count(&|owned| owned.view.updated && !owned.view.going && all_rolled(&owned.set));
+    status.updated_replicas = count(&|owned| {
+        owned.view.updated && !owned.view.going && owned.readable && all_rolled(&owned.set)
+    });
     status.update_revision.clone_from(&revisions.update);
     let outdated = count(&|owned| !owned.view.updated && !owned.view.going);
     let arrived = outdated == 0 && status.updated_ready_replicas >= wanted;
@@ -868,9 +887,11 @@ async fn trim_history(
         .await
 }
 
-async fn finalize(service: &StormService, context: &Context) -> Result<Action, Error> {
-    let (namespace, name) = names_of(&service.metadata);
-    let uid = uid_of(&service.metadata);
+/// Lets a deleted StormService go once its RoleSets are gone. Metadata is enough, so one that cannot
+/// be decoded goes as well.
+async fn finalize(meta: &ObjectMeta, context: &Context) -> Result<Action, Error> {
+    let (namespace, name) = names_of(meta);
+    let uid = uid_of(meta);
     let sets = context.role_sets.owned_by(uid);
     let doomed = sets
         .iter()
@@ -910,7 +931,7 @@ async fn finalize(service: &StormService, context: &Context) -> Result<Action, E
     let kind = resource::<StormService>();
     context
         .writer
-        .release(&kind, &service.metadata, keys::STORM_SERVICE_FINALIZER)
+        .release(&kind, meta, keys::STORM_SERVICE_FINALIZER)
         .await?;
     Ok(Action::await_change())
 }
