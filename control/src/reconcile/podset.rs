@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::apply::{Doomed, owner_reference, resource};
 use super::context::{Context, seconds};
-use super::error::Error;
+use super::error::{self, Error};
 use super::gangs::{self, Wanted};
 use super::observed::ObservedPod;
 use super::{Key, conditions};
@@ -75,8 +75,8 @@ pub async fn reconcile(
     let mut again = plan.again_in.or(observed.look_again);
     let changed = !plan.create.is_empty() || !plan.delete.is_empty();
     // What was just created or deleted is told of when the watch shows it.
-    if !changed || applied.is_err() {
-        let failure = applied.as_ref().err();
+    let failure = error::failure(&applied);
+    if !changed || failure.is_some() {
         let status = write_status(set, &observed, &plan, &gang, failure, &context).await?;
         let forget = forget_in(&status, context.settings.backoff, &context.now());
         again = again.into_iter().chain(forget).min();

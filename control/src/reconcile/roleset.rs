@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::apply::{Doomed, owner_reference, resource};
 use super::context::{Context, seconds};
-use super::error::Error;
+use super::error::{self, Error};
 use super::gangs::{self, Wanted};
 use super::observed::ObservedPod;
 use super::{conditions, podset};
@@ -71,8 +71,9 @@ pub async fn reconcile(
     let applied = apply(set, &observed, &plans, &gang, &context).await;
     let changed = plans.iter().any(|plan| !plan.is_empty()) || !observed.orphans.is_empty();
     // What was just created or deleted is told of when the watch shows it.
-    if !changed || applied.is_err() {
-        let status = status_of(set, &entries, &gang, applied.as_ref().err(), &context);
+    let failure = error::failure(&applied);
+    if !changed || failure.is_some() {
+        let status = status_of(set, &entries, &gang, failure, &context);
         let kind = resource::<RoleSet>();
         context
             .writer

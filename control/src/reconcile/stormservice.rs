@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::apply::{Doomed, owner_reference, resource};
 use super::context::Context;
-use super::error::Error;
+use super::error::{self, Error};
 use super::informer::owner_uid;
 use super::observed::ObservedRevision;
 use super::{Key, conditions};
@@ -90,7 +90,7 @@ pub async fn reconcile(
     let view = view_of(service, &observed);
     let plan = view.plan();
     let applied = apply(service, &observed, &plan, &revisions, &context).await;
-    let failure = headless.as_ref().err().or(applied.as_ref().err());
+    let failure = error::failure(&headless).or(error::failure(&applied));
     let rewritten = applied.as_ref().is_ok_and(|rewritten| *rewritten);
     let changed = !plan.create.is_empty() || !plan.delete.is_empty() || rewritten;
     // What was just written is told of when the watch shows it.
