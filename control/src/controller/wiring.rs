@@ -156,7 +156,7 @@ fn caches(args: &Args, client: &Client, triggers: &Triggers, ledger: &Arc<Ledger
         &mut feeds,
     );
     let revisions = start(
-        events(api(client, namespace), everything),
+        events(api(client, namespace), everything).modify(ObservedRevision::forget_foreign_data),
         vec![(route_owner("StormService"), triggers.services.clone())],
         ledger,
         &mut feeds,
