@@ -52,28 +52,38 @@ impl Lease {
         self.settings.duration / 7
     }
 
-    /// Returns once this process holds the lease.
-    pub(super) async fn acquire(&self) {
+    /// How long this process trusts its lease, from before it asked. Two thirds of the duration:
+    /// others wait for all of it, from when they saw it, which is later.
+    fn trusted(&self) -> Duration {
+        self.settings.duration * 2 / 3
+    }
+
+    /// Returns once this process holds the lease, with the time from which that counts.
+    pub(super) async fn acquire(&self) -> Instant {
         loop {
-            match self.try_hold().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "the lease could not be asked for"),
+            let asked = Instant::now();
+            // A lease that is answered for later than this would be over at once.
+            match tokio::time::timeout(self.trusted(), self.try_hold()).await {
+                Ok(Ok(true)) => return asked,
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the lease could not be asked for"),
+                Err(_) => tracing::warn!("no answer about the lease"),
             }
             tokio::time::sleep(self.retry()).await;
         }
     }
 
-    /// Renews the lease; returns once it is lost.
-    pub(super) async fn keep(&self) {
-        // Two thirds of the duration: others wait for all of it.
-        let give_up = self.settings.duration * 2 / 3;
-        let mut renewed = Instant::now();
+    /// Renews the lease that counts from `held_since`; returns once it is lost.
+    pub(super) async fn keep(&self, held_since: Instant) {
+        let give_up = self.trusted();
+        let mut renewed = held_since;
         loop {
-            tokio::time::sleep(self.retry()).await;
+            let left = give_up.saturating_sub(renewed.elapsed());
+            tokio::time::sleep(self.retry().min(left)).await;
+            let asked = Instant::now();
             let left = give_up.saturating_sub(renewed.elapsed());
             match tokio::time::timeout(left, self.try_hold()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
+                Ok(Ok(true)) => renewed = asked,
                 Ok(Ok(false)) => return,
                 Ok(Err(error)) => tracing::warn!(%error, "the lease could not be renewed"),
                 Err(_) => return,

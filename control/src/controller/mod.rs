@@ -27,6 +27,12 @@ use lease::{Lease, LeaseSettings};
 /// How long running reconciles may take to end at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
+/// After the webhook's certificate could not be made or told of; doubles up to
+/// [`WEBHOOK_RETRY_LONGEST`].
+const WEBHOOK_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// Longest pause between tries to install the webhook.
+const WEBHOOK_RETRY_LONGEST: Duration = Duration::from_secs(60);
+
 /// Runs until a signal comes or the lease is lost.
 ///
 /// # Errors
@@ -101,7 +107,20 @@ async fn webhook(args: Args, client: Client) -> anyhow::Result<()> {
         Some(directory) => Source::Mounted(directory),
         None => {
             let (namespace, configuration) = (&args.lease_namespace, &args.webhook_configuration);
-            webhook::install(&client, namespace, &args.webhook_names, configuration).await?
+            let mut pause = WEBHOOK_RETRY_FIRST;
+            loop {
+                let names = &args.webhook_names;
+                let installed = webhook::install(&client, namespace, names, configuration).await;
+                match installed.and_then(|source| source.load().map(|_| source)) {
+                    Ok(source) => break source,
+                    // All else works without it.
+                    Err(error) => {
+                        tracing::warn!(?pause, "the webhook is not served yet: {error:#}")
+                    }
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(WEBHOOK_RETRY_LONGEST);
+            }
         }
     };
     webhook::serve(address, source).await
@@ -136,10 +155,10 @@ async fn lead(
     // Waiting to lead is what a second replica is for.
     health.ready.store(true, Ordering::Relaxed);
     tracing::info!(identity = lease.identity(), "waiting to lead");
-    tokio::select! {
-        () = lease.acquire() => {}
+    let held_since = tokio::select! {
+        since = lease.acquire() => since,
         _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
-    }
+    };
     health.ready.store(false, Ordering::Relaxed);
     health.leads.store(true, Ordering::Relaxed);
     metrics::gauge!("kvtide_control_leader").set(1.0);
@@ -147,7 +166,7 @@ async fn lead(
     let work = wiring::run(&args, client, health, stopped);
     let outcome = tokio::select! {
         outcome = work => outcome,
-        () = lease.keep() => bail!("lost the lease; exiting so that the new leader is alone"),
+        () = lease.keep(held_since) => bail!("lost the lease; exiting so that the new leader is alone"),
     };
     lease.release().await;
     outcome

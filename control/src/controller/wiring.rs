@@ -145,7 +145,7 @@ fn caches(args: &Args, client: &Client, triggers: &Triggers, ledger: &Arc<Ledger
     );
     let nodes = start(
         events(Api::<ObservedNode>::all(client.clone()), everything.clone()),
-        node_routes(pods.clone(), triggers.pod_sets.clone()),
+        node_routes([pods.clone(), lone_pods.clone()], triggers.pod_sets.clone()),
         ledger,
         &mut feeds,
     );
@@ -156,7 +156,7 @@ fn caches(args: &Args, client: &Client, triggers: &Triggers, ledger: &Arc<Ledger
         &mut feeds,
     );
     let revisions = start(
-        events(api(client, namespace), everything),
+        events(api(client, namespace), everything).modify(ObservedRevision::forget_foreign_data),
         vec![(route_owner("StormService"), triggers.services.clone())],
         ledger,
         &mut feeds,
@@ -190,7 +190,7 @@ where
 
 /// A node that changed its mind asks for every PodSet with a pod on it.
 fn node_routes(
-    pods: Informer<ObservedPod>,
+    pods: [Informer<ObservedPod>; 2],
     pod_sets: Trigger,
 ) -> Vec<(Route<ObservedNode>, Trigger)> {
     let trigger = pod_sets.clone();
@@ -201,8 +201,8 @@ fn node_routes(
         });
         if !same {
             let name = new.name_any();
-            let here = |pod: &&Arc<ObservedPod>| pod.spec.node_name.as_deref() == Some(&name);
-            for pod in pods.all().iter().filter(here) {
+            let here = |pod: &Arc<ObservedPod>| pod.spec.node_name.as_deref() == Some(&name);
+            for pod in pods.iter().flat_map(Informer::all).filter(&here) {
                 if let Some(key) = crate::reconcile::informer::owner_key(&pod.metadata, "PodSet") {
                     trigger.fire(key);
                 }

@@ -5,6 +5,10 @@ use thiserror::Error;
 
 use crate::api::RolloutBudget;
 
+/// Children that one look at an object asks for at most; the rest follow at the next look. It bounds
+/// memory and the time of a look whatever number was written, also one written by mistake.
+pub const CREATIONS_MAX: i32 = 500;
+
 /// How many may be missing and how many may be too many while something rolls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {

@@ -37,6 +37,13 @@ impl Backoff {
         let given_up = doublings > 0 && factor(doublings - 1) >= self.longest;
         (!given_up).then(|| factor(doublings).min(self.longest))
     }
+
+    /// How long a set that counts `attempts` and has been healthy for `healthy` must stay so until
+    /// they are forgotten; none where nothing is counted.
+    #[must_use]
+    pub fn forgotten_in(self, attempts: u32, healthy: Duration) -> Option<Duration> {
+        (attempts > 0).then(|| self.longest.saturating_sub(healthy))
+    }
 }
 
 /// A pod of a PodSet, as it was observed.
@@ -365,6 +372,27 @@ mod tests {
         assert_eq!((due.delete, due.attempt), (vec![0], true));
         ill.attempts = 7;
         assert!(ill.plan(backoff).given_up);
+    }
+
+    #[test]
+    fn attempts_are_forgotten_after_the_longest_pause_in_health() {
+        let backoff = Backoff::default();
+        let table = [
+            (0, 0, None),
+            (0, 900, None),
+            (1, 0, Some(300)),
+            (7, 120, Some(180)),
+            (7, 300, Some(0)),
+            (7, 301, Some(0)),
+        ];
+        for (attempts, healthy, expected) in table {
+            let left = backoff.forgotten_in(attempts, Duration::from_secs(healthy));
+            assert_eq!(
+                left.map(|left| left.as_secs()),
+                expected,
+                "{attempts} {healthy}"
+            );
+        }
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! A replica is a pod, or a PodSet where `podGroupSize` is above 1. *Indexed* replicas have slots
 //! `0..replicas` (stateful pods, PodSets); plain ones are interchangeable.
 
-use super::budget::Budget;
+use std::collections::BTreeMap;
+
+use super::budget::{Budget, CREATIONS_MAX};
 use crate::api::RoleStatus;
 
 /// Where a replica is in its life.
@@ -75,7 +77,8 @@ impl RolePlan {
     }
 
     fn create_plain(&mut self, count: i32) {
-        self.create.extend((0..count.max(0)).map(|_| None));
+        let count = count.clamp(0, CREATIONS_MAX);
+        self.create.extend((0..count).map(|_| None));
     }
 }
 
@@ -123,17 +126,21 @@ impl RoleView {
         }
     }
 
-    /// Active replicas by slot, and those without a valid one.
-    fn slots(&self) -> (Vec<Vec<usize>>, Vec<usize>) {
-        let mut slots = vec![Vec::new(); usize::try_from(self.replicas).unwrap_or(0)];
+    /// Wanted replicas and surge.
+    fn ceiling(&self) -> i32 {
+        self.replicas.saturating_add(self.budget.surge)
+    }
+
+    /// Active replicas by slot, where there are any, and those without a valid one.
+    fn slots(&self) -> (BTreeMap<i32, Vec<usize>>, Vec<usize>) {
+        let mut slots: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
         let mut strays = Vec::new();
         for at in self.active_positions() {
-            let slot = self.units[at]
-                .index
-                .and_then(|index| usize::try_from(index).ok());
-            match slot.and_then(|index| slots.get_mut(index)) {
-                Some(slot) => slot.push(at),
-                None => strays.push(at),
+            match self.units[at].index {
+                Some(index) if (0..self.replicas).contains(&index) => {
+                    slots.entry(index).or_default().push(at);
+                }
+                _ => strays.push(at),
             }
         }
         (slots, strays)
@@ -146,7 +153,9 @@ impl RoleView {
         let settled = count(&self.units, |unit| unit.updated && unit.is_ready());
         if self.indexed {
             let (slots, strays) = self.slots();
-            strays.is_empty() && settled == active && slots.iter().all(|slot| slot.len() == 1)
+            let filled = i32::try_from(slots.len()) == Ok(self.replicas);
+            let alone = slots.values().all(|slot| slot.len() == 1);
+            strays.is_empty() && settled == active && filled && alone
         } else {
             settled == active && active == self.replicas
         }
@@ -174,14 +183,14 @@ impl RoleView {
         let mut plan = RolePlan::default();
         let active = self.active();
         if active < self.replicas {
-            let room = self.replicas + self.budget.surge - active - self.going();
+            let room = self.ceiling() - active - self.going();
             plan.create_plain(room.min(self.replicas - active));
             return plan;
         }
         // A surge in the middle of a rollout is not too many: the new ones are waited for.
         let rolling = self.active_positions().any(|at| !self.units[at].updated);
         let ceiling = if rolling {
-            self.replicas + self.budget.surge
+            self.ceiling()
         } else {
             self.replicas
         };
@@ -232,20 +241,14 @@ impl RoleView {
             spare -= i32::from(serving);
             plan.delete.push(at);
         }
-        let mut room = self.replicas + self.budget.surge - self.active() - self.going();
-        for (index, slot) in slots.iter().enumerate() {
-            match slot.as_slice() {
-                [] => {
-                    let index = i32::try_from(index).unwrap_or(i32::MAX);
-                    if room > 0 && !self.name_is_taken(index) {
-                        plan.create.push(Some(index));
-                        room -= 1;
-                    }
-                }
-                [_] => {}
-                several => plan.delete.extend(self.surplus(several)),
-            }
-        }
+        let surplus = slots.values().filter(|slot| slot.len() > 1);
+        plan.delete
+            .extend(surplus.flat_map(|slot| self.surplus(slot)));
+        let room = self.ceiling() - self.active() - self.going();
+        let room = usize::try_from(room.min(CREATIONS_MAX)).unwrap_or(0);
+        let free = (0..self.replicas)
+            .filter(|index| !slots.contains_key(index) && !self.name_is_taken(*index));
+        plan.create.extend(free.take(room).map(Some));
         plan
     }
 
@@ -319,7 +322,7 @@ impl RoleView {
             plan.delete.push(at);
             may_go -= 1;
         }
-        let room = self.replicas + self.budget.surge - self.active() - self.going();
+        let room = self.ceiling() - self.active() - self.going();
         plan.create_plain(room.min(target - updated));
         plan
     }
@@ -329,7 +332,7 @@ impl RoleView {
         let (slots, _) = self.slots();
         let slot_count = |wanted: &dyn Fn(&Replica) -> bool| {
             let found = slots
-                .iter()
+                .values()
                 .filter(|slot| slot.iter().any(|&at| wanted(&self.units[at])));
             i32::try_from(found.count()).unwrap_or(i32::MAX)
         };
@@ -339,8 +342,8 @@ impl RoleView {
         let mut spare = (slot_count(&Replica::is_ready) - self.replicas + self.budget.unavailable)
             .min(outdated - (self.replicas - target));
         let all = i32::try_from(self.units.len()).unwrap_or(i32::MAX);
-        let mut room = (self.replicas + self.budget.surge - all).min(target - updated);
-        for (index, slot) in slots.iter().enumerate() {
+        let mut room = (self.ceiling() - all).min(target - updated);
+        for (index, slot) in slots {
             let [at] = slot.as_slice() else {
                 continue; // Scaling sees to empty and to crowded slots.
             };
@@ -354,7 +357,7 @@ impl RoleView {
                 plan.delete.push(*at);
                 spare -= 1;
             } else if room > 0 {
-                plan.create.push(i32::try_from(index).ok());
+                plan.create.push(Some(index));
                 room -= 1;
             }
         }
@@ -362,7 +365,8 @@ impl RoleView {
     }
 
     fn step_length(&self) -> i32 {
-        (self.budget.surge + self.budget.unavailable).max(1)
+        let Budget { surge, unavailable } = self.budget;
+        surge.saturating_add(unavailable).max(1)
     }
 
     fn step_target(&self, step: i32) -> i32 {
@@ -654,6 +658,30 @@ mod tests {
         assert_eq!(half.roll(Some(2)), plan(&[], &[1, 0]));
         let mixed = plain(4, 0, 2, &[('o', R), ('o', R), ('n', R), ('n', W)]);
         assert_eq!(mixed.current_step(), 1);
+    }
+
+    #[test]
+    fn an_absurd_number_is_approached_in_bounded_steps() {
+        const ALL: i32 = i32::MAX;
+        let table = [
+            ("from nothing", Vec::new(), 0),
+            ("by and by", vec![(0, 'n', R), (2, 'n', W), (7, 'o', G)], 1),
+            ("old ones too", vec![(0, 'o', R), (1, 'o', W)], 2),
+        ];
+        for (name, units, first) in table {
+            for (surge, unavailable) in [(0, 1), (ALL, 0), (ALL, ALL)] {
+                let mut view = indexed(ALL, surge, unavailable, &units);
+                let created = view.scale().create;
+                assert_eq!(created.len(), 500, "{name}");
+                assert_eq!(created[0], Some(first), "{name}");
+                assert!(!view.is_done(), "{name}");
+                assert!(view.roll(Some(view.current_step())).create.len() <= 500);
+                view.indexed = false;
+                assert_eq!(view.scale().create.len(), 500, "{name}");
+                assert!(!view.is_done(), "{name}");
+                assert!(view.roll(None).create.len() <= 500, "{name}");
+            }
+        }
     }
 
     /// Whatever happens, a rollout ends, and never leaves the budget.

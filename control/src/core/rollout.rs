@@ -15,7 +15,8 @@ pub struct RoleEntry {
 }
 
 /// What every role needs next, in the order of `roles`. As long as any role's number is being
-/// corrected, none rolls.
+/// corrected, none rolls. A role that may not start has nothing to roll and is not waited for: it may
+/// be waiting for the very role that comes after it.
 #[must_use]
 pub fn plan(order: RoleUpdateOrder, roles: &[RoleEntry]) -> Vec<RolePlan> {
     let scaling: Vec<RolePlan> = roles
@@ -39,7 +40,8 @@ pub fn plan(order: RoleUpdateOrder, roles: &[RoleEntry]) -> Vec<RolePlan> {
             }
         }
         RoleUpdateOrder::Sequential => {
-            for at in upgrade_sequence(roles) {
+            let started = |at: &usize| roles[*at].may_start;
+            for at in upgrade_sequence(roles).into_iter().filter(started) {
                 plans[at] = roles[at].view.roll(None);
                 if !roles[at].view.is_done() {
                     break;
@@ -47,13 +49,15 @@ pub fn plan(order: RoleUpdateOrder, roles: &[RoleEntry]) -> Vec<RolePlan> {
             }
         }
         RoleUpdateOrder::Interleave => {
-            let unfinished = || roles.iter().filter(|role| !role.view.is_done());
-            let step = unfinished()
+            let unfinished = |role: &RoleEntry| role.may_start && !role.view.is_done();
+            let step = roles
+                .iter()
+                .filter(|role| unfinished(role))
                 .map(|role| role.view.current_step())
                 .min()
                 .unwrap_or(1);
             for (plan, role) in plans.iter_mut().zip(roles) {
-                if !role.view.is_done() && role.view.current_step() <= step {
+                if unfinished(role) && role.view.current_step() <= step {
                     *plan = role.view.roll(Some(step));
                 }
             }
@@ -175,5 +179,40 @@ mod tests {
         let mut gated = role(None, &[], 2);
         gated.may_start = false;
         assert_eq!(moving(RoleUpdateOrder::Parallel, &[gated]), [false]);
+    }
+
+    #[test]
+    fn a_gated_role_does_not_hold_up_the_one_it_waits_for() {
+        use RoleUpdateOrder::{Interleave, Parallel, Sequential};
+        let mut gated = role(None, &[], 2);
+        gated.may_start = false;
+        let first = |mut gated: RoleEntry| {
+            gated.upgrade_order = Some(0);
+            gated
+        };
+        // Its first step is over, so a gated role at step 1 must not hold it.
+        let awaited = role(None, &[OLD, NEW], 2);
+        for order in [Sequential, Parallel, Interleave] {
+            let table = [
+                (
+                    "listed first",
+                    [gated.clone(), awaited.clone()],
+                    [false, true],
+                ),
+                (
+                    "listed last",
+                    [awaited.clone(), gated.clone()],
+                    [true, false],
+                ),
+                (
+                    "ordered first, listed last",
+                    [awaited.clone(), first(gated.clone())],
+                    [true, false],
+                ),
+            ];
+            for (name, roles, expected) in table {
+                assert_eq!(moving(order, &roles), expected, "{order:?}, {name}");
+            }
+        }
     }
 }

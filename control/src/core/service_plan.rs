@@ -1,7 +1,7 @@
 //! What a StormService needs next: which RoleSets to create, to delete, and to bring to the present
 //! revision in place.
 
-use super::budget::Budget;
+use super::budget::{Budget, CREATIONS_MAX};
 use crate::api::UpdateType;
 
 /// A RoleSet as its StormService sees it.
@@ -103,6 +103,11 @@ impl ServiceView {
         }
     }
 
+    /// Wanted RoleSets and surge.
+    fn ceiling(&self) -> i32 {
+        self.replicas.saturating_add(self.surge())
+    }
+
     fn scale(&self) -> ServicePlan {
         let active = number(self.active().count());
         if active < self.replicas {
@@ -113,13 +118,13 @@ impl ServiceView {
     }
 
     fn scale_out(&self, active: i32) -> ServicePlan {
-        let room = self.replicas + self.surge() - number(self.sets.len());
-        let missing = (self.replicas - active).min(room).max(0);
+        let room = self.ceiling() - number(self.sets.len());
+        let missing = (self.replicas - active).min(room).clamp(0, CREATIONS_MAX);
         let mut of_current = 0;
         if self.paused {
-            // A paused rollout keeps its proportion.
+            // A paused rollout keeps its proportion, after every step.
             let current = self.active().filter(|&at| !self.sets[at].updated).count();
-            let wanted = proportion(number(current), active, self.replicas);
+            let wanted = proportion(number(current), active, active + missing);
             let nothing_yet = active == 0;
             of_current = if nothing_yet {
                 0
@@ -185,7 +190,12 @@ impl ServiceView {
             for at in order {
                 let set = &self.sets[at];
                 let harmless = !set.ready || ready > floor;
-                let beyond = left > self.replicas + if rolling { self.surge() } else { 0 };
+                let beyond = left
+                    > if rolling {
+                        self.ceiling()
+                    } else {
+                        self.replicas
+                    };
                 if chosen.len() < surplus && (beyond || !rolling || !set.updated && harmless) {
                     chosen.push(at);
                     left -= 1;
@@ -265,8 +275,8 @@ impl ServiceView {
         }
         if replaced {
             let updated = number(self.active().filter(|&at| self.sets[at].updated).count());
-            let room = self.replicas + self.surge() - number(self.sets.len());
-            let create = room.min(self.replicas - updated).max(0);
+            let room = self.ceiling() - number(self.sets.len());
+            let create = room.min(self.replicas - updated).clamp(0, CREATIONS_MAX);
             let indices = self.free_indices(create).into_iter();
             plan.create = indices.map(|index| (index, Revision::Update)).collect();
         }
@@ -341,6 +351,26 @@ mod tests {
         let mut stateful = view(2, (1, 0), &["urs", "g"]);
         stateful.stateful = true;
         assert_eq!(created(&stateful), [0; 0], "the index is waited for");
+    }
+
+    #[test]
+    fn an_absurd_number_is_approached_in_bounded_steps() {
+        for (surge, unavailable) in [(0, 1), (i32::MAX, 0), (i32::MAX, i32::MAX)] {
+            let from_nothing = view(i32::MAX, (surge, unavailable), &[]);
+            let indices: Vec<i32> = (0..500).collect();
+            assert_eq!(created(&from_nothing), indices, "{surge} {unavailable}");
+            let replacing = view(i32::MAX, (surge, unavailable), &["rx", "urs"]);
+            assert_eq!(created(&replacing).len(), 500, "{surge} {unavailable}");
+            assert!(replacing.roll().create.len() <= 500);
+        }
+        let mut paused = view(i32::MAX, (0, 1), &["urs", "r"]);
+        paused.paused = true;
+        let create = paused.plan().create;
+        let of_current = |(_, revision): &&(i32, Revision)| *revision == Revision::Current;
+        assert_eq!(create.len(), 500);
+        assert_eq!(create.iter().filter(of_current).count(), 250);
+        let crowded = view(1, (i32::MAX, 0), &["urs", "r", "r"]);
+        assert!(crowded.plan().create.is_empty());
     }
 
     #[test]

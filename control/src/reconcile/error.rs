@@ -68,6 +68,13 @@ impl Error {
     }
 }
 
+/// The failure that a status tells of, if there is one. A lost race is none: it is settled within
+/// moments, and a condition for it would come and go with every one.
+#[must_use]
+pub(crate) fn failure<T>(outcome: &Result<T, Error>) -> Option<&Error> {
+    outcome.as_ref().err().filter(|error| !error.is_conflict())
+}
+
 /// Whether the API server says that the object is not there.
 #[must_use]
 pub(crate) fn is_not_found(error: &kube::Error) -> bool {
@@ -78,4 +85,28 @@ pub(crate) fn is_not_found(error: &kube::Error) -> bool {
 #[must_use]
 pub(crate) fn is_already_exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409 && status.reason == "AlreadyExists")
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn a_lost_race_is_no_failure_to_tell_of() {
+        let refused = |code: u16| -> Result<(), Error> {
+            let status = Status::failure("no", "No").with_code(code);
+            Err(Error::Api {
+                action: "update",
+                kind: "RoleSet".into(),
+                name: "r".into(),
+                source: Box::new(kube::Error::Api(status.boxed())),
+            })
+        };
+        assert!(failure(&refused(409)).is_none());
+        assert!(failure(&refused(403)).is_some());
+        assert!(failure(&refused(422)).is_some());
+        assert!(failure(&Ok(())).is_none());
+    }
 }

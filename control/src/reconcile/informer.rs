@@ -153,7 +153,12 @@ where
                     }
                     fire(None, object);
                 }
-                Event::Init | Event::InitApply(_) => writer.apply_watcher_event(&event),
+                Event::Init => writer.apply_watcher_event(&event),
+                Event::InitApply(object) => {
+                    // Before it is in the store: the index never lacks what the store has.
+                    self.index(object);
+                    writer.apply_watcher_event(&event);
+                }
                 Event::InitDone => {
                     let before = self.store.state();
                     writer.apply_watcher_event(&event);
@@ -163,18 +168,20 @@ where
         }
     }
 
-    /// After a new list: the index is built anew, and everything is looked at once.
+    /// After a new list: the index is built anew, and everything is looked at once. Reconciles go
+    /// on meanwhile, so the new index takes the old one's place as a whole.
     fn relisted(&self, before: &[Arc<K>], ledger: &Ledger, fire: &dyn Fn(Option<&K>, &K)) {
         let now = self.store.state();
         let kept: BTreeSet<Key> = now.iter().map(|object| key_of(object.as_ref())).collect();
-        self.owners
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        let mut owners: HashMap<String, BTreeSet<Key>> = HashMap::new();
         for object in &now {
-            self.index(object);
+            if let Some(owner) = owner_uid(object.as_ref().meta()) {
+                let keys = owners.entry(owner.to_owned()).or_default();
+                keys.insert(key_of(object.as_ref()));
+            }
             note_seen(object.as_ref(), ledger);
         }
+        *self.owners.write().unwrap_or_else(PoisonError::into_inner) = owners;
         for object in &now {
             fire(None, object);
         }
@@ -271,4 +278,74 @@ pub fn version_of(meta: &ObjectMeta) -> u64 {
         .as_deref()
         .and_then(|version| version.parse().ok())
         .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use futures::stream;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    use super::*;
+    use crate::reconcile::observed::ObservedPod;
+
+    fn pod(nth: usize) -> ObservedPod {
+        let owner = OwnerReference {
+            controller: Some(true),
+            uid: "owner".into(),
+            ..OwnerReference::default()
+        };
+        ObservedPod {
+            metadata: ObjectMeta {
+                name: Some(format!("pod-{nth}")),
+                namespace: Some("n".into()),
+                uid: Some(format!("uid-{nth}")),
+                owner_references: Some(vec![owner]),
+                ..ObjectMeta::default()
+            },
+            ..ObservedPod::default()
+        }
+    }
+
+    #[test]
+    fn owned_objects_never_go_missing_during_a_relist() {
+        const PODS: usize = 200;
+        let list = || {
+            let pods = (0..PODS).map(|nth| Ok(Event::InitApply(pod(nth))));
+            let begin = std::iter::once(Ok(Event::Init));
+            begin
+                .chain(pods)
+                .chain(std::iter::once(Ok(Event::InitDone)))
+        };
+        let (listed, first_list) = std::sync::mpsc::channel();
+        let relists = list()
+            .map(Some)
+            .chain(std::iter::once(None))
+            .chain((0..200).flat_map(move |_| list().map(Some)));
+        let events = stream::iter(relists).filter_map(move |event| {
+            if event.is_none() {
+                listed.send(()).unwrap();
+            }
+            std::future::ready(event)
+        });
+        let (informer, feed) = Informer::new(events, Vec::new(), Arc::default());
+        let over = AtomicBool::new(false);
+        let (reading, stop) = (&informer, &over);
+        let fewest = std::thread::scope(|scope| {
+            let reader = scope.spawn(move || {
+                first_list.recv().unwrap();
+                let mut fewest = reading.owned_by("owner").len();
+                while !stop.load(Ordering::Relaxed) {
+                    fewest = fewest.min(reading.owned_by("owner").len());
+                }
+                fewest
+            });
+            futures::executor::block_on(feed);
+            over.store(true, Ordering::Relaxed);
+            reader.join().unwrap()
+        });
+        assert_eq!(fewest, PODS);
+        assert_eq!(informer.owners.read().unwrap().len(), 1);
+    }
 }

@@ -4,11 +4,17 @@
 //! from costing requests and from choosing a second victim. It is bounded: an entry is dropped when
 //! its object is seen, or after `FORGET_AFTER`.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kube::Resource;
+use kube::core::object::HasStatus;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use super::informer::version_of;
 
 /// Longer than a watch that works is ever behind. An entry that outlives it belongs to an object
 /// that came and went unseen.
@@ -131,6 +137,27 @@ impl Ledger {
         (cached_version < *version).then(|| status.clone())
     }
 
+    /// An object as the cache has it, with the status that was written since, if there is one: a
+    /// count or a time that is based on an older one would go back.
+    pub fn with_newest_status<'a, K>(&self, object: &'a K) -> Cow<'a, K>
+    where
+        K: Resource + HasStatus + Clone,
+        K::Status: DeserializeOwned,
+    {
+        let meta = object.meta();
+        let uid = meta.uid.as_deref().unwrap_or_default();
+        let newer = self.newer_status(uid, version_of(meta));
+        // It was made from the same type.
+        match newer.and_then(|status| serde_json::from_value(status).ok()) {
+            Some(status) => {
+                let mut object = object.clone();
+                *object.status_mut() = Some(status);
+                Cow::Owned(object)
+            }
+            None => Cow::Borrowed(object),
+        }
+    }
+
     /// Something of a parent's was applied.
     pub fn applied(&self, parent: &str, purpose: &'static str, hash: String) {
         self.lock()
@@ -221,6 +248,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::{PodSet, PodSetStatus};
 
     #[test]
     fn what_was_created_counts_until_it_is_seen() {
@@ -251,6 +279,29 @@ mod tests {
         assert_eq!(ledger.newer_status("u", 7), None);
         ledger.seen(None, "u", 1, 7);
         assert_eq!(ledger.newer_status("u", 6), None);
+    }
+
+    #[test]
+    fn decisions_are_based_on_the_status_that_was_written_last() {
+        let status = |total_pods: i32| PodSetStatus {
+            total_pods,
+            ..PodSetStatus::default()
+        };
+        let spec = serde_json::json!({"podGroupSize": 2, "template": {}});
+        let mut set = PodSet::new("p", serde_json::from_value(spec).unwrap());
+        set.metadata.uid = Some("u".into());
+        set.metadata.resource_version = Some("6".into());
+        set.status = Some(status(1));
+        let ledger = Ledger::default();
+        let total = |set: &PodSet| {
+            let newest = ledger.with_newest_status(set);
+            newest.status.as_ref().map(|status| status.total_pods)
+        };
+        assert_eq!(total(&set), Some(1));
+        ledger.wrote_status("u", 7, serde_json::to_value(status(2)).unwrap());
+        assert_eq!(total(&set), Some(2), "the cache is behind");
+        set.metadata.resource_version = Some("8".into());
+        assert_eq!(total(&set), Some(1), "somebody else wrote since");
     }
 
     #[test]

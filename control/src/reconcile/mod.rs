@@ -24,6 +24,9 @@ pub use context::{Context, Settings};
 pub use error::Error;
 pub use trigger::{Key, Trigger};
 
+/// When to go on after as many creations as one look may ask for, if no event comes before.
+const NEXT_CREATIONS: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Conditions that all kinds share.
 pub mod conditions {
     /// All that is wanted is there and ready.

@@ -7,6 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use serde::{Deserialize, Serialize};
 
+use super::informer::owner_key;
+
 /// A pod.
 #[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
 #[resource(inherit = Pod)]
@@ -233,4 +235,48 @@ pub struct ObservedRevision {
     /// Its place in history.
     #[serde(default)]
     pub revision: i64,
+}
+
+impl ObservedRevision {
+    /// Drops what other kinds' revisions recorded: those of every StatefulSet and DaemonSet come by,
+    /// each with a whole pod template.
+    pub fn forget_foreign_data(&mut self) {
+        if owner_key(&self.metadata, "StormService").is_none() {
+            self.data = serde_json::Value::Null;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_revisions_of_storm_services_keep_their_data() {
+        let group = crate::api::GROUP;
+        let table = [
+            ("StormService", format!("{group}/v1alpha1"), true),
+            ("StatefulSet", "apps/v1".to_owned(), false),
+            ("DaemonSet", "apps/v1".to_owned(), false),
+        ];
+        for (kind, api_version, kept) in table {
+            let mut revision: ObservedRevision = serde_json::from_value(json!({
+                "metadata": {"name": "r", "ownerReferences": [{"apiVersion": api_version,
+                    "kind": kind, "name": "o", "uid": "u", "controller": true}]},
+                "data": {"spec": {}}, "revision": 3,
+            }))
+            .unwrap();
+            revision.forget_foreign_data();
+            assert_eq!(!revision.data.is_null(), kept, "{kind}");
+            assert_eq!(revision.revision, 3, "{kind}");
+        }
+        let mut orphan = ObservedRevision {
+            data: json!({}),
+            ..ObservedRevision::default()
+        };
+        orphan.forget_foreign_data();
+        assert!(orphan.data.is_null());
+    }
 }

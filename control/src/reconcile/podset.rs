@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::apply::{Doomed, owner_reference, resource};
 use super::context::{Context, seconds};
-use super::error::Error;
+use super::error::{self, Error};
 use super::gangs::{self, Wanted};
 use super::observed::ObservedPod;
 use super::{Key, conditions};
@@ -21,7 +21,7 @@ use crate::api::{
 };
 use crate::core::names;
 use crate::core::pod::{self, Gang, Marks};
-use crate::core::recovery::{PodView, RecoveryPlan, SetView};
+use crate::core::recovery::{Backoff, PodView, RecoveryPlan, SetView};
 
 /// Counts recoveries in the condition Recovering's reason: `Attempt3`.
 const ATTEMPT: &str = "Attempt";
@@ -37,10 +37,15 @@ pub async fn reconcile(
 ) -> Result<Action, Error> {
     let set = match &object.0 {
         Ok(set) => set,
+        Err(invalid) if invalid.metadata.deletion_timestamp.is_some() => {
+            return finalize(&invalid.metadata, None, &context).await;
+        }
         Err(invalid) => return super::stormservice::undecodable::<PodSet>(&context, invalid).await,
     };
+    let set = context.ledger.with_newest_status(set);
+    let set = set.as_ref();
     if set.metadata.deletion_timestamp.is_some() {
-        return finalize(set, &context).await;
+        return finalize(&set.metadata, Some(&set.spec), &context).await;
     }
     let (namespace, name) = names_of(&set.metadata);
     let finalizers = set.metadata.finalizers.as_deref().unwrap_or_default();
@@ -62,36 +67,27 @@ pub async fn reconcile(
     let observed = dereference(set, &context);
     let plan = observed.view.plan(context.settings.backoff);
     let gang = gang(set, &context).await?;
+    if plan.attempt {
+        // Counted before it is made: one that is cut short was made none the less.
+        write_status(set, &observed, &plan, &gang, None, &context).await?;
+    }
     let applied = apply(set, &observed, &plan, &gang, &context).await;
-    let again = plan
-        .again_in
-        .or(observed.look_again)
-        .unwrap_or(Duration::MAX);
+    let mut again = plan.again_in.or(observed.look_again);
     let changed = !plan.create.is_empty() || !plan.delete.is_empty();
     // What was just created or deleted is told of when the watch shows it.
-    if !changed || plan.attempt || applied.is_err() {
-        write_status(
-            set,
-            &observed,
-            &plan,
-            &gang,
-            applied.as_ref().err(),
-            &context,
-        )
-        .await?;
+    let failure = error::failure(&applied);
+    if !changed || failure.is_some() {
+        let status = write_status(set, &observed, &plan, &gang, failure, &context).await?;
+        let forget = forget_in(&status, context.settings.backoff, &context.now());
+        again = again.into_iter().chain(forget).min();
     }
     applied?;
-    Ok(if again == Duration::MAX {
-        Action::await_change()
-    } else {
-        Action::requeue(again)
-    })
+    Ok(again.map_or_else(Action::await_change, Action::requeue))
 }
 
 struct Observed {
     pods: Vec<Arc<ObservedPod>>,
     view: SetView,
-    last_attempt: Option<Time>,
     look_again: Option<Duration>,
 }
 
@@ -106,18 +102,33 @@ fn uid_of(meta: &ObjectMeta) -> &str {
     meta.uid.as_deref().unwrap_or_default()
 }
 
-fn dereference(set: &PodSet, context: &Context) -> Observed {
-    let uid = uid_of(&set.metadata);
-    let now = context.now();
-    let pods = context.pods_of(uid);
-    let force = set.spec.template.meta("annotations", keys::FORCE_DELETE) == Some("true");
+/// Whether the template lets pods be deleted by force.
+fn may_force(spec: &PodSetSpec) -> bool {
+    spec.template.meta("annotations", keys::FORCE_DELETE) == Some("true")
+}
+
+/// The pods as the planner takes them, and when time alone changes them.
+fn views_of(
+    pods: &[Arc<ObservedPod>],
+    force: bool,
+    now: &Time,
+    context: &Context,
+) -> (Vec<PodView>, Option<Duration>) {
     let mut look_again: Option<Duration> = None;
     let mut soon =
         |delay: Duration| look_again = Some(look_again.map_or(delay, |at| at.min(delay)));
     let mut views: Vec<PodView> = Vec::with_capacity(pods.len());
-    for pod in &pods {
-        views.push(view_of(pod, force, &now, context, &mut soon));
+    for pod in pods {
+        views.push(view_of(pod, force, now, context, &mut soon));
     }
+    (views, look_again)
+}
+
+fn dereference(set: &PodSet, context: &Context) -> Observed {
+    let uid = uid_of(&set.metadata);
+    let now = context.now();
+    let pods = context.pods_of(uid);
+    let (mut views, look_again) = views_of(&pods, may_force(&set.spec), &now, context);
     let cached = |uid: &str| {
         pods.iter()
             .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
@@ -143,7 +154,6 @@ fn dereference(set: &PodSet, context: &Context) -> Observed {
     Observed {
         pods,
         view,
-        last_attempt,
         look_again,
     }
 }
@@ -417,7 +427,7 @@ async fn write_status(
     gang: &Ganging,
     failure: Option<&Error>,
     context: &Context,
-) -> Result<(), Error> {
+) -> Result<PodSetStatus, Error> {
     let now = context.now();
     let status = status_of(set, observed, plan, gang, failure, context, &now);
     if status.phase == Some(PodSetPhase::Failed) {
@@ -434,7 +444,8 @@ async fn write_status(
             set.status.as_ref(),
             &status,
         )
-        .await
+        .await?;
+    Ok(status)
 }
 
 fn status_of(
@@ -486,7 +497,11 @@ fn status_of(
         (true, "WaitingForPods")
     };
     set_condition(all, conditions::PROGRESSING, progressing, reason, "", now);
-    recovering(all, observed, plan, is_ready, context, now);
+    if plan.attempt {
+        let reason = format!("{ATTEMPT}{}", observed.view.attempts + 1);
+        let kind = conditions::RECOVERING;
+        set_condition(all, kind, true, &reason, why(observed), now);
+    }
     match gang {
         Ganging::Unavailable(scheduler) => {
             let message = unavailable(*scheduler);
@@ -508,38 +523,25 @@ fn status_of(
         ),
         None => all.retain(|condition| condition.kind != conditions::REPLICA_FAILURE),
     }
+    if forget_in(&status, context.settings.backoff, now) == Some(Duration::ZERO) {
+        let (all, kind) = (&mut status.conditions, conditions::RECOVERING);
+        set_condition(all, kind, false, "Recovered", "", now);
+    }
     status
 }
 
-/// Keeps the count of recoveries, and forgets it once the group was healthy for the longest pause.
-fn recovering(
-    all: &mut Vec<crate::api::Condition>,
-    observed: &Observed,
-    plan: &RecoveryPlan,
-    is_ready: bool,
-    context: &Context,
-    now: &Time,
-) {
-    let kind = conditions::RECOVERING;
-    if plan.attempt {
-        let reason = format!("{ATTEMPT}{}", observed.view.attempts + 1);
-        set_condition(all, kind, true, &reason, why(observed), now);
-        return;
+/// How long the set must stay as healthy as it is until its recoveries are forgotten; none where it
+/// is not, or there were none.
+fn forget_in(status: &PodSetStatus, backoff: Backoff, now: &Time) -> Option<Duration> {
+    if status.phase != Some(PodSetPhase::Ready) {
+        return None;
     }
-    let Some(last) = observed.last_attempt.as_ref() else {
-        return;
-    };
-    let healthy_for = find_condition(all, conditions::READY)
-        .filter(|_| is_ready)
-        .and_then(|ready| ready.last_transition_time.as_ref())
-        .map_or(0, |since| {
-            now.0.as_second() - since.0.as_second().max(last.0.as_second())
-        });
-    let forget = Duration::from_secs(healthy_for.try_into().unwrap_or(0))
-        >= context.settings.backoff.longest;
-    if forget {
-        set_condition(all, kind, false, "Recovered", "", now);
-    }
+    let (attempts, last) = attempts(status);
+    let ready = find_condition(&status.conditions, conditions::READY)?;
+    let since = seconds(ready.last_transition_time.as_ref()).max(seconds(last.as_ref()));
+    let healthy = now.0.as_second().saturating_sub(since);
+    let healthy = Duration::from_secs(healthy.try_into().unwrap_or(0));
+    backoff.forgotten_in(attempts, healthy)
 }
 
 /// What to say when a PodGroup kind is missing.
@@ -552,9 +554,15 @@ pub(super) fn unavailable(scheduler: Scheduler) -> String {
     )
 }
 
-async fn finalize(set: &PodSet, context: &Context) -> Result<Action, Error> {
-    let (namespace, name) = names_of(&set.metadata);
-    let uid = uid_of(&set.metadata);
+/// Lets a deleted PodSet go once its pods are gone. One that cannot be decoded has no `spec`: what
+/// that would name besides follows by its owner references.
+async fn finalize(
+    meta: &ObjectMeta,
+    spec: Option<&PodSetSpec>,
+    context: &Context,
+) -> Result<Action, Error> {
+    let (namespace, name) = names_of(meta);
+    let uid = uid_of(meta);
     let pods = context.pods_of(uid);
     let cached = |uid: &str| {
         pods.iter()
@@ -572,8 +580,9 @@ async fn finalize(set: &PodSet, context: &Context) -> Result<Action, Error> {
         .await?;
     if !pods.is_empty() || !unseen.is_empty() {
         // Stuck pods still hold the set: they are forced under the same conditions as ever.
-        let observed = dereference(set, context);
-        for (pod, view) in observed.pods.iter().zip(&observed.view.pods) {
+        let force = spec.is_some_and(may_force);
+        let (views, look_again) = views_of(&pods, force, &context.now(), context);
+        for (pod, view) in pods.iter().zip(&views) {
             if view.stuck {
                 let doomed = Doomed::of(&pod.metadata);
                 context
@@ -583,10 +592,10 @@ async fn finalize(set: &PodSet, context: &Context) -> Result<Action, Error> {
             }
         }
         return Ok(Action::requeue(
-            observed.look_again.unwrap_or(Duration::from_secs(30)),
+            look_again.unwrap_or(Duration::from_secs(30)),
         ));
     }
-    let strategy = set.spec.scheduling_strategy.as_ref();
+    let strategy = spec.and_then(|spec| spec.scheduling_strategy.as_ref());
     if let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) {
         let client = &context.client;
         let group = (namespace, name);
@@ -598,7 +607,53 @@ async fn finalize(set: &PodSet, context: &Context) -> Result<Action, Error> {
     let kind = resource::<PodSet>();
     context
         .writer
-        .release(&kind, &set.metadata, keys::POD_SET_FINALIZER)
+        .release(&kind, meta, keys::POD_SET_FINALIZER)
         .await?;
     Ok(Action::await_change())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn recoveries_are_forgotten_at_a_time_that_is_known_ahead() {
+        let backoff = Backoff::default();
+        let mut status = PodSetStatus {
+            phase: Some(PodSetPhase::Ready),
+            ..PodSetStatus::default()
+        };
+        let all = &mut status.conditions;
+        set_condition(all, conditions::READY, true, "AllPodsReady", "", &at(1000));
+        assert_eq!(forget_in(&status, backoff, &at(1100)), None, "none counted");
+        let all = &mut status.conditions;
+        set_condition(all, conditions::RECOVERING, true, "Attempt7", "", &at(990));
+        let left = |status: &PodSetStatus, now: i64| {
+            forget_in(status, backoff, &at(now)).map(|left| left.as_secs())
+        };
+        assert_eq!(left(&status, 1100), Some(200));
+        assert_eq!(left(&status, 1300), Some(0));
+        status.phase = Some(PodSetPhase::Running);
+        assert_eq!(left(&status, 1300), None, "not healthy");
+        status.phase = Some(PodSetPhase::Ready);
+        let all = &mut status.conditions;
+        set_condition(all, conditions::RECOVERING, true, "Attempt8", "", &at(1200));
+        assert_eq!(left(&status, 1300), Some(200), "healthy since the last one");
+        let all = &mut status.conditions;
+        set_condition(
+            all,
+            conditions::RECOVERING,
+            false,
+            "Recovered",
+            "",
+            &at(1500),
+        );
+        assert_eq!(left(&status, 1500), None);
+    }
 }

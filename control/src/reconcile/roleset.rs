@@ -13,16 +13,16 @@ use serde_json::{Value, json};
 
 use super::apply::{Doomed, owner_reference, resource};
 use super::context::{Context, seconds};
-use super::error::Error;
+use super::error::{self, Error};
 use super::gangs::{self, Wanted};
 use super::observed::ObservedPod;
 use super::{conditions, podset};
 use crate::api::{
-    PodSet, PodSetPhase, PodSetSpec, RoleSet, RoleSetStatus, RoleSpec, RoleStatus, Scheduler, keys,
-    set_condition,
+    PodSet, PodSetPhase, PodSetSpec, RoleSet, RoleSetStatus, RoleSpec, RoleStatus, Scheduler,
+    SchedulingStrategy, keys, set_condition,
 };
 use crate::core::adoption::{self, Adopted, AdoptedHashes};
-use crate::core::budget::Budget;
+use crate::core::budget::{Budget, CREATIONS_MAX};
 use crate::core::pod::{Gang, Marks, Place};
 use crate::core::role_plan::{Replica, ReplicaState, RolePlan, RoleView};
 use crate::core::rollout::{self, RoleEntry};
@@ -43,12 +43,18 @@ pub async fn reconcile(
 ) -> Result<Action, Error> {
     let set = match &object.0 {
         Ok(set) => set,
+        Err(invalid) if invalid.metadata.deletion_timestamp.is_some() => {
+            return finalize(&invalid.metadata, None, &context).await;
+        }
         Err(invalid) => {
             return super::stormservice::undecodable::<RoleSet>(&context, invalid).await;
         }
     };
+    let set = context.ledger.with_newest_status(set);
+    let set = set.as_ref();
     if set.metadata.deletion_timestamp.is_some() {
-        return finalize(set, &context).await;
+        let strategy = set.spec.scheduling_strategy.as_ref();
+        return finalize(&set.metadata, strategy, &context).await;
     }
     let violations = validate::role_set(&set.spec);
     if !violations.is_empty() {
@@ -65,8 +71,9 @@ pub async fn reconcile(
     let applied = apply(set, &observed, &plans, &gang, &context).await;
     let changed = plans.iter().any(|plan| !plan.is_empty()) || !observed.orphans.is_empty();
     // What was just created or deleted is told of when the watch shows it.
-    if !changed || applied.is_err() {
-        let status = status_of(set, &entries, &gang, applied.as_ref().err(), &context);
+    let failure = error::failure(&applied);
+    if !changed || failure.is_some() {
+        let status = status_of(set, &entries, &gang, failure, &context);
         let kind = resource::<RoleSet>();
         context
             .writer
@@ -74,10 +81,10 @@ pub async fn reconcile(
             .await?;
     }
     applied?;
-    Ok(match observed.look_again {
-        Some(delay) => Action::requeue(delay),
-        None => Action::await_change(),
-    })
+    let full = |plan: &RolePlan| i32::try_from(plan.create.len()) == Ok(CREATIONS_MAX);
+    let more = plans.iter().any(full).then_some(super::NEXT_CREATIONS);
+    let again = observed.look_again.into_iter().chain(more).min();
+    Ok(again.map_or_else(Action::await_change, Action::requeue))
 }
 
 /// One replica that is there.
@@ -153,10 +160,11 @@ fn dereference(set: &RoleSet, context: &Context) -> Observed {
     for group in &groups {
         match &group.0 {
             Ok(group) => {
-                units.push(group_unit(group, context));
+                units.push(group_unit(&group.metadata, is_ready(group), context));
                 pod_sets.push(group.clone());
             }
-            Err(broken) => tracing::warn!(error = %broken.error, "a PodSet cannot be decoded"),
+            // It says so itself. It holds its place: a second one would be one too many.
+            Err(broken) => units.push(group_unit(&broken.metadata, false, context)),
         }
     }
     let cached = |uid: &str| {
@@ -189,8 +197,9 @@ fn dereference(set: &RoleSet, context: &Context) -> Observed {
         role.hash = adoption::effective_hash(&adopted, name, &role.hash);
     }
     for kind in ["Pod", "PodSet"] {
-        for name in context.ledger.unseen(uid, kind, cached) {
-            add_unseen(&mut roles, set, kind == "PodSet", &name);
+        let unseen = context.ledger.unseen(uid, kind, cached);
+        for name in &unseen {
+            add_unseen(&mut roles, set, kind == "PodSet", name, unseen.len());
         }
     }
     let started = annotation(&set.metadata, keys::STARTED_ROLES).unwrap_or_default();
@@ -218,21 +227,31 @@ fn dereference(set: &RoleSet, context: &Context) -> Observed {
     }
 }
 
-/// A replica that was created and not seen yet belongs to the role whose names look like its own:
-/// the name was fixed from role and hash.
-fn add_unseen(roles: &mut BTreeMap<String, RoleUnits>, set: &RoleSet, group: bool, name: &str) {
+/// A replica that was created and not seen yet, one of `unseen`, belongs to the role whose names look
+/// like its own: the name was fixed from role and hash.
+fn add_unseen(
+    roles: &mut BTreeMap<String, RoleUnits>,
+    set: &RoleSet,
+    group: bool,
+    name: &str,
+    unseen: usize,
+) {
     let set_name = set.metadata.name.as_deref().unwrap_or_default();
     let uid = uid_of(&set.metadata);
     for spec in &set.spec.roles {
         let Some(role) = roles.get_mut(&spec.name) else {
             continue;
         };
-        let replicas = spec.replicas.unwrap_or(1);
         let hash = role.hash.clone();
+        // It was made at one of the lowest indices or numbers that were free.
+        let tried = i32::try_from(role.units.len() + unseen)
+            .unwrap_or(i32::MAX)
+            .saturating_add(CREATIONS_MAX);
         let index = if is_indexed(spec) {
             if is_group(spec) != group {
                 continue;
             }
+            let replicas = spec.replicas.unwrap_or(1).min(tried);
             (0..replicas).find(|&index| replica_name(set_name, spec, &hash, index) == name)
         } else {
             None
@@ -240,7 +259,7 @@ fn add_unseen(roles: &mut BTreeMap<String, RoleUnits>, set: &RoleSet, group: boo
         let plain = !is_indexed(spec)
             && !group
             && (0..PLAIN_NAMES_MAX)
-                .take(usize::try_from(replicas).unwrap_or(0) + role.units.len() + 16)
+                .take(usize::try_from(tried).unwrap_or(0))
                 .any(|nth| names::plain_pod(set_name, uid, &spec.name, &hash, nth) == name);
         if index.is_some() || plain {
             role.units.push(Unit {
@@ -295,18 +314,22 @@ fn pod_unit(pod: &ObservedPod, now: &Time, context: &Context) -> Unit {
     unit(&pod.metadata, false, state)
 }
 
-fn group_unit(group: &PodSet, context: &Context) -> Unit {
-    let status = group.status.clone().unwrap_or_default();
-    let is_ready =
-        status.phase == Some(PodSetPhase::Ready) && status.ready_pods >= group.spec.pod_group_size;
-    let state = if context.is_going(&group.metadata) {
+fn is_ready(group: &PodSet) -> bool {
+    let status = group.status.as_ref();
+    status.is_some_and(|status| {
+        status.phase == Some(PodSetPhase::Ready) && status.ready_pods >= group.spec.pod_group_size
+    })
+}
+
+fn group_unit(meta: &ObjectMeta, is_ready: bool, context: &Context) -> Unit {
+    let state = if context.is_going(meta) {
         ReplicaState::Going { overdue: false }
     } else if is_ready {
         ReplicaState::Ready
     } else {
         ReplicaState::Waiting
     };
-    unit(&group.metadata, true, state)
+    unit(meta, true, state)
 }
 
 fn unit(meta: &ObjectMeta, is_group: bool, state: ReplicaState) -> Unit {
@@ -804,9 +827,15 @@ fn status_of(
     status
 }
 
-async fn finalize(set: &RoleSet, context: &Context) -> Result<Action, Error> {
-    let (namespace, name) = names_of(&set.metadata);
-    let uid = uid_of(&set.metadata);
+/// Lets a deleted RoleSet go once its pods and PodSets are gone. Of one that cannot be decoded no
+/// `strategy` is known: its PodGroup follows by its owner reference.
+async fn finalize(
+    meta: &ObjectMeta,
+    strategy: Option<&SchedulingStrategy>,
+    context: &Context,
+) -> Result<Action, Error> {
+    let (namespace, name) = names_of(meta);
+    let uid = uid_of(meta);
     let pods = context.pods_of(uid);
     let groups = context.pod_sets.owned_by(uid);
     let doomed = |metas: Vec<&ObjectMeta>| -> Vec<Doomed> {
@@ -835,7 +864,6 @@ async fn finalize(set: &RoleSet, context: &Context) -> Result<Action, Error> {
     if !pods.is_empty() || !groups.is_empty() || unseen {
         return Ok(Action::requeue(Duration::from_secs(30)));
     }
-    let strategy = set.spec.scheduling_strategy.as_ref();
     if let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) {
         let group = (namespace, name);
         context
@@ -846,7 +874,7 @@ async fn finalize(set: &RoleSet, context: &Context) -> Result<Action, Error> {
     let kind = resource::<RoleSet>();
     context
         .writer
-        .release(&kind, &set.metadata, keys::ROLE_SET_FINALIZER)
+        .release(&kind, meta, keys::ROLE_SET_FINALIZER)
         .await?;
     Ok(Action::await_change())
 }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::apply::{Doomed, owner_reference, resource};
 use super::context::Context;
-use super::error::Error;
+use super::error::{self, Error};
 use super::informer::owner_uid;
 use super::observed::ObservedRevision;
 use super::{Key, conditions};
@@ -24,7 +24,7 @@ use crate::api::{
     RoleSet, RoleSetSpec, RoleSetTemplate, RoleStatus, RolloutBudget, StormService,
     StormServiceStatus, UpdateType, find_condition, keys, set_condition,
 };
-use crate::core::budget::Budget;
+use crate::core::budget::{Budget, CREATIONS_MAX};
 use crate::core::canonical::canonical;
 use crate::core::service_plan::{Revision, ServicePlan, ServiceView, SetView};
 use crate::core::validate::{self, Violation};
@@ -46,10 +46,15 @@ pub async fn reconcile(
 ) -> Result<Action, Error> {
     let service = match &object.0 {
         Ok(service) => service,
+        Err(invalid) if invalid.metadata.deletion_timestamp.is_some() => {
+            return finalize(&invalid.metadata, &context).await;
+        }
         Err(invalid) => return undecodable::<StormService>(&context, invalid).await,
     };
+    let service = context.ledger.with_newest_status(service);
+    let service = service.as_ref();
     if service.metadata.deletion_timestamp.is_some() {
-        return finalize(service, &context).await;
+        return finalize(&service.metadata, &context).await;
     }
     let (namespace, name) = names_of(&service.metadata);
     let finalizers = service.metadata.finalizers.as_deref().unwrap_or_default();
@@ -85,7 +90,7 @@ pub async fn reconcile(
     let view = view_of(service, &observed);
     let plan = view.plan();
     let applied = apply(service, &observed, &plan, &revisions, &context).await;
-    let failure = headless.as_ref().err().or(applied.as_ref().err());
+    let failure = error::failure(&headless).or(error::failure(&applied));
     let rewritten = applied.as_ref().is_ok_and(|rewritten| *rewritten);
     let changed = !plan.create.is_empty() || !plan.delete.is_empty() || rewritten;
     // What was just written is told of when the watch shows it.
@@ -100,7 +105,12 @@ pub async fn reconcile(
     headless?;
     applied?;
     trim_history(service, &observed, &revisions, &context).await?;
-    Ok(Action::await_change())
+    let more = i32::try_from(plan.create.len()) == Ok(CREATIONS_MAX);
+    Ok(if more {
+        Action::requeue(super::NEXT_CREATIONS)
+    } else {
+        Action::await_change()
+    })
 }
 
 fn names_of(meta: &ObjectMeta) -> (&str, &str) {
@@ -114,7 +124,7 @@ fn uid_of(meta: &ObjectMeta) -> &str {
     meta.uid.as_deref().unwrap_or_default()
 }
 
-/// A stored object that the types cannot hold: it is told so, and left alone.
+/// A stored object that the types cannot hold: it is told so, and left alone until it is deleted.
 ///
 /// # Errors
 ///
@@ -176,6 +186,8 @@ struct Owned {
     set: RoleSet,
     view: SetView,
     revision: String,
+    /// Whether its spec is known. One that cannot be decoded counts, and is not written.
+    readable: bool,
 }
 
 struct Observed {
@@ -192,7 +204,7 @@ fn dereference(service: &StormService, context: &Context) -> Observed {
     for set in &guarded {
         match &set.0 {
             Ok(set) => sets.push(observe_set(set, context)),
-            Err(broken) => tracing::warn!(error = %broken.error, "a RoleSet cannot be decoded"),
+            Err(broken) => sets.push(observe_unreadable(&broken.metadata, context)),
         }
     }
     let cached = |uid: &str| {
@@ -201,11 +213,11 @@ fn dereference(service: &StormService, context: &Context) -> Observed {
             .any(|set| set.as_ref().meta().uid.as_deref() == Some(uid))
     };
     let unseen = context.ledger.unseen(uid, "RoleSet", cached);
-    let wanted = service.spec.replicas.unwrap_or(1);
     let (_, name) = names_of(&service.metadata);
+    // They were made at the lowest free indices.
     let last = i32::try_from(sets.len() + unseen.len())
         .unwrap_or(0)
-        .saturating_add(wanted.max(0));
+        .saturating_add(CREATIONS_MAX);
     let unseen = if unseen.is_empty() {
         Vec::new()
     } else {
@@ -257,6 +269,18 @@ fn observe_set(set: &RoleSet, context: &Context) -> Owned {
         },
         revision: revision.cloned().unwrap_or_default(),
         set: set.clone(),
+        readable: true,
+    }
+}
+
+/// A RoleSet that cannot be decoded: it holds its place, or a second one would be made, and is not
+/// ready.
+fn observe_unreadable(meta: &ObjectMeta, context: &Context) -> Owned {
+    let mut set = RoleSet::new("", RoleSetSpec::default());
+    set.metadata = meta.clone();
+    Owned {
+        readable: false,
+        ..observe_set(&set, context)
     }
 }
 
@@ -434,10 +458,11 @@ async fn sync_headless(service: &StormService, context: &Context) -> Result<(), 
 fn mark(observed: &mut Observed, wanted: &RoleSetSpec, revisions: &Revisions, context: &Context) {
     for owned in &mut observed.sets {
         owned.view.updated = owned.revision == revisions.update;
-        owned.view.replace = revision::needs_replacement(
-            owned.set.spec.scheduling_strategy.as_ref(),
-            wanted.scheduling_strategy.as_ref(),
-        );
+        owned.view.replace = owned.readable
+            && revision::needs_replacement(
+                owned.set.spec.scheduling_strategy.as_ref(),
+                wanted.scheduling_strategy.as_ref(),
+            );
         // Its pods are looked at first: which of their hashes stands for what it says now.
         let adopted = owned.set.metadata.annotations.as_ref().is_some_and(|all| {
             all.get(keys::ADOPTED_HASHES)
@@ -624,7 +649,7 @@ fn changed_sets(
 ) -> Vec<RoleSet> {
     let mut changed = Vec::new();
     for (at, owned) in observed.sets.iter().enumerate() {
-        if owned.view.going || plan.delete.contains(&at) {
+        if owned.view.going || !owned.readable || plan.delete.contains(&at) {
             continue;
         }
         let mut set = owned.set.clone();
@@ -713,8 +738,9 @@ fn status_of(
     status.not_ready_replicas = status.replicas - status.ready_replicas;
     status.updated_ready_replicas =
         count(&|owned| owned.view.updated && owned.view.settled && !owned.view.going);
-    status.updated_replicas =
-        count(&|owned| owned.view.updated && !owned.view.going && all_rolled(&owned.set));
+    status.updated_replicas = count(&|owned| {
+        owned.view.updated && !owned.view.going && owned.readable && all_rolled(&owned.set)
+    });
     status.update_revision.clone_from(&revisions.update);
     let outdated = count(&|owned| !owned.view.updated && !owned.view.going);
     let arrived = outdated == 0 && status.updated_ready_replicas >= wanted;
@@ -797,15 +823,19 @@ fn sum_roles(service: &StormService, observed: &Observed) -> Vec<RoleStatus> {
             ..RoleStatus::default()
         })
         .collect();
+    let add = |sum: &mut i32, more: i32| *sum = sum.saturating_add(more);
     for owned in observed.sets.iter().filter(|owned| !owned.view.going) {
         let status = owned.set.status.iter().flat_map(|status| &status.roles);
         for counted in status {
             if let Some(sum) = sums.iter_mut().find(|sum| sum.name == counted.name) {
-                sum.replicas += counted.replicas;
-                sum.ready_replicas += counted.ready_replicas;
-                sum.not_ready_replicas += counted.not_ready_replicas;
-                sum.updated_replicas += counted.updated_replicas;
-                sum.updated_ready_replicas += counted.updated_ready_replicas;
+                add(&mut sum.replicas, counted.replicas);
+                add(&mut sum.ready_replicas, counted.ready_replicas);
+                add(&mut sum.not_ready_replicas, counted.not_ready_replicas);
+                add(&mut sum.updated_replicas, counted.updated_replicas);
+                add(
+                    &mut sum.updated_ready_replicas,
+                    counted.updated_ready_replicas,
+                );
             }
         }
     }
@@ -857,9 +887,11 @@ async fn trim_history(
         .await
 }
 
-async fn finalize(service: &StormService, context: &Context) -> Result<Action, Error> {
-    let (namespace, name) = names_of(&service.metadata);
-    let uid = uid_of(&service.metadata);
+/// Lets a deleted StormService go once its RoleSets are gone. Metadata is enough, so one that cannot
+/// be decoded goes as well.
+async fn finalize(meta: &ObjectMeta, context: &Context) -> Result<Action, Error> {
+    let (namespace, name) = names_of(meta);
+    let uid = uid_of(meta);
     let sets = context.role_sets.owned_by(uid);
     let doomed = sets
         .iter()
@@ -899,7 +931,7 @@ async fn finalize(service: &StormService, context: &Context) -> Result<Action, E
     let kind = resource::<StormService>();
     context
         .writer
-        .release(&kind, &service.metadata, keys::STORM_SERVICE_FINALIZER)
+        .release(&kind, meta, keys::STORM_SERVICE_FINALIZER)
         .await?;
     Ok(Action::await_change())
 }
