@@ -20,5 +20,7 @@ pub const LINE_BYTES_MAX: usize = 8 << 20;
 pub const EMBEDDING_INPUTS_MAX: u64 = 50_000;
 /// Bytes of one `custom_id`.
 pub const CUSTOM_ID_BYTES_MAX: usize = 1024;
+/// Bytes of a model's name.
+pub const MODEL_BYTES_MAX: usize = 256;
 /// Models that one batch may name, where it may name several.
 pub const MODELS_MAX: usize = 64;

@@ -101,6 +101,32 @@ fn what_is_wrong_is_named_with_openai_s_code_and_the_field() {
 }
 
 #[test]
+fn messages_quote_little_of_a_line_however_long_it_is() {
+    let long = "é".repeat(1_000_000);
+    let swap = |from: &str, to: &str| {
+        assert!(GOOD.contains(from));
+        GOOD.replace(from, to)
+    };
+    for (line, param) in [
+        (swap("POST", &long), "method"),
+        (swap("/v1/chat", &long), "url"),
+        (swap("\"m\"", &format!("\"{long}\"")), "body.model"),
+        (
+            swap("[]}", &format!("[], \"stream\": \"{long}\"}}")),
+            "body",
+        ),
+        (
+            swap(r#"{"model": "m", "messages": []}"#, &format!("\"{long}\"")),
+            "body",
+        ),
+    ] {
+        let wrong = check(line.as_bytes(), &RULES).unwrap_err();
+        assert_eq!(wrong.param, Some(param));
+        assert!(wrong.message.len() < 400, "{}", wrong.message.len());
+    }
+}
+
+#[test]
 fn a_wrong_encoding_is_found_also_in_fields_that_nobody_reads() {
     let mut line = GOOD.replace("[]", "[], \"other\": \"?\"").into_bytes();
     let at = line.iter().position(|byte| *byte == b'?').unwrap();
