@@ -8,6 +8,7 @@ use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 use crate::batch::endpoint::Endpoint;
+use crate::batch::input::object::Object;
 use crate::batch::input::prefix::Prefix;
 use crate::batch::input::{CUSTOM_ID_BYTES_MAX, LINE_BYTES_MAX, MODEL_BYTES_MAX};
 
@@ -75,7 +76,7 @@ struct Line<'a> {
     #[serde(borrow)]
     url: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    body: Option<Body<'a>>,
+    body: Option<Object<Body<'a>>>,
 }
 
 /// The fields of all endpoints' bodies that matter here.
@@ -118,7 +119,8 @@ pub(super) fn check<'a>(line: &'a [u8], rules: &Rules) -> Result<Checked<'a>, Wr
         let byte = error.valid_up_to() + 1;
         not_json(&format!("byte {byte} is not UTF-8"))
     })?;
-    let parsed: Line<'a> = serde_json::from_str(text).map_err(|error| explain(text, &error))?;
+    let Object(parsed): Object<Line<'a>> =
+        serde_json::from_str(text).map_err(|error| explain(text, &error))?;
     let custom_id = parsed.custom_id.ok_or_else(|| missing("custom_id"))?;
     if custom_id.is_empty() || custom_id.len() > CUSTOM_ID_BYTES_MAX {
         let message = format!("custom_id must have 1 to {CUSTOM_ID_BYTES_MAX} bytes.");
@@ -138,11 +140,8 @@ pub(super) fn check<'a>(line: &'a [u8], rules: &Rules) -> Result<Checked<'a>, Wr
         );
         return Err(Wrong::new("invalid_url", Some("url"), message));
     }
-    check_body(
-        custom_id,
-        parsed.body.ok_or_else(|| missing("body"))?,
-        rules.endpoint,
-    )
+    let Object(body) = parsed.body.ok_or_else(|| missing("body"))?;
+    check_body(custom_id, body, rules.endpoint)
 }
 
 fn check_body<'a>(

@@ -3,11 +3,13 @@
 
 mod index;
 mod line;
+mod object;
 mod prefix;
 mod scan;
 
 pub use index::{Entry, Index};
 pub use line::{Request, Rules};
+pub use object::Object;
 pub use scan::{Scan, scan};
 
 /// Requests in one batch, as OpenAI allows.

@@ -37,6 +37,11 @@ fn what_is_wrong_is_named_with_openai_s_code_and_the_field() {
         (format!("\u{feff}{GOOD}"), "invalid_json_line", None),
         ("[1]".to_owned(), "invalid_json_line", None),
         ("null".to_owned(), "invalid_json_line", None),
+        (
+            r#"["a", "POST", "/v1/chat/completions", {"model": "m"}]"#.to_owned(),
+            "invalid_json_line",
+            None,
+        ),
         (swap("\"m\"", "\"\\ud800\""), "invalid_json_line", None),
         (swap("[]", "[}"), "invalid_json_line", None),
         (
@@ -86,6 +91,14 @@ fn what_is_wrong_is_named_with_openai_s_code_and_the_field() {
         ),
         (
             swap(r#"{"model": "m", "messages": []}"#, "[]"),
+            "invalid_body",
+            Some("body"),
+        ),
+        (
+            swap(
+                r#"{"model": "m", "messages": []}"#,
+                r#"["m", false, null, null, [], null, null]"#,
+            ),
             "invalid_body",
             Some("body"),
         ),
@@ -174,6 +187,7 @@ proptest! {
         line[at] = byte;
         if let Ok(checked) = check(&line, &RULES) {
             let request: Request<'_> = serde_json::from_slice(&line).expect("what was found good can be read again");
+            prop_assert!(request.body.get().starts_with('{'));
             prop_assert_eq!(checked.custom_id, request.custom_id);
         }
     }
