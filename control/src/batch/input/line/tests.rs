@@ -187,7 +187,8 @@ proptest! {
         line[at] = byte;
         if let Ok(checked) = check(&line, &RULES) {
             let request: Request<'_> = serde_json::from_slice(&line).expect("what was found good can be read again");
-            prop_assert!(request.body.get().starts_with('{'));
+            let is_object = request.body.get().starts_with('{');
+            prop_assert!(is_object);
             prop_assert_eq!(checked.custom_id, request.custom_id);
         }
     }
