@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, Seek, SeekFrom, Write};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::http::{HeaderMap, Response};
 use bytes::{Bytes, BytesMut};
@@ -54,7 +54,11 @@ pub(super) async fn read(
         }
     }
     let header = |name: &str| header(&head.headers, name);
-    let after = retry_after(header("retry-after-ms"), header("retry-after"));
+    let after = retry_after(
+        header("retry-after-ms"),
+        header("retry-after"),
+        SystemTime::now(),
+    );
     let status = head.status.as_u16();
     let promised = head.status.is_success();
     let (body, seen) = spool.finish().await?;

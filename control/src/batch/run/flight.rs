@@ -197,14 +197,12 @@ impl Flight {
             }
             metrics::counter!("kvtide_batch_retries_total", "verdict" => verdict.as_str())
                 .increment(1);
-            if held_against {
-                let [random, ..] = *blake3::hash(format!("{id}{failures}").as_bytes()).as_bytes();
-                let pause = self.traffic.retry.pause(failures, random);
-                tokio::time::sleep(asked_pause.unwrap_or(pause)).await;
-            } else if asked_pause.is_none() {
-                // The pace has slowed down; this keeps a limit of one from spinning.
-                tokio::time::sleep(self.traffic.retry.backoff).await;
-            }
+            // What is not held against the request has slowed down the pace; here it only keeps a
+            // limit of one from spinning.
+            let nth = if held_against { failures } else { 1 };
+            let [random, ..] = *blake3::hash(format!("{id}{failures}").as_bytes()).as_bytes();
+            let pause = self.traffic.retry.pause(nth, random, asked_pause);
+            tokio::time::sleep(pause).await;
         }
     }
 
