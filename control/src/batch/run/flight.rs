@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,7 @@ use crate::batch::error::Failure;
 use crate::batch::id;
 use crate::batch::input::{Entry, Request};
 use crate::batch::run::answer::{self, Answer, MEMORY_BYTES};
+use crate::batch::run::body::with_priority;
 use crate::batch::run::outcome::{Outcome, Unanswered};
 use crate::batch::run::pace::{Pace, Paces, Turn};
 use crate::batch::run::retry::{RetryPolicy, Verdict};
@@ -158,7 +160,7 @@ impl Flight {
         let request: Request<'_> =
             serde_json::from_slice(line).map_err(Failure::when("reading a validated line"))?;
         let id = id::of_request(&self.batch, entry.line);
-        let body = self.body(line.slice_ref(request.body.get().as_bytes()));
+        let body = self.body(line, request.body)?;
         let mut failures = 0;
         let mut turn = Some(turn);
         loop {
@@ -221,15 +223,13 @@ impl Flight {
     }
 
     /// The body to send: the client's, byte for byte, unless the operator wants a priority in it.
-    fn body(&self, body: Bytes) -> Bytes {
-        let Some(priority) = self.traffic.priority else {
-            return body;
-        };
-        // A priority of the client's own comes later, and the last of two fields counts.
-        let rest = body.strip_prefix(b"{").unwrap_or(&body);
-        let mut changed = format!("{{\"priority\":{priority},").into_bytes();
-        changed.extend_from_slice(rest);
-        Bytes::from(changed)
+    fn body(&self, line: &Bytes, body: &RawValue) -> Result<Bytes, Failure> {
+        match self.traffic.priority {
+            None => Ok(line.slice_ref(body.get().as_bytes())),
+            Some(priority) => with_priority(body.get(), priority)
+                .map(Bytes::from)
+                .map_err(Failure::when("reading a validated line")),
+        }
     }
 
     fn outcome(
