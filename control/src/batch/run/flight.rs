@@ -21,7 +21,7 @@ use crate::batch::run::answer::{self, Answer, MEMORY_BYTES};
 use crate::batch::run::body::with_priority;
 use crate::batch::run::outcome::{Outcome, Unanswered};
 use crate::batch::run::pace::{Pace, Paces, Turn};
-use crate::batch::run::retry::{RetryPolicy, Verdict};
+use crate::batch::run::retry::{Failures, RetryPolicy, Verdict};
 use crate::batch::run::upstream::{NoAnswer, Upstream};
 
 /// Unit of the memory that requests in flight share.
@@ -161,7 +161,7 @@ impl Flight {
             serde_json::from_slice(line).map_err(Failure::when("reading a validated line"))?;
         let id = id::of_request(&self.batch, entry.line);
         let body = self.body(line, request.body)?;
-        let mut failures = 0;
+        let mut failures = Failures::new(pace.answers());
         let mut turn = Some(turn);
         loop {
             let mut current = match turn.take() {
@@ -185,15 +185,9 @@ impl Flight {
             current.end(verdict, asked_pause, tokens);
             metrics::counter!("kvtide_batch_attempts_total", "verdict" => verdict.as_str())
                 .increment(1);
-            let held_against = match verdict {
-                Verdict::Success | Verdict::Permanent => true,
-                Verdict::Overloaded => false,
-                Verdict::Unavailable => !pace.is_down(),
-                Verdict::Transient => true,
-            };
-            failures += u32::from(held_against);
+            let held_against = failures.add(verdict, pace.answers());
             let last = matches!(verdict, Verdict::Success | Verdict::Permanent)
-                || failures >= self.traffic.retry.attempts_max;
+                || failures.count() >= self.traffic.retry.attempts_max;
             if last {
                 return self.outcome(&id, &request.custom_id, entry.line, result);
             }
@@ -201,8 +195,9 @@ impl Flight {
                 .increment(1);
             // What is not held against the request has slowed down the pace; here it only keeps a
             // limit of one from spinning.
-            let nth = if held_against { failures } else { 1 };
-            let [random, ..] = *blake3::hash(format!("{id}{failures}").as_bytes()).as_bytes();
+            let count = failures.count();
+            let nth = if held_against { count } else { 1 };
+            let [random, ..] = *blake3::hash(format!("{id}{count}").as_bytes()).as_bytes();
             let pause = self.traffic.retry.pause(nth, random, asked_pause);
             tokio::time::sleep(pause).await;
         }

@@ -26,7 +26,7 @@ pub struct PaceOptions {
     pub latency_tolerance: f64,
 }
 
-/// Failures in a row after which a model counts as down.
+/// Failures in a row after which a model counts as down: it is asked ever less often.
 const DOWN_AFTER: u32 = 8;
 /// The first pause of a model that is not available; it doubles up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
@@ -89,6 +89,8 @@ struct State {
     decreased_at: Option<Instant>,
     paused_until: Option<Instant>,
     failures_in_a_row: u32,
+    /// Requests that the upstream has answered.
+    answers: u64,
     /// Pauses since the last answer. Requests that failed together make one.
     pauses: u32,
     latency: Option<f64>,
@@ -118,6 +120,7 @@ impl Pace {
                 decreased_at: None,
                 paused_until: None,
                 failures_in_a_row: 0,
+                answers: 0,
                 pauses: 0,
                 latency: None,
                 best_latency: f64::INFINITY,
@@ -145,9 +148,10 @@ impl Pace {
         turn
     }
 
-    /// Whether nothing has been answered for a while.
-    pub(super) fn is_down(&self) -> bool {
-        self.lock().failures_in_a_row >= DOWN_AFTER
+    /// How many requests were answered. While it stands still, that one of them found nobody is not
+    /// that request's doing.
+    pub(super) fn answers(&self) -> u64 {
+        self.lock().answers
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -224,12 +228,16 @@ impl Turn {
         match verdict {
             Verdict::Success => {
                 state.failures_in_a_row = 0;
+                state.answers += 1;
                 state.pauses = 0;
                 pace.grow(&mut state);
                 pace.observe_latency(&mut state, self.began, output_tokens);
             }
             // The upstream has answered; that it did not like the request is no sign of load.
-            Verdict::Permanent => state.failures_in_a_row = 0,
+            Verdict::Permanent => {
+                state.failures_in_a_row = 0;
+                state.answers += 1;
+            }
             Verdict::Overloaded => pace.shrink(&mut state, self.began, 0.5),
             Verdict::Unavailable | Verdict::Transient => {
                 state.failures_in_a_row = state.failures_in_a_row.saturating_add(1);
@@ -358,20 +366,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_model_that_never_answers_is_down_and_is_asked_ever_less_often() {
+    async fn a_model_that_never_answers_is_asked_ever_less_often() {
         let pace = pace(1, 1);
         for _ in 0..DOWN_AFTER {
-            assert!(!pace.is_down());
             window(&pace, 1, Verdict::Unavailable, SECOND).await;
         }
-        assert!(pace.is_down());
         let began = Instant::now();
         for _ in 0..13 {
             window(&pace, 1, Verdict::Unavailable, Duration::ZERO).await;
         }
         assert!(began.elapsed() > 3 * PAUSE_MAX);
+        assert_eq!(pace.answers(), 0);
         window(&pace, 1, Verdict::Success, SECOND).await;
-        assert!(!pace.is_down());
+        assert_eq!(pace.answers(), 1);
+        assert_eq!(pace.lock().failures_in_a_row, 0);
     }
 
     #[test]

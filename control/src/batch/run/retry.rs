@@ -48,6 +48,39 @@ impl Verdict {
     }
 }
 
+/// The failures of one request that are held against it.
+#[derive(Debug)]
+pub(super) struct Failures {
+    count: u32,
+    /// Answers of its model when it began, or when it last failed.
+    answers: u64,
+}
+
+impl Failures {
+    /// None yet; its model has given so many `answers`.
+    pub(super) fn new(answers: u64) -> Failures {
+        Failures { count: 0, answers }
+    }
+
+    /// An attempt has failed. Whether that is held against the request: that nobody was there is not,
+    /// unless others were answered since it failed before.
+    pub(super) fn add(&mut self, verdict: Verdict, answers: u64) -> bool {
+        let others_answered = answers > std::mem::replace(&mut self.answers, answers);
+        let held = match verdict {
+            Verdict::Success | Verdict::Permanent | Verdict::Transient => true,
+            Verdict::Overloaded => false,
+            Verdict::Unavailable => others_answered,
+        };
+        self.count += u32::from(held);
+        held
+    }
+
+    /// How many.
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+}
+
 /// How often, and how soon.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryPolicy {
@@ -114,6 +147,22 @@ mod tests {
             assert_eq!(Verdict::of_status(status, false), verdict, "{status}");
         }
         assert_eq!(Verdict::of_status(429, true), Verdict::Permanent);
+    }
+
+    #[test]
+    fn that_nobody_is_there_is_held_against_a_request_only_while_others_are_answered() {
+        let mut alone = Failures::new(5);
+        for _ in 0..100 {
+            assert!(!alone.add(Verdict::Unavailable, 5));
+        }
+        assert_eq!(alone.count(), 0);
+        assert!(alone.add(Verdict::Transient, 5));
+        let mut unlucky = Failures::new(0);
+        for answers in [1, 1, 2, 9] {
+            unlucky.add(Verdict::Unavailable, answers);
+            assert!(!unlucky.add(Verdict::Overloaded, answers));
+        }
+        assert_eq!(unlucky.count(), 3);
     }
 
     #[test]
