@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -278,12 +278,20 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
         .with_graceful_shutdown(async move { stop.cancelled().await })
         .into_future();
     let mut serving = tokio::spawn(serving);
-    tokio::select! {
-        signal = wait_for_signal() => tracing::info!(signal = signal?, "shutting down"),
-        ended = &mut serving => ended??,
-    }
+    let mut failed = tokio::select! {
+        signal = wait_for_signal() => {
+            tracing::info!(signal = signal?, "shutting down");
+            None
+        }
+        ended = &mut serving => return Ok(ended??),
+        error = first_end(&mut parts) => Some(error),
+    };
     shutdown.cancel();
-    while parts.join_next().await.is_some() {}
+    while let Some(ended) = parts.join_next().await {
+        if ended.is_err() {
+            failed.get_or_insert(too_early(ended));
+        }
+    }
     if tokio::time::timeout(HTTP_GRACE, &mut serving)
         .await
         .is_err()
@@ -291,7 +299,23 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
         tracing::info!("requests that were still being answered are cut off");
         serving.abort();
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
+}
+
+/// Waits for a part of the server to end before it was told to: without it the server would take
+/// batches and never do them.
+async fn first_end(parts: &mut JoinSet<()>) -> AnyError {
+    match parts.join_next().await {
+        Some(ended) => too_early(ended),
+        None => std::future::pending().await,
+    }
+}
+
+fn too_early(ended: Result<(), JoinError>) -> AnyError {
+    match ended {
+        Ok(()) => "a part of the server has ended by itself".into(),
+        Err(error) => format!("a part of the server has failed: {error}").into(),
+    }
 }
 
 /// Makes the data directory this server's own, for as long as the file is open.
@@ -327,4 +351,18 @@ async fn wait_for_signal() -> std::io::Result<&'static str> {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_panics_is_noticed_while_the_others_go_on() {
+        let mut parts = JoinSet::new();
+        parts.spawn(std::future::pending());
+        parts.spawn(async { panic!("out of order") });
+        let error = first_end(&mut parts).await;
+        assert!(error.to_string().contains("has failed"), "{error}");
+    }
 }

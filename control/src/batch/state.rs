@@ -8,6 +8,8 @@
 //!     ▼                 ▼
 //!   failed          cancelling ─▶ cancelled
 //! ```
+//!
+//! A batch whose input file or results are lost on the way fails, or expires, from any state.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,7 +35,7 @@ pub enum Status {
     Finalizing,
     /// Done.
     Completed,
-    /// The input file was rejected.
+    /// The input file was rejected, or lost on the way.
     Failed,
     /// The window ended first; what was done is in the output file.
     Expired,
@@ -224,6 +226,16 @@ pub enum Change {
         /// The error file, if it has lines.
         error_file_id: Option<String>,
     },
+    /// What it needs is lost: no further request can be sent, or not every result is there any more.
+    /// What has no result counts as failed.
+    GiveUp {
+        /// What is lost.
+        errors: Vec<LineError>,
+        /// The output file, if it has lines.
+        output_file_id: Option<String>,
+        /// The error file, if it has lines.
+        error_file_id: Option<String>,
+    },
     /// A client wants it to end.
     Cancel,
 }
@@ -284,7 +296,7 @@ impl Batch {
         &self.usage
     }
 
-    /// Why the input file was rejected.
+    /// Why the input file was rejected, or what was lost.
     #[must_use]
     pub fn errors(&self) -> &[LineError] {
         &self.errors
@@ -374,6 +386,29 @@ impl Batch {
                     Cancelling => self.cancelled(now),
                     _ => return illegal("finishing"),
                 }
+                self.output_file_id = output_file_id;
+                self.error_file_id = error_file_id;
+            }
+            Change::GiveUp {
+                mut errors,
+                output_file_id,
+                error_file_id,
+            } => {
+                match status {
+                    Cancelling => self.cancelled(now),
+                    InProgress | Finalizing if self.ran_out || now >= self.expires_at => {
+                        self.status = Expired;
+                        self.times.expired_at = Some(now);
+                    }
+                    InProgress | Finalizing => {
+                        self.status = Failed;
+                        self.times.failed_at = Some(now);
+                    }
+                    _ => return illegal("giving up"),
+                }
+                errors.truncate(ERRORS_KEPT);
+                self.errors = errors;
+                self.counts.failed = self.counts.total.saturating_sub(self.counts.completed);
                 self.output_file_id = output_file_id;
                 self.error_file_id = error_file_id;
             }

@@ -27,6 +27,8 @@ const LIMITS: Limits = Limits {
 const METADATA_PAIRS_MAX: usize = 16;
 const METADATA_KEY_CHARS_MAX: usize = 64;
 const METADATA_VALUE_CHARS_MAX: usize = 512;
+/// Bytes of AIBrix's extension, which is kept with the batch and given back with it.
+const AIBRIX_BYTES_MAX: usize = 16 << 10;
 
 pub(super) async fn create(
     State(app): State<Arc<App>>,
@@ -142,11 +144,7 @@ fn read_order(body: &[u8]) -> Result<Order, ApiError> {
         window_s,
         metadata: metadata(body.get("metadata"))?,
         output_expires_after_s: expires_after(body.get("output_expires_after"))?,
-        aibrix: match body.get("aibrix") {
-            None | Some(Value::Null) => None,
-            Some(Value::Object(aibrix)) => Some(Value::Object(aibrix.clone())),
-            Some(_) => return Err(wrong_type("aibrix", "an object")),
-        },
+        aibrix: aibrix(body.get("aibrix"))?,
     })
 }
 
@@ -161,6 +159,18 @@ fn required<'a>(body: &'a Map<String, Value>, name: &str) -> Result<&'a str, Api
 fn wrong_type(name: &str, expected: &str) -> ApiError {
     let message = format!("Invalid type for '{name}': expected {expected}.");
     ApiError::invalid(name, "invalid_type", message)
+}
+
+fn aibrix(value: Option<&Value>) -> Result<Option<Value>, ApiError> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(value @ Value::Object(_)) if value.to_string().len() > AIBRIX_BYTES_MAX => {
+            let message = format!("'aibrix' may have at most {AIBRIX_BYTES_MAX} bytes.");
+            Err(ApiError::invalid("aibrix", "invalid_value", message))
+        }
+        Some(value @ Value::Object(_)) => Ok(Some(value.clone())),
+        Some(_) => Err(wrong_type("aibrix", "an object")),
+    }
 }
 
 fn metadata(value: Option<&Value>) -> Result<Option<BTreeMap<String, String>>, ApiError> {
@@ -226,5 +236,18 @@ fn expires_after(value: Option<&Value>) -> Result<Option<Seconds>, ApiError> {
                 "'output_expires_after.seconds' must be an integer from {KEPT_MIN_S} to {KEPT_MAX_S}."
             ),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_with_a_batch_for_aibrix_is_bounded() {
+        let of = |bytes: usize| serde_json::json!({"x": "y".repeat(bytes)});
+        let small = of(AIBRIX_BYTES_MAX - 8);
+        assert_eq!(aibrix(Some(&small)).unwrap(), Some(small));
+        assert!(aibrix(Some(&of(AIBRIX_BYTES_MAX))).is_err());
     }
 }

@@ -317,12 +317,23 @@ async fn finish(
         .metadata
         .add_file(file, create, app.quota_bytes(caller))
         .await;
-    // The bytes are not needed where the file was there already, or is refused after all.
-    let superfluous = !matches!(&added, Ok(added) if added.blob_key() == key);
+    // After any other failure the file may exist all the same, if only the answer was lost; the sweep
+    // for litter sees whether it does.
+    let superfluous = is_superfluous(&added, &key);
     if superfluous && let Err(error) = app.blobs.delete(&key).await {
         tracing::warn!(key, %error, "an upload was left for the next sweep");
     }
     Ok(added?)
+}
+
+/// Whether it is sure that nothing names these bytes: the same file was there already, or it was
+/// refused after all.
+fn is_superfluous(added: &Result<File, Failure>, key: &str) -> bool {
+    match added {
+        Ok(added) => added.blob_key() != key,
+        Err(Failure::Quota { .. }) => true,
+        Err(_) => false,
+    }
 }
 
 fn purpose_of(purpose: Option<&str>, bytes: u64) -> Result<Purpose, ApiError> {
@@ -368,5 +379,30 @@ fn kept_s(
             "invalid_value",
             format!("'expires_after[seconds]' must be between {KEPT_MIN_S} and {KEPT_MAX_S}."),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_kept_unless_it_is_sure_that_no_file_names_them() {
+        let file = File {
+            id: "file-1".into(),
+            tenant: "a".into(),
+            purpose: Purpose::Batch,
+            filename: "in.jsonl".into(),
+            bytes: 1,
+            created_at: 1,
+            expires_at: None,
+        };
+        let key = file.blob_key();
+        let lost = Failure::internal("a database query", "the connection is gone");
+        assert!(!is_superfluous(&Err(lost), &key));
+        assert!(!is_superfluous(&Ok(file.clone()), &key));
+        assert!(is_superfluous(&Ok(file), &file::blob_key("file-2")));
+        let quota = Failure::Quota { quota_bytes: 1 };
+        assert!(is_superfluous(&Err(quota), &key));
     }
 }

@@ -8,8 +8,12 @@ use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 use crate::batch::endpoint::Endpoint;
+use crate::batch::input::object::Object;
 use crate::batch::input::prefix::Prefix;
-use crate::batch::input::{CUSTOM_ID_BYTES_MAX, LINE_BYTES_MAX};
+use crate::batch::input::{CUSTOM_ID_BYTES_MAX, LINE_BYTES_MAX, MODEL_BYTES_MAX};
+
+/// Characters of a client's text that a message quotes: messages are kept with the batch.
+const QUOTED_CHARS_MAX: usize = 100;
 
 /// What lines are checked against.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +76,7 @@ struct Line<'a> {
     #[serde(borrow)]
     url: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    body: Option<Body<'a>>,
+    body: Option<Object<Body<'a>>>,
 }
 
 /// The fields of all endpoints' bodies that matter here.
@@ -115,7 +119,8 @@ pub(super) fn check<'a>(line: &'a [u8], rules: &Rules) -> Result<Checked<'a>, Wr
         let byte = error.valid_up_to() + 1;
         not_json(&format!("byte {byte} is not UTF-8"))
     })?;
-    let parsed: Line<'a> = serde_json::from_str(text).map_err(|error| explain(text, &error))?;
+    let Object(parsed): Object<Line<'a>> =
+        serde_json::from_str(text).map_err(|error| explain(text, &error))?;
     let custom_id = parsed.custom_id.ok_or_else(|| missing("custom_id"))?;
     if custom_id.is_empty() || custom_id.len() > CUSTOM_ID_BYTES_MAX {
         let message = format!("custom_id must have 1 to {CUSTOM_ID_BYTES_MAX} bytes.");
@@ -123,20 +128,20 @@ pub(super) fn check<'a>(line: &'a [u8], rules: &Rules) -> Result<Checked<'a>, Wr
     }
     let method = parsed.method.ok_or_else(|| missing("method"))?;
     if method != "POST" {
-        let message = format!("method must be \"POST\", not {method:?}.");
+        let message = format!("method must be \"POST\", not {}.", quoted(&method));
         return Err(Wrong::new("invalid_method", Some("method"), message));
     }
     let url = parsed.url.ok_or_else(|| missing("url"))?;
     if url != rules.endpoint.path() {
         let expected = rules.endpoint.path();
-        let message = format!("url must be the batch's endpoint {expected:?}, not {url:?}.");
+        let message = format!(
+            "url must be the batch's endpoint {expected:?}, not {}.",
+            quoted(&url)
+        );
         return Err(Wrong::new("invalid_url", Some("url"), message));
     }
-    check_body(
-        custom_id,
-        parsed.body.ok_or_else(|| missing("body"))?,
-        rules.endpoint,
-    )
+    let Object(body) = parsed.body.ok_or_else(|| missing("body"))?;
+    check_body(custom_id, body, rules.endpoint)
 }
 
 fn check_body<'a>(
@@ -158,6 +163,10 @@ fn check_body<'a>(
         None if endpoint == Endpoint::Moderations => Cow::Borrowed(""),
         _ => return Err(missing("body.model")),
     };
+    if model.len() > MODEL_BYTES_MAX {
+        let message = format!("A model's name may have at most {MODEL_BYTES_MAX} bytes.");
+        return Err(Wrong::new("invalid_body", Some("body.model"), message));
+    }
     let inputs = match (endpoint, body.input) {
         (Endpoint::Embeddings, None) => return Err(missing("body.input")),
         (Endpoint::Embeddings, Some(input)) => count_inputs(input),
@@ -184,6 +193,18 @@ fn count_inputs(input: &RawValue) -> u64 {
     }
 }
 
+/// A client's text in quotation marks, cut where it is long.
+pub(super) fn quoted(text: &str) -> String {
+    let short = shortened(text);
+    let more = if short.len() < text.len() { "…" } else { "" };
+    format!("{short:?}{more}")
+}
+
+fn shortened(text: &str) -> &str {
+    let cut = text.char_indices().nth(QUOTED_CHARS_MAX);
+    cut.map_or(text, |(end, _)| &text[..end])
+}
+
 pub(super) fn too_long() -> Wrong {
     let message = format!("A line may have at most {LINE_BYTES_MAX} bytes.");
     Wrong::new("line_too_long", None, message)
@@ -204,6 +225,8 @@ fn explain(text: &str, error: &serde_json::Error) -> Wrong {
     // Every line is one line to serde: only the column tells something.
     let reason = error.to_string();
     let reason = reason.split(" at line ").next().unwrap_or_default();
+    // It may quote what it does not like.
+    let reason = shortened(reason);
     let syntax = || not_json(&format!("{reason} at column {}", error.column()));
     if error.classify() != Category::Data || !text.trim_start().starts_with('{') {
         return syntax();

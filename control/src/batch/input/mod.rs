@@ -3,11 +3,13 @@
 
 mod index;
 mod line;
+mod object;
 mod prefix;
 mod scan;
 
 pub use index::{Entry, Index};
 pub use line::{Request, Rules};
+pub use object::Object;
 pub use scan::{Scan, scan};
 
 /// Requests in one batch, as OpenAI allows.
@@ -20,5 +22,7 @@ pub const LINE_BYTES_MAX: usize = 8 << 20;
 pub const EMBEDDING_INPUTS_MAX: u64 = 50_000;
 /// Bytes of one `custom_id`.
 pub const CUSTOM_ID_BYTES_MAX: usize = 1024;
+/// Bytes of a model's name.
+pub const MODEL_BYTES_MAX: usize = 256;
 /// Models that one batch may name, where it may name several.
 pub const MODELS_MAX: usize = 64;

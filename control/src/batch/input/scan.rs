@@ -169,8 +169,8 @@ impl Scanner {
         digest.copy_from_slice(&blake3::hash(checked.custom_id.as_bytes()).as_bytes()[..16]);
         if !self.custom_ids.insert(digest) {
             let message = format!(
-                "custom_id {:?} was used on an earlier line; every request needs its own.",
-                checked.custom_id
+                "custom_id {} was used on an earlier line; every request needs its own.",
+                line::quoted(&checked.custom_id)
             );
             return Err(Wrong::new(
                 "duplicate_custom_id",
@@ -205,10 +205,10 @@ impl Scanner {
                 models.len() - 1
             }
             None => {
-                let first = &models[0];
+                let (model, first) = (line::quoted(model), line::quoted(&models[0]));
                 return mismatch(format!(
-                    "All requests of a batch must name one model: this line has {model:?}, the \
-                     first has {first:?}."
+                    "All requests of a batch must name one model: this line has {model}, the \
+                     first has {first}."
                 ));
             }
         };

@@ -4,20 +4,20 @@
 
 use std::fs::File;
 use std::io::{BufReader, Seek, SeekFrom, Write};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::http::{HeaderMap, Response};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::error::Category;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use crate::batch::blobs::{Blobs, Piece};
 use crate::batch::error::Failure;
+use crate::batch::input::Object;
 use crate::batch::run::retry::{Verdict, retry_after};
 use crate::batch::run::upstream::NoAnswer;
 use crate::batch::state::Usage;
@@ -54,7 +54,11 @@ pub(super) async fn read(
         }
     }
     let header = |name: &str| header(&head.headers, name);
-    let after = retry_after(header("retry-after-ms"), header("retry-after"));
+    let after = retry_after(
+        header("retry-after-ms"),
+        header("retry-after"),
+        SystemTime::now(),
+    );
     let status = head.status.as_u16();
     let promised = head.status.is_success();
     let (body, seen) = spool.finish().await?;
@@ -203,25 +207,31 @@ impl Root {
 
 fn look(body: &[u8]) -> Result<Seen, String> {
     let text = str::from_utf8(body).map_err(|error| error.to_string())?;
-    match serde_json::from_str::<Root>(text) {
-        Ok(root) => Ok(root.seen()),
-        // JSON, but no object: there is nothing in it to look at.
-        Err(error) if error.classify() == Category::Data => {
-            serde_json::from_str::<IgnoredAny>(text)
-                .map(|_| Seen::default())
-                .map_err(|error| error.to_string())
-        }
+    match serde_json::from_str::<Object<Root>>(text) {
+        Ok(Object(root)) => Ok(root.seen()),
+        // JSON, perhaps, but no object: there is nothing in it to look at.
+        Err(error) if error.is_data() => serde_json::from_str::<IgnoredAny>(text)
+            .map(|_| Seen::default())
+            .map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     }
 }
 
 /// The same for a file, without holding more of it than a buffer.
-fn look_at_file(mut file: &File) -> Result<Seen, String> {
+fn look_at_file(file: &File) -> Result<Seen, String> {
+    match read_file::<Object<Root>>(file)? {
+        Ok(Object(root)) => Ok(root.seen()),
+        Err(error) if error.is_data() => read_file::<IgnoredAny>(file)?
+            .map(|_| Seen::default())
+            .map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn read_file<T: DeserializeOwned>(mut file: &File) -> Result<serde_json::Result<T>, String> {
     file.seek(SeekFrom::Start(0)).map_err(|e| e.to_string())?;
     let reader = BufReader::with_capacity(MEMORY_BYTES, Utf8Only::new(file));
-    serde_json::from_reader::<_, Root>(reader)
-        .map(|root| root.seen())
-        .map_err(|error| error.to_string())
+    Ok(serde_json::from_reader(reader))
 }
 
 /// Passes bytes through as long as they are UTF-8: the parser does not look into strings that it
@@ -263,6 +273,12 @@ mod tests {
 
     use super::*;
 
+    fn file(body: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(body).unwrap();
+        file
+    }
+
     #[test]
     fn usage_is_read_in_both_of_openai_s_spellings() {
         let chat = br#"{"usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12,
@@ -278,19 +294,37 @@ mod tests {
             reasoning_tokens: 3,
             total_tokens: 12,
         };
-        assert_eq!(look(chat).unwrap().usage, expected);
-        assert_eq!(look(responses).unwrap().usage, expected);
+        for body in [&chat[..], responses] {
+            assert_eq!(look(body).unwrap().usage, expected);
+            assert_eq!(look_at_file(&file(body)).unwrap().usage, expected);
+        }
         for odd in [
             &b"[1]"[..],
+            b"[1, 2, 3]",
+            b"[{}, {\"code\": \"insufficient_quota\"}]",
+            b"[]",
             b"{}",
+            b"{\"error\": 1, \"error\": 2}",
             b"{\"usage\": null}",
             b"{\"usage\": {\"prompt_tokens\": -1.5}}",
             b"\"text\"",
         ] {
-            assert_eq!(look(odd).unwrap().usage, Usage::default());
+            for seen in [look(odd), look_at_file(&file(odd))] {
+                let seen = seen.unwrap();
+                assert_eq!(seen.usage, Usage::default());
+                assert!(!seen.quota_ended);
+            }
         }
-        for broken in [&b""[..], b"{", b"<html>", b"[1", b"{\"a\": \"\xff\"}"] {
+        for broken in [
+            &b""[..],
+            b"{",
+            b"<html>",
+            b"[1",
+            b"[\"\xff\"]",
+            b"{\"a\": \"\xff\"}",
+        ] {
             assert!(look(broken).is_err());
+            assert!(look_at_file(&file(broken)).is_err());
         }
     }
 

@@ -11,6 +11,15 @@ use crate::batch::run::lease::Lease;
 use crate::batch::state::Batch;
 use crate::batch::store::{Part, Stream};
 
+/// What is done where recorded results are not there any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// It is a failure, [`Failure::Missing`].
+    Refused,
+    /// They are left out.
+    LeftOut,
+}
+
 /// Writes the file for one stream; none where the stream has no lines.
 pub(super) async fn assemble(
     blobs: &dyn Blobs,
@@ -18,6 +27,7 @@ pub(super) async fn assemble(
     batch: &Batch,
     parts: &[Part],
     stream: Stream,
+    lost: Lost,
 ) -> Result<Option<File>, Failure> {
     let extents = joined(parts, stream);
     if extents.is_empty() {
@@ -33,7 +43,13 @@ pub(super) async fn assemble(
     } in extents
     {
         lease.check()?;
-        let mut stream = blobs.read(&key, offset..offset + expected).await?;
+        let mut stream = match blobs.read(&key, offset..offset + expected).await {
+            Err(Failure::Missing { key }) if lost == Lost::LeftOut => {
+                tracing::error!(batch = batch.id, key, bytes = expected, "results are lost");
+                continue;
+            }
+            found => found?,
+        };
         let mut read = 0;
         while let Some(piece) = stream.try_next().await? {
             read += piece.len() as u64;
@@ -46,6 +62,10 @@ pub(super) async fn assemble(
             ));
         }
         bytes += read;
+    }
+    if bytes == 0 {
+        writer.abandon().await;
+        return Ok(None);
     }
     lease.check()?;
     writer.finish().await?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -17,9 +18,10 @@ use crate::batch::error::Failure;
 use crate::batch::id;
 use crate::batch::input::{Entry, Request};
 use crate::batch::run::answer::{self, Answer, MEMORY_BYTES};
+use crate::batch::run::body::with_priority;
 use crate::batch::run::outcome::{Outcome, Unanswered};
 use crate::batch::run::pace::{Pace, Paces, Turn};
-use crate::batch::run::retry::{RetryPolicy, Verdict};
+use crate::batch::run::retry::{Failures, RetryPolicy, Verdict};
 use crate::batch::run::upstream::{NoAnswer, Upstream};
 
 /// Unit of the memory that requests in flight share.
@@ -158,8 +160,8 @@ impl Flight {
         let request: Request<'_> =
             serde_json::from_slice(line).map_err(Failure::when("reading a validated line"))?;
         let id = id::of_request(&self.batch, entry.line);
-        let body = self.body(line.slice_ref(request.body.get().as_bytes()));
-        let mut failures = 0;
+        let body = self.body(line, request.body)?;
+        let mut failures = Failures::new(pace.answers());
         let mut turn = Some(turn);
         loop {
             let mut current = match turn.take() {
@@ -183,28 +185,21 @@ impl Flight {
             current.end(verdict, asked_pause, tokens);
             metrics::counter!("kvtide_batch_attempts_total", "verdict" => verdict.as_str())
                 .increment(1);
-            let held_against = match verdict {
-                Verdict::Success | Verdict::Permanent => true,
-                Verdict::Overloaded => false,
-                Verdict::Unavailable => !pace.is_down(),
-                Verdict::Transient => true,
-            };
-            failures += u32::from(held_against);
+            let held_against = failures.add(verdict, pace.answers());
             let last = matches!(verdict, Verdict::Success | Verdict::Permanent)
-                || failures >= self.traffic.retry.attempts_max;
+                || failures.count() >= self.traffic.retry.attempts_max;
             if last {
                 return self.outcome(&id, &request.custom_id, entry.line, result);
             }
             metrics::counter!("kvtide_batch_retries_total", "verdict" => verdict.as_str())
                 .increment(1);
-            if held_against {
-                let [random, ..] = *blake3::hash(format!("{id}{failures}").as_bytes()).as_bytes();
-                let pause = self.traffic.retry.pause(failures, random);
-                tokio::time::sleep(asked_pause.unwrap_or(pause)).await;
-            } else if asked_pause.is_none() {
-                // The pace has slowed down; this keeps a limit of one from spinning.
-                tokio::time::sleep(self.traffic.retry.backoff).await;
-            }
+            // What is not held against the request has slowed down the pace; here it only keeps a
+            // limit of one from spinning.
+            let count = failures.count();
+            let nth = if held_against { count } else { 1 };
+            let [random, ..] = *blake3::hash(format!("{id}{count}").as_bytes()).as_bytes();
+            let pause = self.traffic.retry.pause(nth, random, asked_pause);
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -223,15 +218,13 @@ impl Flight {
     }
 
     /// The body to send: the client's, byte for byte, unless the operator wants a priority in it.
-    fn body(&self, body: Bytes) -> Bytes {
-        let Some(priority) = self.traffic.priority else {
-            return body;
-        };
-        // A priority of the client's own comes later, and the last of two fields counts.
-        let rest = body.strip_prefix(b"{").unwrap_or(&body);
-        let mut changed = format!("{{\"priority\":{priority},").into_bytes();
-        changed.extend_from_slice(rest);
-        Bytes::from(changed)
+    fn body(&self, line: &Bytes, body: &RawValue) -> Result<Bytes, Failure> {
+        match self.traffic.priority {
+            None => Ok(line.slice_ref(body.get().as_bytes())),
+            Some(priority) => with_priority(body.get(), priority)
+                .map(Bytes::from)
+                .map_err(Failure::when("reading a validated line")),
+        }
     }
 
     fn outcome(

@@ -14,7 +14,7 @@ use crate::batch::blobs::Blobs;
 use crate::batch::clock;
 use crate::batch::error::Failure;
 use crate::batch::input::{Entry, Index, Rules, Scan, scan};
-use crate::batch::run::assemble::assemble;
+use crate::batch::run::assemble::{Lost, assemble};
 use crate::batch::run::flight::{Flight, Traffic, give_up};
 use crate::batch::run::lease::Lease;
 use crate::batch::run::outcome::Unanswered;
@@ -64,23 +64,21 @@ pub(super) struct Plan {
 }
 
 impl Job {
-    /// Reads the input file. None if it was rejected, which is then recorded.
+    /// Reads the input file. None if it cannot be used, which then ends the batch.
     pub(super) async fn validate(&self) -> Result<Option<Plan>, Failure> {
         let batch = self.lease.batch();
         let key = crate::batch::file::blob_key(&batch.order.input_file_id);
         let input = match self.blobs.local(&key).await {
             Ok(input) => Arc::new(input),
             Err(Failure::Missing { .. }) => {
-                self.reject(vec![LineError {
+                let file = &batch.order.input_file_id;
+                let error = LineError {
                     code: "input_file_unavailable".to_owned(),
-                    message: format!(
-                        "The input file {} is not there any more.",
-                        batch.order.input_file_id
-                    ),
+                    message: format!("The input file {file} is not there any more."),
                     param: Some("input_file_id".to_owned()),
                     line: None,
-                }])
-                .await?;
+                };
+                self.refuse(&batch, vec![error]).await?;
                 return Ok(None);
             }
             Err(failure) => return Err(failure),
@@ -89,7 +87,7 @@ impl Job {
         let scanned = self.scan(&batch, Arc::clone(&input)).await?;
         match scanned {
             Scan::Bad(errors) => {
-                self.reject(errors).await?;
+                self.refuse(&batch, errors).await?;
                 Ok(None)
             }
             Scan::Good(index) => {
@@ -105,7 +103,8 @@ impl Job {
         const WHAT: &str = "validating an input file";
         let rules = Rules {
             endpoint: batch.order.endpoint,
-            mixed_models: self.options.mixed_models,
+            // What was found good stays good, also where the option was changed since.
+            mixed_models: self.options.mixed_models || batch.counts().total > 0,
         };
         let (lost, shutdown) = (self.lease.lost().clone(), self.shutdown.clone());
         let scanning = spawn_blocking(move || {
@@ -119,6 +118,16 @@ impl Job {
         match scanning.await.map_err(Failure::when(WHAT))? {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Err(Failure::Stopped),
             other => other.map_err(Failure::when(WHAT)),
+        }
+    }
+
+    /// Ends a batch whose input cannot be used: it is rejected or, where requests were sent already,
+    /// given up.
+    async fn refuse(&self, batch: &Batch, errors: Vec<LineError>) -> Result<(), Failure> {
+        if batch.counts().total == 0 {
+            self.reject(errors).await
+        } else {
+            self.give_up(errors).await
         }
     }
 
@@ -292,15 +301,51 @@ impl Job {
             .await?;
         let parts = self.metadata.parts(&batch.id).await?;
         check_complete(&parts, requests)?;
-        let (blobs, lease) = (self.blobs.as_ref(), self.lease.as_ref());
-        let output = assemble(blobs, lease, &batch, &parts, Stream::Output).await?;
-        let error = assemble(blobs, lease, &batch, &parts, Stream::Error).await?;
-        let id = |file: &Option<crate::batch::file::File>| file.as_ref().map(|f| f.id.clone());
-        let change = Change::Finish {
-            output_file_id: id(&output),
-            error_file_id: id(&error),
+        let files = match self.assemble(&batch, &parts, Lost::Refused).await {
+            Err(Failure::Missing { key }) => {
+                tracing::error!(batch = batch.id, key, "results are lost");
+                return self
+                    .give_up(vec![LineError {
+                        code: "results_unavailable".to_owned(),
+                        message: "Some results are not there any more.".to_owned(),
+                        param: None,
+                        line: None,
+                    }])
+                    .await;
+            }
+            files => files?,
         };
-        let files = output.into_iter().chain(error).collect();
+        let change = Change::Finish {
+            output_file_id: files.output_id(),
+            error_file_id: files.error_id(),
+        };
+        self.end(change, files).await
+    }
+
+    /// Ends a batch that cannot be finished with the results that are there.
+    async fn give_up(&self, errors: Vec<LineError>) -> Result<(), Failure> {
+        let batch = self.lease.batch();
+        tracing::error!(batch = batch.id, ?errors, "a batch is given up");
+        let parts = self.metadata.parts(&batch.id).await?;
+        let files = self.assemble(&batch, &parts, Lost::LeftOut).await?;
+        let change = Change::GiveUp {
+            errors,
+            output_file_id: files.output_id(),
+            error_file_id: files.error_id(),
+        };
+        self.end(change, files).await
+    }
+
+    async fn assemble(&self, batch: &Batch, parts: &[Part], lost: Lost) -> Result<Files, Failure> {
+        let (blobs, lease) = (self.blobs.as_ref(), self.lease.as_ref());
+        Ok(Files {
+            output: assemble(blobs, lease, batch, parts, Stream::Output, lost).await?,
+            error: assemble(blobs, lease, batch, parts, Stream::Error, lost).await?,
+        })
+    }
+
+    async fn end(&self, change: Change, files: Files) -> Result<(), Failure> {
+        let files = files.output.into_iter().chain(files.error).collect();
         let batch = self.lease.change(change, Vec::new(), files).await?;
         let counts = batch.counts();
         metrics::counter!("kvtide_batch_batches_ended_total", "status" => batch.status().as_str())
@@ -313,6 +358,22 @@ impl Job {
             "batch ended"
         );
         Ok(())
+    }
+}
+
+/// The files of a batch that ends.
+struct Files {
+    output: Option<crate::batch::file::File>,
+    error: Option<crate::batch::file::File>,
+}
+
+impl Files {
+    fn output_id(&self) -> Option<String> {
+        self.output.as_ref().map(|file| file.id.clone())
+    }
+
+    fn error_id(&self) -> Option<String> {
+        self.error.as_ref().map(|file| file.id.clone())
     }
 }
 
@@ -388,3 +449,6 @@ impl Read for FromStart<'_> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 mod answer;
 mod assemble;
 mod bell;
+mod body;
 mod flight;
 mod job;
 mod lease;

@@ -5,7 +5,7 @@
 //! grows by one a window. It is halved when the upstream says 429 or is not available, and cut by a
 //! tenth when answers take much longer than they did. `Retry-After` stops a model altogether.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub struct PaceOptions {
     pub latency_tolerance: f64,
 }
 
-/// Failures in a row after which a model counts as down.
+/// Failures in a row after which a model counts as down: it is asked ever less often.
 const DOWN_AFTER: u32 = 8;
 /// The first pause of a model that is not available; it doubles up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
@@ -36,12 +36,33 @@ const LATENCY_WEIGHT: f64 = 0.1;
 /// How fast the best latency is forgotten: a hundredth with each answer that is worse, so that an
 /// upstream that has become slower for good is measured against its new self.
 const BASELINE_DRIFT: f64 = 0.01;
+/// Models that metrics tell apart. Clients choose the names, and each label is kept for ever.
+const LABELS_MAX: usize = 64;
+/// The label of all others.
+const OTHER: &str = "other";
 
 /// The paces of all models.
 #[derive(Debug)]
 pub(super) struct Paces {
     options: PaceOptions,
-    models: Mutex<HashMap<String, Arc<Pace>>>,
+    models: Mutex<Models>,
+}
+
+#[derive(Debug, Default)]
+struct Models {
+    paces: HashMap<String, Arc<Pace>>,
+    /// Models that have a label of their own.
+    labels: HashSet<String>,
+}
+
+impl Models {
+    fn label(&mut self, model: &str) -> String {
+        if self.labels.len() < LABELS_MAX {
+            self.labels.insert(model.to_owned());
+        }
+        let known = self.labels.contains(model);
+        (if known { model } else { OTHER }).to_owned()
+    }
 }
 
 impl Paces {
@@ -49,7 +70,7 @@ impl Paces {
     pub(super) fn new(options: PaceOptions) -> Paces {
         Paces {
             options,
-            models: Mutex::new(HashMap::new()),
+            models: Mutex::default(),
         }
     }
 
@@ -57,12 +78,12 @@ impl Paces {
     /// bounded by that of the jobs.
     pub(super) fn of(&self, model: &str) -> Arc<Pace> {
         let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pace) = models.get(model) {
+        if let Some(pace) = models.paces.get(model) {
             return Arc::clone(pace);
         }
-        models.retain(|_, pace| Arc::strong_count(pace) > 1);
-        let pace = Arc::new(Pace::new(model, self.options));
-        models.insert(model.to_owned(), Arc::clone(&pace));
+        models.paces.retain(|_, pace| Arc::strong_count(pace) > 1);
+        let pace = Arc::new(Pace::new(models.label(model), self.options));
+        models.paces.insert(model.to_owned(), Arc::clone(&pace));
         pace
     }
 }
@@ -70,7 +91,8 @@ impl Paces {
 /// The pace of one model.
 #[derive(Debug)]
 pub(super) struct Pace {
-    model: String,
+    /// In metrics.
+    label: String,
     options: PaceOptions,
     permits: Arc<Semaphore>,
     state: Mutex<State>,
@@ -89,6 +111,8 @@ struct State {
     decreased_at: Option<Instant>,
     paused_until: Option<Instant>,
     failures_in_a_row: u32,
+    /// Requests that the upstream has answered.
+    answers: u64,
     /// Pauses since the last answer. Requests that failed together make one.
     pauses: u32,
     latency: Option<f64>,
@@ -104,10 +128,10 @@ pub(super) struct Turn {
 }
 
 impl Pace {
-    fn new(model: &str, options: PaceOptions) -> Pace {
+    fn new(label: String, options: PaceOptions) -> Pace {
         let limit = options.initial.clamp(1, options.most);
         Pace {
-            model: model.to_owned(),
+            label,
             options,
             permits: Arc::new(Semaphore::new(limit)),
             state: Mutex::new(State {
@@ -118,6 +142,7 @@ impl Pace {
                 decreased_at: None,
                 paused_until: None,
                 failures_in_a_row: 0,
+                answers: 0,
                 pauses: 0,
                 latency: None,
                 best_latency: f64::INFINITY,
@@ -145,9 +170,10 @@ impl Pace {
         turn
     }
 
-    /// Whether nothing has been answered for a while.
-    pub(super) fn is_down(&self) -> bool {
-        self.lock().failures_in_a_row >= DOWN_AFTER
+    /// How many requests were answered. While it stands still, that one of them found nobody is not
+    /// that request's doing.
+    pub(super) fn answers(&self) -> u64 {
+        self.lock().answers
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -224,12 +250,16 @@ impl Turn {
         match verdict {
             Verdict::Success => {
                 state.failures_in_a_row = 0;
+                state.answers += 1;
                 state.pauses = 0;
                 pace.grow(&mut state);
                 pace.observe_latency(&mut state, self.began, output_tokens);
             }
             // The upstream has answered; that it did not like the request is no sign of load.
-            Verdict::Permanent => state.failures_in_a_row = 0,
+            Verdict::Permanent => {
+                state.failures_in_a_row = 0;
+                state.answers += 1;
+            }
             Verdict::Overloaded => pace.shrink(&mut state, self.began, 0.5),
             Verdict::Unavailable | Verdict::Transient => {
                 state.failures_in_a_row = state.failures_in_a_row.saturating_add(1);
@@ -253,7 +283,7 @@ impl Turn {
             state.paused_until = state.paused_until.max(Some(until));
         }
         #[expect(clippy::cast_precision_loss, reason = "a gauge of a small count")]
-        metrics::gauge!("kvtide_batch_concurrency_limit", "model" => pace.model.clone())
+        metrics::gauge!("kvtide_batch_concurrency_limit", "model" => pace.label.clone())
             .set(state.limit as f64);
     }
 }
@@ -358,20 +388,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_model_that_never_answers_is_down_and_is_asked_ever_less_often() {
+    async fn a_model_that_never_answers_is_asked_ever_less_often() {
         let pace = pace(1, 1);
         for _ in 0..DOWN_AFTER {
-            assert!(!pace.is_down());
             window(&pace, 1, Verdict::Unavailable, SECOND).await;
         }
-        assert!(pace.is_down());
         let began = Instant::now();
         for _ in 0..13 {
             window(&pace, 1, Verdict::Unavailable, Duration::ZERO).await;
         }
         assert!(began.elapsed() > 3 * PAUSE_MAX);
+        assert_eq!(pace.answers(), 0);
         window(&pace, 1, Verdict::Success, SECOND).await;
-        assert!(!pace.is_down());
+        assert_eq!(pace.answers(), 1);
+        assert_eq!(pace.lock().failures_in_a_row, 0);
+    }
+
+    #[test]
+    fn so_many_models_have_labels_of_their_own() {
+        let mut models = Models::default();
+        assert_eq!(models.label("first"), "first");
+        for n in 1..LABELS_MAX {
+            assert_eq!(models.label(&n.to_string()), n.to_string());
+        }
+        assert_eq!(models.label("late"), OTHER);
+        assert_eq!(models.label("first"), "first");
     }
 
     #[test]
@@ -385,7 +426,7 @@ mod tests {
         for n in 0..100 {
             drop(paces.of(&n.to_string()));
         }
-        assert!(paces.models.lock().unwrap().len() <= 2);
+        assert!(paces.models.lock().unwrap().paces.len() <= 2);
         assert!(Arc::ptr_eq(&kept, &paces.of("kept")));
     }
 }

@@ -1,6 +1,6 @@
 //! What an attempt's end means, and when to try again. Pure.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The longest pause that an upstream's `Retry-After` may ask for: what asks for more is asked again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(10 * 60);
@@ -48,6 +48,39 @@ impl Verdict {
     }
 }
 
+/// The failures of one request that are held against it.
+#[derive(Debug)]
+pub(super) struct Failures {
+    count: u32,
+    /// Answers of its model when it began, or when it last failed.
+    answers: u64,
+}
+
+impl Failures {
+    /// None yet; its model has given so many `answers`.
+    pub(super) fn new(answers: u64) -> Failures {
+        Failures { count: 0, answers }
+    }
+
+    /// An attempt has failed. Whether that is held against the request: that nobody was there is not,
+    /// unless others were answered since it failed before.
+    pub(super) fn add(&mut self, verdict: Verdict, answers: u64) -> bool {
+        let others_answered = answers > std::mem::replace(&mut self.answers, answers);
+        let held = match verdict {
+            Verdict::Success | Verdict::Permanent | Verdict::Transient => true,
+            Verdict::Overloaded => false,
+            Verdict::Unavailable => others_answered,
+        };
+        self.count += u32::from(held);
+        held
+    }
+
+    /// How many.
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+}
+
 /// How often, and how soon.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryPolicy {
@@ -60,23 +93,36 @@ pub struct RetryPolicy {
 impl RetryPolicy {
     /// How long to wait after failure number `failures`, from 1: between half and all of the
     /// exponential backoff, by `random`, so that requests that failed together do not return
-    /// together.
-    pub(super) fn pause(&self, failures: u32, random: u8) -> Duration {
+    /// together; longer if the upstream has `asked` for it, and never shorter.
+    pub(super) fn pause(&self, failures: u32, random: u8, asked: Option<Duration>) -> Duration {
         let doublings = failures.saturating_sub(1).min(16);
         let backoff = self.backoff.saturating_mul(1 << doublings).min(BACKOFF_MAX);
-        backoff / 2 + backoff.mul_f64(f64::from(random) / 510.0)
+        let pause = backoff / 2 + backoff.mul_f64(f64::from(random) / 510.0);
+        pause.max(asked.unwrap_or_default())
     }
 }
 
-/// Reads `retry-after-ms` or `Retry-After`, in seconds. Dates are not understood: upstreams of this
-/// kind send none.
-pub(super) fn retry_after(milliseconds: Option<&str>, seconds: Option<&str>) -> Option<Duration> {
+/// Reads `retry-after-ms` or `Retry-After`, which has seconds or, from some gateways, a date (RFC 9110
+/// §10.2.3).
+pub(super) fn retry_after(
+    milliseconds: Option<&str>,
+    seconds_or_date: Option<&str>,
+    now: SystemTime,
+) -> Option<Duration> {
     let read = |text: Option<&str>, unit: f64| {
         let value: f64 = text?.trim().parse().ok()?;
         (value.is_finite() && value >= 0.0)
             .then(|| Duration::from_secs_f64((value * unit).min(RETRY_AFTER_MAX.as_secs_f64())))
     };
-    read(milliseconds, 0.001).or_else(|| read(seconds, 1.0))
+    let until = |date: Option<&str>| {
+        let date = httpdate::parse_http_date(date?.trim()).ok()?;
+        // One that has passed asks for no pause.
+        let left = date.duration_since(now).unwrap_or_default();
+        Some(left.min(RETRY_AFTER_MAX))
+    };
+    read(milliseconds, 0.001)
+        .or_else(|| read(seconds_or_date, 1.0))
+        .or_else(|| until(seconds_or_date))
 }
 
 #[cfg(test)]
@@ -104,26 +150,55 @@ mod tests {
     }
 
     #[test]
+    fn that_nobody_is_there_is_held_against_a_request_only_while_others_are_answered() {
+        let mut alone = Failures::new(5);
+        for _ in 0..100 {
+            assert!(!alone.add(Verdict::Unavailable, 5));
+        }
+        assert_eq!(alone.count(), 0);
+        assert!(alone.add(Verdict::Transient, 5));
+        let mut unlucky = Failures::new(0);
+        for answers in [1, 1, 2, 9] {
+            unlucky.add(Verdict::Unavailable, answers);
+            assert!(!unlucky.add(Verdict::Overloaded, answers));
+        }
+        assert_eq!(unlucky.count(), 3);
+    }
+
+    #[test]
     fn pauses_double_up_to_a_limit_and_vary() {
         let policy = RetryPolicy {
             attempts_max: 5,
             backoff: Duration::from_millis(500),
         };
-        assert_eq!(policy.pause(1, 0), Duration::from_millis(250));
-        assert_eq!(policy.pause(1, 255), Duration::from_millis(500));
-        assert_eq!(policy.pause(3, 255), Duration::from_secs(2));
-        assert_eq!(policy.pause(99, 255), BACKOFF_MAX);
+        assert_eq!(policy.pause(1, 0, None), Duration::from_millis(250));
+        assert_eq!(policy.pause(1, 255, None), Duration::from_millis(500));
+        assert_eq!(policy.pause(3, 255, None), Duration::from_secs(2));
+        assert_eq!(policy.pause(99, 255, None), BACKOFF_MAX);
+        let nothing = Some(Duration::ZERO);
+        assert_eq!(policy.pause(1, 255, nothing), Duration::from_millis(500));
+        let long = Some(Duration::from_secs(7));
+        assert_eq!(policy.pause(1, 255, long), Duration::from_secs(7));
     }
 
     #[test]
-    fn retry_after_is_read_in_both_forms_and_nonsense_is_not() {
+    fn retry_after_is_read_in_all_forms_and_nonsense_is_not() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_770);
+        let retry_after = |milliseconds, other| retry_after(milliseconds, other, now);
         assert_eq!(retry_after(None, Some("7")), Some(Duration::from_secs(7)));
+        for (date, left) in [
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Duration::from_secs(7)),
+            ("Sun, 06 Nov 1994 08:49:00 GMT", Duration::ZERO),
+            ("Mon, 07 Nov 1994 08:49:37 GMT", RETRY_AFTER_MAX),
+        ] {
+            assert_eq!(retry_after(None, Some(date)), Some(left), "{date}");
+        }
         assert_eq!(
             retry_after(Some("250"), Some("7")),
             Some(Duration::from_millis(250))
         );
         assert_eq!(retry_after(None, Some("1e30")), Some(RETRY_AFTER_MAX));
-        for nonsense in ["-1", "soon", "NaN", "inf", ""] {
+        for nonsense in ["-1", "soon", "NaN", "inf", "", "Sun, 06 Nov"] {
             assert_eq!(retry_after(None, Some(nonsense)), None, "{nonsense}");
         }
     }

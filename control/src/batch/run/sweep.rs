@@ -30,13 +30,12 @@ pub async fn sweep_for_ever(
 ) {
     let mut sweeps = 0;
     loop {
-        if let Err(error) = sweep(metadata.as_ref(), blobs.as_ref()).await {
-            tracing::warn!(%error, "a sweep was not completed");
-        }
-        if sweeps % LITTER_EVERY == 0
-            && let Err(error) = clear_litter(metadata.as_ref(), blobs.as_ref()).await
-        {
-            tracing::warn!(%error, "litter was not cleared away");
+        sweep(metadata.as_ref(), blobs.as_ref()).await;
+        if sweeps % LITTER_EVERY == 0 {
+            log(
+                "litter",
+                clear_litter(metadata.as_ref(), blobs.as_ref()).await,
+            );
         }
         sweeps += 1;
         tokio::select! {
@@ -46,19 +45,21 @@ pub async fn sweep_for_ever(
     }
 }
 
-async fn sweep(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure> {
-    let expired = metadata.expire_files(clock::now()).await?;
-    if expired > 0 {
-        tracing::info!(files = expired, "files have expired");
+/// What cannot be done now is left for the next sweep, and keeps nothing else from being done.
+async fn sweep(metadata: &dyn Metadata, blobs: &dyn Blobs) {
+    log("the queue", show_queue(metadata).await);
+    log("files that expire", expire_files(metadata).await);
+    log("unused files", remove_files(metadata, blobs).await);
+    log("results", remove_results(metadata, blobs).await);
+}
+
+fn log(what: &str, done: Result<(), Failure>) {
+    if let Err(error) = done {
+        tracing::warn!(what, %error, "a sweep was not completed");
     }
-    for id in metadata.unused_files(AT_ONCE).await? {
-        blobs.delete(&blob_key(&id)).await?;
-        metadata.forget_file(&id).await?;
-    }
-    for batch in metadata.batches_with_parts_to_drop(AT_ONCE).await? {
-        blobs.delete_parts(&batch).await?;
-        metadata.drop_parts(&batch).await?;
-    }
+}
+
+async fn show_queue(metadata: &dyn Metadata) -> Result<(), Failure> {
     let queue = metadata.queue().await?;
     #[expect(clippy::cast_precision_loss, reason = "gauges of small counts")]
     {
@@ -72,12 +73,79 @@ async fn sweep(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure
     Ok(())
 }
 
+async fn expire_files(metadata: &dyn Metadata) -> Result<(), Failure> {
+    let expired = metadata.expire_files(clock::now()).await?;
+    if expired > 0 {
+        tracing::info!(files = expired, "files have expired");
+    }
+    Ok(())
+}
+
+async fn remove_files(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure> {
+    for id in metadata.unused_files(AT_ONCE).await? {
+        let removed = match blobs.delete(&blob_key(&id)).await {
+            Ok(()) => metadata.forget_file(&id).await,
+            failed => failed,
+        };
+        log(&id, removed);
+    }
+    Ok(())
+}
+
+async fn remove_results(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure> {
+    for batch in metadata.batches_with_parts_to_drop(AT_ONCE).await? {
+        let removed = match blobs.delete_parts(&batch).await {
+            Ok(()) => metadata.drop_parts(&batch).await,
+            failed => failed,
+        };
+        log(&batch, removed);
+    }
+    Ok(())
+}
+
 async fn clear_litter(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure> {
     for id in blobs.stored_files(LITTER_AGE).await? {
         if !metadata.knows_file(&id).await? {
             tracing::info!(file = id, "bytes that belong to no file are removed");
-            blobs.delete(&blob_key(&id)).await?;
+            log(&id, blobs.delete(&blob_key(&id)).await);
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::blobs::Local;
+    use crate::batch::file::{File, Purpose};
+    use crate::batch::store::{Create, Sqlite};
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_removed_does_not_keep_the_next_from_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let metadata = Sqlite::open(&directory.path().join("db")).unwrap();
+        let blobs = Local::open(directory.path()).unwrap();
+        for id in ["file-1", "file-2"] {
+            let file = File {
+                id: id.into(),
+                tenant: "a".into(),
+                purpose: Purpose::Batch,
+                filename: "in.jsonl".into(),
+                bytes: 1,
+                created_at: 1,
+                expires_at: None,
+            };
+            let create = Create {
+                digest: id.into(),
+                is_retry: false,
+            };
+            metadata.add_file(file, create, None).await.unwrap();
+            assert!(metadata.delete_file("a", id).await.unwrap());
+        }
+        // A directory in its place is what no removal of a file removes.
+        std::fs::create_dir(directory.path().join(blob_key("file-1"))).unwrap();
+        sweep(&metadata, &blobs).await;
+        assert!(metadata.knows_file("file-1").await.unwrap());
+        assert!(!metadata.knows_file("file-2").await.unwrap());
+    }
 }

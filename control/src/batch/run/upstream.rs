@@ -51,7 +51,7 @@ pub enum NoAnswer {
     /// Too long.
     #[error("the answer is longer than {0} bytes")]
     TooLarge(u64),
-    /// Something that is no JSON object under a status that promises one.
+    /// Something that is no JSON under a status that promises one.
     #[error("the answer is not JSON: {0}")]
     NotJson(String),
     /// The answer could not be kept here.

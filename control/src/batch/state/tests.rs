@@ -110,6 +110,42 @@ fn an_expired_batch_passes_finalizing() {
     assert_eq!(batch.times().expired_at, Some(3));
 }
 
+fn give_up() -> Change {
+    Change::GiveUp {
+        errors: vec![LineError {
+            code: "input_file_unavailable".into(),
+            message: String::new(),
+            param: None,
+            line: None,
+        }],
+        output_file_id: Some("file-2".into()),
+        error_file_id: None,
+    }
+}
+
+#[test]
+fn a_batch_that_has_lost_its_input_ends_as_its_state_says_and_keeps_its_output() {
+    let late = 1_000 + 86_400;
+    for (path, at, end) in [
+        (vec![validated(), record(1, 1)], 2_000, Status::Failed),
+        (vec![validated(), Change::Finalize], 2_000, Status::Failed),
+        (vec![validated(), record(1, 0)], late, Status::Expired),
+        (vec![validated(), Change::Cancel], 2_000, Status::Cancelled),
+    ] {
+        let mut batch = batch();
+        for change in path {
+            batch.apply(change, 2_000).unwrap();
+        }
+        batch.apply(give_up(), at).unwrap();
+        assert_eq!(batch.status(), end);
+        assert_eq!(batch.output_file_id(), Some("file-2"));
+        assert_eq!(batch.errors().len(), 1);
+        let counts = batch.counts();
+        assert_eq!(counts.completed + counts.failed, counts.total);
+    }
+    assert!(batch().apply(give_up(), 2_000).is_err());
+}
+
 #[test]
 fn nothing_changes_a_batch_that_has_ended_but_cancelling_twice_is_no_error() {
     let ends = [

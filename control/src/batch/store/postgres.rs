@@ -436,15 +436,18 @@ impl Metadata for Postgres {
         limit: u32,
     ) -> Result<Vec<(Batch, Fence)>, Failure> {
         let sql = format!(
-            "UPDATE kvtide_batches SET lease_server = $1, lease_until = {NOW_MS} + $2,
+            "WITH busy AS MATERIALIZED (
+                 SELECT tenant, count(*) AS leases FROM kvtide_batches
+                 WHERE live AND lease_until > {NOW_MS} GROUP BY tenant),
+             chosen AS MATERIALIZED (
+                 SELECT mine.seq FROM kvtide_batches AS mine
+                 LEFT JOIN busy ON busy.tenant = mine.tenant
+                 WHERE mine.live AND mine.validated = $3 AND mine.lease_until <= {NOW_MS}
+                 ORDER BY coalesce(busy.leases, 0), mine.seq
+                 LIMIT $4 FOR UPDATE OF mine SKIP LOCKED)
+             UPDATE kvtide_batches SET lease_server = $1, lease_until = {NOW_MS} + $2,
                  lease_epoch = lease_epoch + 1
-             WHERE seq IN (
-                 SELECT seq FROM kvtide_batches AS mine
-                 WHERE live AND validated = $3 AND lease_until <= {NOW_MS}
-                 ORDER BY (SELECT count(*) FROM kvtide_batches AS other
-                           WHERE other.live AND other.lease_until > {NOW_MS}
-                           AND other.tenant = mine.tenant), seq
-                 LIMIT $4 FOR UPDATE SKIP LOCKED)
+             WHERE seq IN (SELECT seq FROM chosen)
              RETURNING doc, lease_epoch"
         );
         let run = stage == Stage::Run;

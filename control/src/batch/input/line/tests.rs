@@ -37,6 +37,11 @@ fn what_is_wrong_is_named_with_openai_s_code_and_the_field() {
         (format!("\u{feff}{GOOD}"), "invalid_json_line", None),
         ("[1]".to_owned(), "invalid_json_line", None),
         ("null".to_owned(), "invalid_json_line", None),
+        (
+            r#"["a", "POST", "/v1/chat/completions", {"model": "m"}]"#.to_owned(),
+            "invalid_json_line",
+            None,
+        ),
         (swap("\"m\"", "\"\\ud800\""), "invalid_json_line", None),
         (swap("[]", "[}"), "invalid_json_line", None),
         (
@@ -90,6 +95,14 @@ fn what_is_wrong_is_named_with_openai_s_code_and_the_field() {
             Some("body"),
         ),
         (
+            swap(
+                r#"{"model": "m", "messages": []}"#,
+                r#"["m", false, null, null, [], null, null]"#,
+            ),
+            "invalid_body",
+            Some("body"),
+        ),
+        (
             swap(r#"{"model": "m", "messages": []}"#, "null"),
             "missing_required_parameter",
             Some("body"),
@@ -97,6 +110,32 @@ fn what_is_wrong_is_named_with_openai_s_code_and_the_field() {
     ];
     for (line, expected, param) in cases {
         assert_eq!(code(&line), (expected, param), "{line}");
+    }
+}
+
+#[test]
+fn messages_quote_little_of_a_line_however_long_it_is() {
+    let long = "é".repeat(1_000_000);
+    let swap = |from: &str, to: &str| {
+        assert!(GOOD.contains(from));
+        GOOD.replace(from, to)
+    };
+    for (line, param) in [
+        (swap("POST", &long), "method"),
+        (swap("/v1/chat", &long), "url"),
+        (swap("\"m\"", &format!("\"{long}\"")), "body.model"),
+        (
+            swap("[]}", &format!("[], \"stream\": \"{long}\"}}")),
+            "body",
+        ),
+        (
+            swap(r#"{"model": "m", "messages": []}"#, &format!("\"{long}\"")),
+            "body",
+        ),
+    ] {
+        let wrong = check(line.as_bytes(), &RULES).unwrap_err();
+        assert_eq!(wrong.param, Some(param));
+        assert!(wrong.message.len() < 400, "{}", wrong.message.len());
     }
 }
 
@@ -148,6 +187,8 @@ proptest! {
         line[at] = byte;
         if let Ok(checked) = check(&line, &RULES) {
             let request: Request<'_> = serde_json::from_slice(&line).expect("what was found good can be read again");
+            let is_object = request.body.get().starts_with('{');
+            prop_assert!(is_object);
             prop_assert_eq!(checked.custom_id, request.custom_id);
         }
     }

@@ -405,13 +405,14 @@ pub(super) fn acquire(
 ) -> Result<Vec<(Batch, Fence)>, Failure> {
     let rows = many(
         db,
-        "UPDATE batches SET lease_server = ?1, lease_until = ?2, lease_epoch = lease_epoch + 1
+        "WITH busy AS MATERIALIZED (
+             SELECT tenant, count(*) AS leases FROM batches
+             WHERE live = 1 AND lease_until > ?3 GROUP BY tenant)
+         UPDATE batches SET lease_server = ?1, lease_until = ?2, lease_epoch = lease_epoch + 1
          WHERE seq IN (
-             SELECT seq FROM batches AS mine
-             WHERE live = 1 AND validated = ?5 AND lease_until <= ?3
-             ORDER BY (SELECT count(*) FROM batches AS other
-                       WHERE other.live = 1 AND other.lease_until > ?3
-                       AND other.tenant = mine.tenant), seq
+             SELECT mine.seq FROM batches AS mine LEFT JOIN busy ON busy.tenant = mine.tenant
+             WHERE mine.live = 1 AND mine.validated = ?5 AND mine.lease_until <= ?3
+             ORDER BY coalesce(busy.leases, 0), mine.seq
              LIMIT ?4)
          RETURNING doc, lease_epoch",
         &[
