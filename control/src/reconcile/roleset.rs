@@ -244,15 +244,16 @@ fn add_unseen(
         };
         let hash = role.hash.clone();
         // It was made at one of the lowest indices or numbers that were free.
-        let tried = i32::try_from(role.units.len() + unseen)
+        let replicas = spec.replicas.unwrap_or(1);
+        let tried = i32::try_from(role.units.len() + unseen + 16)
             .unwrap_or(i32::MAX)
-            .saturating_add(CREATIONS_MAX);
+            .saturating_add(replicas.clamp(0, CREATIONS_MAX));
         let index = if is_indexed(spec) {
             if is_group(spec) != group {
                 continue;
             }
-            let replicas = spec.replicas.unwrap_or(1).min(tried);
-            (0..replicas).find(|&index| replica_name(set_name, spec, &hash, index) == name)
+            (0..replicas.min(tried))
+                .find(|&index| replica_name(set_name, spec, &hash, index) == name)
         } else {
             None
         };

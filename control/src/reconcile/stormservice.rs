@@ -215,9 +215,10 @@ fn dereference(service: &StormService, context: &Context) -> Observed {
     let unseen = context.ledger.unseen(uid, "RoleSet", cached);
     let (_, name) = names_of(&service.metadata);
     // They were made at the lowest free indices.
+    let wanted = service.spec.replicas.unwrap_or(1);
     let last = i32::try_from(sets.len() + unseen.len())
         .unwrap_or(0)
-        .saturating_add(CREATIONS_MAX);
+        .saturating_add(wanted.clamp(0, CREATIONS_MAX));
     let unseen = if unseen.is_empty() {
         Vec::new()
     } else {
