@@ -3,7 +3,7 @@
 Called on the thread that runs the model. Nothing here waits for a copy, except where the next
 computation needs its result: `handle_preemptions` for saves whose blocks are about to be
 overwritten, and, on a CPU, `wait_for_layer_load` for the layer that is about to be read. On a GPU
-that wait is put on the stream that computes.
+both waits are put on the stream that computes.
 """
 
 from __future__ import annotations
