@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::buffered::BufWriter;
+use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
 use tokio::io::AsyncWriteExt;
@@ -59,9 +60,14 @@ impl Objects {
             .collect();
         let (store, root) = object_store::parse_url_opts(url, settings)
             .map_err(Failure::when("opening the object store"))?;
+        let store: Arc<dyn ObjectStore> = match url.scheme() {
+            // The crate's default leaves it to the system when bytes reach the disk.
+            "file" => Arc::new(LocalFileSystem::new().with_fsync(true)),
+            _ => Arc::from(store),
+        };
         std::fs::create_dir_all(scratch).map_err(Failure::when("making the scratch directory"))?;
         Ok(Objects {
-            store: Arc::from(store),
+            store,
             root,
             scratch: scratch.to_owned(),
         })
@@ -287,4 +293,25 @@ async fn copy_scratch(mut file: File, length: u64, writer: &mut BufWriter) -> Re
             .map_err(Failure::when(WHAT))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_that_servers_share_keeps_what_was_written_on_its_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = directory.path().join("shared");
+        std::fs::create_dir(&shared).unwrap();
+        let url = Url::from_directory_path(&shared).unwrap();
+        let blobs = Objects::open(&url, &directory.path().join("scratch")).unwrap();
+        // Only how the store shows itself tells.
+        assert!(format!("{:?}", blobs.store).contains("fsync: true"));
+        let mut writer = blobs.create("files/file-1").await.unwrap();
+        writer.write(Bytes::from_static(b"bytes")).await.unwrap();
+        writer.finish().await.unwrap();
+        let read = std::fs::read(shared.join("files/file-1")).unwrap();
+        assert_eq!(read, b"bytes");
+    }
 }
