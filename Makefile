@@ -118,10 +118,11 @@ GPU_PYTEST = PYTHONPATH=$(CURDIR):$(PYTHONPATH) KVTIDE_REQUIRE_GPU=1 $(PYTHON) -
 
 .PHONY: test-gpu
 test-gpu: ## On a GPU machine, with kvtide, torch and vLLM installed in $(PYTHON)
-	$(GPU_PYTEST) python/tests/gpu/test_copies.py
+	$(GPU_PYTEST) python/tests/gpu/test_copies.py python/tests/gpu/test_codec.py
 	# vLLM's two model runners, each in a process of its own.
 	VLLM_USE_V2_MODEL_RUNNER=0 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
 	VLLM_USE_V2_MODEL_RUNNER=1 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
+	$(GPU_PYTEST) python/tests/gpu/test_vllm_codec.py
 
 .PHONY: check
 check: ## Formatting, lints, licences, spelling, documentation: what CI checks

@@ -30,6 +30,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 CLOSED_LOOP = {"users": 4, "new_tokens": 1024, "output": 64}
+OUTPUTS = (64, 16)
+"""Output tokens of a request of the closed loop."""
 LENGTHS = [1024 << doublings for doublings in range(7)]
 MODEL_TOKENS = {POOL_TOKENS: 16384}
 """Of the pool → longest sequence, where it is not the whole pool."""
@@ -210,7 +212,7 @@ class Suite:
     def lengths(self) -> None:
         """TTFT against the prompt's length on an idle engine; kvtide in both its ways to load."""
         for engine in self.engines:
-            modes = ["layered", "async"] if engine.name == "kvtide" else [""]
+            modes = ["layered", "async"] if engine.name.startswith("kvtide") else [""]
             found: dict[str, dict[int, float]] = {"cold": {}}
             for length in LENGTHS:
                 seeds = self.fresh(3)
@@ -223,7 +225,7 @@ class Suite:
                     engine("forget")
                     again = engine("each", seeds=seeds, output=1, tokens=length)
                     found.setdefault(mode or "reloaded", {})[length] = ms(median(again))
-            if engine.name == "kvtide":
+            if engine.name.startswith("kvtide"):
                 engine("load_mode", mode="auto")
             self.note(engine, "lengths", found)
 
@@ -249,11 +251,11 @@ class Suite:
                 trace = self.out / f"{engine.name}-{name}.trace.json.gz"
                 engine("timeline", of=of, trace=str(trace))
 
-    def closed_loop(self, turns: int) -> None:
+    def closed_loop(self, turns: int, new_tokens: int) -> None:
         """The headline: every prefill step carries a load. kvtide also in its mode `sync`."""
         engines = [engine for engine in self.engines if engine.name != "none"]
         seeds = {engine.name: self.evicted(engine, 16) for engine in engines}
-        for output in (64, 16):
+        for output in OUTPUTS:
             found: dict[tuple[Engine, str], list[dict[str, Any]]] = {}
             for _ in range(turns):
                 for engine in engines:
@@ -266,7 +268,7 @@ class Suite:
                             "closed_loop",
                             prefixes=seeds[engine.name],
                             requests=32,
-                            **CLOSED_LOOP | {"output": output},
+                            **CLOSED_LOOP | {"output": output, "new_tokens": new_tokens},
                         )
                         found.setdefault((engine, mode), []).append(result)
             for (engine, mode), results in found.items():
@@ -297,10 +299,22 @@ def main() -> None:
         default=POOL_TOKENS,
         help="of the KV cache of each engine; the workload `lengths` needs 70000",
     )
+    parser.add_argument("--shape", default="8b", help="of the model: 8b or 70b, dummy weights")
+    parser.add_argument("--tp", type=int, default=1, help="GPUs of each engine")
+    parser.add_argument(
+        "--utilization", type=float, default=0.32, help="share of a GPU that each engine may take"
+    )
+    parser.add_argument(
+        "--new-tokens",
+        type=int,
+        default=CLOSED_LOOP["new_tokens"],
+        help="behind the reloaded ones, in the closed loop",
+    )
     parser.add_argument("--timelines", nargs="*", default=["reload", "batch", "mixed", "new"])
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="kvtide-bench-")
     extras = {
+        "kvtide-fp8": {"codec": "fp8"},
         "kvtide-sync": {"load": "sync"},
         "kvtide-layered": {"load": "layered"},
         "kvtide-async": {"load": "async"},
@@ -318,6 +332,9 @@ def main() -> None:
                 pool_tokens=arguments.pool_tokens,
                 max_model_len=MODEL_TOKENS.get(arguments.pool_tokens, arguments.pool_tokens),
                 folder=folder,
+                shape=arguments.shape,
+                tp=arguments.tp,
+                utilization=arguments.utilization,
             )
         )
         if name == arguments.engines[0]:

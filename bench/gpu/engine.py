@@ -159,7 +159,7 @@ class Engine:
             "load": mode,
         }
         self._planner()._settings = _native.Settings(json.dumps(settings), {})
-        self._worker_side()._by_layer = mode != "sync"
+        self.engine.model_executor.collective_rpc(go_by_layer, args=(mode != "sync",))
 
     def do_saving(self, on: bool) -> None:
         """Whether kvtide saves from now on."""
@@ -171,11 +171,6 @@ class Engine:
 
     def _planner(self) -> Any:
         return self.engine.engine_core.engine_core.scheduler.connector._as_scheduler
-
-    def _worker_side(self) -> Any:
-        from vllm.distributed.kv_transfer import get_kv_transfer_group
-
-        return get_kv_transfer_group()._as_worker
 
     def do_timeline(self, of: dict[str, Any], trace: str | None = None) -> str:
         """Another workload, step by step; the GPU's side goes to the file `trace`."""
@@ -228,6 +223,13 @@ class Engine:
             "tpot": sorted((r["times"][-1] - r["times"][0]) / (len(r["times"]) - 1) for r in done),
             "itl": sorted(gaps),
         }
+
+
+def go_by_layer(_worker: Any, by_layer: bool) -> None:
+    """Runs in every worker: whether kvtide keeps step with the layers."""
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    get_kv_transfer_group()._as_worker._by_layer = by_layer
 
 
 def answer(result: Any) -> None:

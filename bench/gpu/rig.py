@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from kvtide import _native
+from kvtide.encoding import scaled_dimensions
 
 BLOCK_TOKENS = 16
+ROW_ALIGN_BYTES = 4096
 TIMEOUT_S = 20.0
 _numbers = itertools.count()
 
@@ -32,6 +34,8 @@ class Layout:
     """Dimensions from the outermost in memory to the innermost; as in the shape if empty."""
     cross_layer: bool = False
     """Whether all layers share one storage, block by block."""
+    scales: int = 0
+    """Of a block in one layer where rows are encoded; then it holds numbers, not any bytes."""
 
     def tensors(self, layers: int, blocks: int) -> list[torch.Tensor]:
         """One view a layer, filled with random bytes."""
@@ -48,6 +52,9 @@ class Layout:
     def _random(self, shape: tuple[int, ...]) -> torch.Tensor:
         count = torch.Size(shape).numel() + self.offset
         size = torch.empty(0, dtype=self.dtype).element_size()
+        if self.scales:
+            numbers = torch.randn(count, device="cuda") * 3
+            return numbers.to(self.dtype)[self.offset :].view(shape)
         raw = torch.randint(0, 256, (count * size,), dtype=torch.uint8, device="cuda")
         return raw.view(self.dtype)[self.offset :].view(shape)
 
@@ -80,11 +87,14 @@ class Rig:
         self.tensors = layout.tensors(layers, blocks)
         settings = {"host_capacity_gb": rows_gb, "scrub_mib_per_s": 0, "huge_pages": "off"} | extra
         self.settings = _native.Settings(json.dumps(settings), {})
+        row_layer_bytes = self.settings.row_layer_bytes(layout.layer_bytes(), layout.scales)
+        self.row_layer_bytes = row_layer_bytes
         name = f"gpu-{os.getpid()}-{next(_numbers)}"
         # One holder more than there are, so that the file keeps its name.
-        self.segment = _native.Segment(self.settings, name, 1, layers, layout.layer_bytes(), 3)
+        self.segment = _native.Segment(self.settings, name, 1, layers, row_layer_bytes, 3)
         self.segment.populate(lambda _done, _total: None)
         self.pool = _native.Pool(self.settings, self.segment, False)
+        views = [self._view(i, tensor) for i, tensor in enumerate(self.tensors)]
         self.worker = _native.Worker(
             self.settings,
             self.segment,
@@ -92,7 +102,9 @@ class Rig:
             "gpu",
             torch.cuda.current_device(),
             blocks,
-            [self._view(i, tensor) for i, tensor in enumerate(self.tensors)],
+            layout.layer_bytes(),
+            views,
+            self._encoding(views),
             self.tensors,
         )
         self.worker.use_stream(torch.cuda.current_stream().cuda_stream)
@@ -104,7 +116,7 @@ class Rig:
             layout="",
             block_tokens=BLOCK_TOKENS,
             ranks=1,
-            shard_bytes=layers * layout.layer_bytes(),
+            shard_bytes=layers * row_layer_bytes,
         )
         self._jobs = itertools.count(1 << 40)
 
@@ -129,14 +141,23 @@ class Rig:
             size,
         )
 
+    def _encoding(self, views: list[tuple]) -> tuple[str, list[list[tuple[int, int]]]] | None:
+        if self.settings.codec == "none":
+            return None
+        dimensions = [
+            scaled_dimensions(name, shape, strides, item_bytes, self.layout.scales)
+            for name, _, _, shape, strides, item_bytes in views
+        ]
+        return str(self.layout.dtype).removeprefix("torch."), dimensions
+
     def sequence(self, blocks: int, seed: int = 0) -> _native.Sequence:
         """A sequence of so many blocks; equal seeds make equal keys."""
         fresh = self.namespace.sequence(None, None, None, [])
         fresh.extend([seed * 1_000_003 + i for i in range(blocks * BLOCK_TOKENS)])
         return fresh
 
-    def save(self, sequence: _native.Sequence, blocks: list[int], by_layer: bool = False) -> None:
-        """Saves blocks, all at once or as a step computes them."""
+    def save(self, sequence: _native.Sequence, blocks: list[int], by_layer: bool = False) -> bytes:
+        """Saves blocks, all at once or as a step computes them; the moves."""
         job, moves, _ = sequence.plan_save(self.pool, 0, blocks)
         if by_layer:
             self.worker.begin_step([(job, moves)])
@@ -147,6 +168,7 @@ class Rig:
             self.worker.save_now([(job, moves)])
         self.worker.finish_saves([job])
         self.pool.poll()
+        return moves
 
     def load(self, sequence: _native.Sequence, blocks: list[int], layered: bool = False) -> tuple:
         """Loads into blocks; (failed places, damaged slots, bytes)."""
@@ -165,7 +187,7 @@ class Rig:
                 self.worker.wait_layer(layer)
             self.worker.end_step()
         else:
-            self.worker.load_async(job, 0, moves)
+            self.worker.load_async(job, 0, moves, True)
         return self.await_load(job)
 
     def await_load(self, job: int) -> tuple:
@@ -195,6 +217,13 @@ class Rig:
         """Some blocks of a (raw) tensor."""
         index = torch.tensor(blocks, device="cuda")
         return tensor.index_select(self.layout.block_dimension(), index)
+
+    def row(self, slot: int) -> bytes:
+        """What the segment's file has in a row."""
+        with Path(self.segment.path).open("rb") as file:
+            stride = -(-self.segment.row_bytes // ROW_ALIGN_BYTES) * ROW_ALIGN_BYTES
+            file.seek((slot - self.segment.rows) * stride, os.SEEK_END)
+            return file.read(self.layers * self.row_layer_bytes)
 
     def damage(self, offset_from_end: int) -> None:
         """Flips a bit of the segment's file, counted from its end."""

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kvtide_engine::{Config, LoadMode, available_memory_bytes};
+use kvtide_kernels::Codec;
 use pyo3::prelude::*;
 
 use crate::fence::{ConfigError, config_error};
@@ -35,6 +36,21 @@ impl Settings {
             LoadMode::Async => "async",
             LoadMode::Sync => "sync",
         }
+    }
+
+    /// "none" or "fp8".
+    #[getter]
+    fn codec(&self) -> &'static str {
+        match self.0.codec {
+            Codec::None => "none",
+            Codec::Fp8 => "fp8",
+        }
+    }
+
+    /// Bytes of a block in one layer of a row, where it has `layer_bytes` in the paged KV cache and
+    /// `scales` heads, keys and values counted apart.
+    fn row_layer_bytes(&self, layer_bytes: usize, scales: usize) -> usize {
+        self.0.codec.row_layer_bytes(layer_bytes, scales)
     }
 
     #[getter]

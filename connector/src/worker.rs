@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvtide_engine::SaveJob;
 use kvtide_kernels::copy::{CudaDevice, Device, HostDevice, Registration};
 use kvtide_kernels::cuda::ComputeStream;
-use kvtide_kernels::{KvLayout, TensorView};
+use kvtide_kernels::{Float, KvLayout, ScaledDimension, TensorView};
 use kvtide_model::BlockMove;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -19,6 +19,9 @@ use crate::settings::Settings;
 /// A tensor as `register_kv_caches` gets it: (layer name, address, bytes to the end of its storage,
 /// shape, strides in bytes, bytes of an element).
 type Tensor = (String, usize, usize, Vec<usize>, Vec<usize>, usize);
+/// Type of the numbers, and for each tensor the dimensions whose places have scales of their own, as
+/// (length, stride in bytes), the outer one first.
+type Encoding = (String, Vec<Vec<(usize, usize)>>);
 /// (job, failed places, damaged slots, bytes, seconds).
 type Ended = (u64, Vec<usize>, Vec<(u32, u32)>, u64, f64);
 
@@ -31,6 +34,21 @@ pub(crate) struct Worker {
     about: String,
     /// Bytes per second of layered loads, where they do not compete with the model.
     load_rate: Option<f64>,
+}
+
+fn float_named(name: &str) -> PyResult<Float> {
+    match name {
+        "bfloat16" => Ok(Float::Bfloat16),
+        "float16" => Ok(Float::Float16),
+        _ => Err(PyValueError::new_err(format!("{name} cannot be encoded"))),
+    }
+}
+
+fn scaled((length, stride_bytes): (usize, usize)) -> ScaledDimension {
+    ScaledDimension {
+        length,
+        stride_bytes,
+    }
 }
 
 fn decode(moves: &[u8]) -> PyResult<Vec<BlockMove>> {
@@ -63,9 +81,10 @@ impl Worker {
 
 #[pymethods]
 impl Worker {
-    /// Registers `tensors` as `rank`'s KV cache of `blocks` blocks and starts the copy threads,
-    /// whose names begin with `name`. `gpu` is the GPU in whose memory the tensors lie, or None for
-    /// host memory. `owner` is any object that keeps the tensors' storage alive.
+    /// Registers `tensors` as `rank`'s KV cache of `blocks` blocks, which have `layer_bytes` in each,
+    /// and starts the copy threads, whose names begin with `name`. `gpu` is the GPU in whose memory
+    /// the tensors lie, or None for host memory. `encoding` says what the tensors hold, if rows hold
+    /// it encoded. `owner` is any object that keeps the tensors' storage alive.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "one call from one place")]
     fn new(
@@ -76,7 +95,9 @@ impl Worker {
         name: &str,
         gpu: Option<u32>,
         blocks: u32,
+        layer_bytes: usize,
         tensors: Vec<Tensor>,
+        encoding: Option<Encoding>,
         owner: Py<PyAny>,
     ) -> PyResult<Self> {
         let views: Vec<TensorView> = tensors
@@ -92,8 +113,17 @@ impl Worker {
                 },
             )
             .collect();
-        let layer_bytes = segment.0.geometry().layer_bytes();
-        let layout = KvLayout::new(&views, blocks, layer_bytes).map_err(kvtide_error)?;
+        let mut layout = KvLayout::new(&views, blocks, layer_bytes).map_err(kvtide_error)?;
+        if let Some((float, dimensions)) = encoding {
+            let float = float_named(&float)?;
+            let dimensions: Vec<Vec<ScaledDimension>> = dimensions
+                .into_iter()
+                .map(|dimensions| dimensions.into_iter().map(scaled).collect())
+                .collect();
+            layout = layout
+                .encoded(float, &views, &dimensions)
+                .map_err(kvtide_error)?;
+        }
         // SAFETY: addresses and storage sizes are torch's own for the tensors vLLM registered as its
         // KV cache, in host memory or that of `gpu` (`python/kvtide/worker.py` refuses the rest);
         // `owner` holds them. vLLM writes a full block no more until it reallocates it, for which it
@@ -201,10 +231,23 @@ impl Worker {
         enter(py, || worker.wait_all_layers()).map_err(kvtide_error)
     }
 
-    /// Loads blocks beside the steps.
-    fn load_async(&self, py: Python<'_>, job: u64, place: u32, moves: &[u8]) -> PyResult<()> {
+    /// Waits, on this thread also on a GPU, until the running step's layered load has ended.
+    fn finish_layers(&self, py: Python<'_>) -> PyResult<()> {
+        let worker = self.open()?;
+        enter(py, || worker.finish_layers()).map_err(kvtide_error)
+    }
+
+    /// Loads blocks beside the steps, and behind those that have begun if they may still use them.
+    fn load_async(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        place: u32,
+        moves: &[u8],
+        behind_steps: bool,
+    ) -> PyResult<()> {
         let (worker, moves) = (self.open()?, decode(moves)?);
-        enter(py, || worker.load_async(job, place, moves));
+        enter(py, || worker.load_async(job, place, moves, behind_steps));
         Ok(())
     }
 

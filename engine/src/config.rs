@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kvtide_kernels::Codec;
 use kvtide_kernels::copy::{CudaOptions, Route};
 use kvtide_kernels::segment::HugePages;
 use serde_json::{Map, Value};
@@ -32,8 +33,8 @@ pub enum LoadMode {
     Layered,
     /// Between steps, while the request waits outside the batch.
     Async,
-    /// In the step itself, all layers before the computation, and all saves behind it: what layered
-    /// loads and saves are measured against.
+    /// In the step itself, all layers before the computation and all saves behind it, each waited for
+    /// on the thread that runs the model: what layered loads and saves are measured against.
     Sync,
 }
 
@@ -55,6 +56,8 @@ pub struct Config {
     pub eviction: Eviction,
     /// How matched blocks are loaded.
     pub load_mode: LoadMode,
+    /// What rows hold of blocks.
+    pub codec: Codec,
     /// When rows are verified.
     pub verify: Verify,
     /// Rate of the background scrub; 0 turns it off.
@@ -133,6 +136,15 @@ const SETTINGS: &[Setting] = &[
                 ("sync", LoadMode::Sync),
             ];
             config.load_mode = choose(value, &modes)?;
+            Some(())
+        },
+    },
+    Setting {
+        key: "codec",
+        aliases: &[],
+        expects: "\"none\" or \"fp8\"",
+        apply: |config, value| {
+            config.codec = choose(value, &[("none", Codec::None), ("fp8", Codec::Fp8)])?;
             Some(())
         },
     },
@@ -316,6 +328,7 @@ impl Config {
             // docs/architecture.md.
             eviction: Eviction::Lru,
             load_mode: LoadMode::Auto,
+            codec: Codec::None,
             verify: Verify::Load,
             scrub_bytes_per_second: 32 << 20,
             save_generated: true,

@@ -126,7 +126,7 @@ fn loads_behind_a_panic_have_failed_and_a_layered_one_tells_so() {
     let mut node = Node::new(8, 1, Eviction::Lru);
     let (mut worker, step) = faulty(&mut node);
     for job in 1..4 {
-        worker.load_async(job, u32::try_from(job).unwrap(), vec![step]);
+        worker.load_async(job, u32::try_from(job).unwrap(), vec![step], true);
     }
     worker.load_layered(4, vec![step]);
     assert!(worker.wait_layer(0).is_err());

@@ -242,7 +242,7 @@ fn loads_go_on_however_many_came_before_and_at_once() {
     }
     let worker = &mut node.workers[0];
     for job in 100..150 {
-        worker.load_async(job, 0, moves(found.lease.slots(), 8..12));
+        worker.load_async(job, 0, moves(found.lease.slots(), 8..12), true);
     }
     let mut ended = Vec::new();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);

@@ -27,6 +27,26 @@ __device__ inline uint4 read_bytes(const Plan& plan, const Chunk& chunk, uint32_
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+// NH of a chunk that a warp holds, for all its lanes.
+__device__ inline uint64_t sum_of(const uint4 (&held)[kLaneVectors], const uint4* keys) {
+    uint64_t sum = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < kLaneVectors; ++i) {
+        sum += nh(held[i], keys[i * kWarp + lane_id()]);
+    }
+    for (uint32_t step = kWarp / 2; step > 0; step /= 2) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    }
+    return sum;
+}
+
+__device__ inline void read_keys(uint4* shared, const uint4* keys) {
+    for (uint32_t i = threadIdx.x; i < kChunkBytes / kVectorBytes; i += blockDim.x) {
+        shared[i] = keys[i];
+    }
+    __syncthreads();
+}
+
 __device__ inline uint64_t chunk_sum(const Plan& plan, const Chunk& chunk, const uint4* keys) {
     const Access access = access_of(plan, chunk);
     const uint8_t* const first = paged(plan, chunk, chunk.offset);
@@ -46,25 +66,14 @@ __device__ inline uint64_t chunk_sum(const Plan& plan, const Chunk& chunk, const
             held[i] = make_uint4(0, 0, 0, 0);
         }
     }
-    uint64_t sum = 0;
-#pragma unroll
-    for (uint32_t i = 0; i < kLaneVectors; ++i) {
-        sum += nh(held[i], keys[i * kWarp + lane_id()]);
-    }
-    for (uint32_t step = kWarp / 2; step > 0; step /= 2) {
-        sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    }
-    return sum;
+    return sum_of(held, keys);
 }
 
 // Adds the digests of the plan's layers to digests[move]. A block of threads takes whole layers of
 // moves in turn, so that most sums meet in shared memory.
 __device__ inline void digest_chunks(const Plan& plan, const uint4* keys, unsigned long long* digests) {
     __shared__ uint4 shared_keys[kChunkBytes / kVectorBytes];
-    for (uint32_t i = threadIdx.x; i < kChunkBytes / kVectorBytes; i += blockDim.x) {
-        shared_keys[i] = keys[i];
-    }
-    __syncthreads();
+    read_keys(shared_keys, keys);
     const uint32_t chunks = chunks_per_layer(plan);
     const uint64_t pairs = uint64_t{plan.move_count} * plan.layer_count;
     const uint32_t warps = blockDim.x / kWarp;

@@ -1,6 +1,7 @@
 // What the crate launches; kernels/src/copy/cuda/module.rs knows these by name.
 
 #include "bulk.cuh"
+#include "codec.cuh"
 #include "copy.cuh"
 #include "digest.cuh"
 
@@ -13,6 +14,16 @@ extern "C" __global__ void __launch_bounds__(512) kvtide_load(const Plan plan) {
 extern "C" __global__ void __launch_bounds__(256)
     kvtide_digest(const Plan plan, const uint4* keys, unsigned long long* digests) {
     digest_chunks(plan, keys, digests);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    kvtide_encode(const Plan plan, const uint4* keys, unsigned long long* digests) {
+    encode_blocks(plan, keys, digests);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    kvtide_decode(const Plan plan, const uint4* keys, unsigned long long* digests) {
+    decode_chunks(plan, keys, digests);
 }
 
 extern "C" __global__ void __launch_bounds__(32) kvtide_save_bulk(const Plan plan) {

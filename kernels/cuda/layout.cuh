@@ -20,8 +20,16 @@ struct Layer {
     uint32_t first_offset;
     uint32_t runs;
     uint32_t run_bytes;
+    // Inside a run, the two dimensions whose elements have scales of their own (codec.cuh).
+    uint32_t outer_count;
+    uint32_t outer_bytes;
+    uint32_t inner_count;
+    uint32_t inner_bytes;
     uint32_t reserved;
 };
+
+// What rows hold of a block.
+enum Elements : uint32_t { kBytes = 0, kBfloat16AsE4m3 = 1, kFloat16AsE4m3 = 2 };
 
 // A row and a block; `row` counts in steps of the plan's row stride.
 struct Move {
@@ -29,10 +37,13 @@ struct Move {
     uint32_t block;
 };
 
-// Some layers of some moves. Rows hold a layer's bytes of one block contiguously, layer after layer.
+// Some layers of some moves. Rows hold a layer's bytes of one block contiguously, layer after layer;
+// `layer_bytes` are those in a row.
 struct Plan {
     const Layer* layers;
     const uint64_t* run_offsets;
+    // Scale of the first element of every run; with `run_offsets`.
+    const uint32_t* run_scales;
     const Move* moves;
     uint64_t rows;
     uint64_t row_stride;
@@ -42,7 +53,7 @@ struct Plan {
     uint32_t layer_bytes;
     // Rows lie in the order of the moves, whatever the moves say: a staging ring.
     uint32_t rows_in_order;
-    uint32_t reserved;
+    Elements elements;
 };
 
 // One chunk of one layer of one move.

@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use crate::encoding::{Codec, Float, ScaledDimension, Scales};
+
 /// A layer whose block falls into more pieces than this is not worth copying piece by piece.
 const MAX_RUNS_PER_LAYER: usize = 4096;
 
@@ -91,6 +93,14 @@ pub enum LayoutError {
         /// Bytes that the pool's geometry gives to a layer.
         expected: usize,
     },
+    /// Its numbers cannot be encoded.
+    #[error("layer {layer} cannot be encoded: {why}")]
+    NotEncodable {
+        /// Layer's name.
+        layer: String,
+        /// What stands against it.
+        why: &'static str,
+    },
 }
 
 /// One layer of a [`KvLayout`].
@@ -103,12 +113,22 @@ struct Layer {
     run_bytes: usize,
 }
 
+/// What rows hold instead of the blocks' bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Encoding {
+    pub(crate) float: Float,
+    /// Of every layer.
+    pub(crate) scales: Vec<Scales>,
+}
+
 /// The layout of one rank's KV cache, checked.
 #[derive(Clone, Debug)]
 pub struct KvLayout {
     blocks: u32,
+    /// In rows.
     layer_bytes: usize,
     layers: Vec<Layer>,
+    encoding: Option<Encoding>,
 }
 
 impl KvLayout {
@@ -132,6 +152,41 @@ impl KvLayout {
             blocks,
             layer_bytes,
             layers: layers.collect::<Result<_, _>>()?,
+            encoding: None,
+        })
+    }
+
+    /// The same for rows in [`Codec::Fp8`]: the blocks hold `float`s, and `dimensions` of each
+    /// layer's tensor, at most two, the outer one first, have scales of their own.
+    ///
+    /// # Errors
+    /// [`LayoutError::NotEncodable`] names the layer and why.
+    pub fn encoded(
+        self,
+        float: Float,
+        names: &[TensorView],
+        dimensions: &[Vec<ScaledDimension>],
+    ) -> Result<Self, LayoutError> {
+        let refuse = |index: usize, why| LayoutError::NotEncodable {
+            layer: names
+                .get(index)
+                .map(|tensor| tensor.name.clone())
+                .unwrap_or_default(),
+            why,
+        };
+        let scales = self.places().enumerate().map(|(index, place)| {
+            let dimensions = dimensions.get(index).map_or(&[][..], Vec::as_slice);
+            Scales::new(&place, dimensions).map_err(|why| refuse(index, why))
+        });
+        let scales: Vec<Scales> = scales.collect::<Result<_, _>>()?;
+        let count = scales.first().map_or(0, Scales::count);
+        if let Some(other) = scales.iter().position(|scales| scales.count() != count) {
+            return Err(refuse(other, "it has not as many heads as the first layer"));
+        }
+        Ok(Self {
+            layer_bytes: Codec::Fp8.row_layer_bytes(self.layer_bytes, count),
+            encoding: Some(Encoding { float, scales }),
+            ..self
         })
     }
 
@@ -147,16 +202,21 @@ impl KvLayout {
         self.layers.len()
     }
 
-    /// Bytes of a block in one layer.
+    /// Bytes of a block in one layer of a row.
     #[must_use]
     pub fn layer_bytes(&self) -> usize {
         self.layer_bytes
     }
 
-    /// Bytes of a block in all layers: one rank's shard of a row.
+    /// Bytes of a block in all layers of a row: one rank's shard of it.
     #[must_use]
     pub fn shard_bytes(&self) -> usize {
         self.layer_bytes * self.layers.len()
+    }
+
+    /// What rows hold, if it is not the blocks' bytes.
+    pub(crate) fn encoding(&self) -> Option<&Encoding> {
+        self.encoding.as_ref()
     }
 
     /// Where the blocks of each layer lie.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvtide._native import ConfigError, Namespace, Segment, Settings
+from kvtide.encoding import float_of, scales_of
 from kvtide.log import describe_segment, progress_logger
 
 if TYPE_CHECKING:
@@ -33,15 +34,23 @@ class Geometry:
     layers: int
     layer_bytes: int
     """Bytes of a block in one layer on one rank."""
+    row_layer_bytes: int
+    """The same in a row of the pool."""
     layout: str
+    encoding: tuple[str, int] | None
+    """Type of the KV cache's numbers, and scales of a block in one layer, if rows are encoded."""
 
     @classmethod
-    def of(cls, config: VllmConfig, kv_cache: KVCacheConfig) -> Geometry:
+    def of(cls, config: VllmConfig, kv_cache: KVCacheConfig, settings: Settings) -> Geometry:
         """The geometry of an engine, or a ConfigError that names what stands against it."""
         refuse_flags(config)
         layers, spec = one_group(kv_cache)
         transfer = config.kv_transfer_config
         layer_bytes = getattr(spec, "unpadded_page_size_bytes", spec.page_size_bytes)
+        encoding = None
+        if settings.codec != "none":
+            refuse_codec_without_gpu()
+            encoding = float_of(spec), scales_of(spec)
         return cls(
             instance=str(transfer.engine_id),
             ranks=config.parallel_config.tensor_parallel_size,
@@ -49,6 +58,8 @@ class Geometry:
             block_tokens=spec.block_size,
             layers=layers,
             layer_bytes=layer_bytes,
+            row_layer_bytes=settings.row_layer_bytes(layer_bytes, encoding[1] if encoding else 0),
+            encoding=encoding,
             layout=f"{getattr(kv_cache, 'kv_cache_layout', None)} {spec}",
         )
 
@@ -56,7 +67,7 @@ class Geometry:
         """The engine's shared segment, mapped; whoever creates it says what it is."""
         holders = self.ranks + 1  # Every worker, and the scheduler.
         segment = Segment(
-            settings, self.instance, self.ranks, self.layers, self.layer_bytes, holders
+            settings, self.instance, self.ranks, self.layers, self.row_layer_bytes, holders
         )
         segment.populate(progress_logger(segment))
         describe_segment(segment)
@@ -66,15 +77,17 @@ class Geometry:
         """What seeds the identity of every block of this engine."""
         model = config.model_config
         revision = settings.weights_revision or model.revision or ""
+        # What was encoded is not what the model computed.
+        codec = "" if self.encoding is None else f" {settings.codec}"
         return Namespace(
             model=str(model.model),
             weights_revision=revision,
             compute_dtype=str(model.dtype),
-            kv_dtype=f"{config.cache_config.cache_dtype} {model.quantization}",
+            kv_dtype=f"{config.cache_config.cache_dtype} {model.quantization}{codec}",
             layout=self.layout,
             block_tokens=self.block_tokens,
             ranks=self.ranks,
-            shard_bytes=self.layers * self.layer_bytes,
+            shard_bytes=self.layers * self.row_layer_bytes,
         )
 
 
@@ -122,6 +135,16 @@ def refuse_flags(config: VllmConfig) -> None:
     if role != "kv_both":
         raise ConfigError(
             f'kv_role: {role!r} is for transfers between engines; set it to "kv_both"'
+        )
+
+
+def refuse_codec_without_gpu() -> None:
+    """Raises ConfigError where there are no kernels that could encode."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cuda():
+        raise ConfigError(
+            'codec: "fp8" is computed on an NVIDIA GPU, and this engine has none; set it to "none"'
         )
 
 

@@ -31,6 +31,8 @@ class AsyncLoad:
     moves: bytes
     lost_blocks: list[int]
     """Blocks that will not be loaded, because the pool lost them after the match."""
+    behind_steps: bool
+    """Whether steps that have begun may still use the blocks that it overwrites."""
 
 
 @dataclass(slots=True)

@@ -77,6 +77,8 @@ class PendingLoad:
     """Of the segment's board."""
     lost: bool = False
     """Whether blocks were lost before it began: then it fails on every rank."""
+    delayed: bool = False
+    """Whether it was not begun in the step that gave it its blocks."""
     failures_told: int = 0
     """Ranks that have said which blocks failed."""
 
@@ -86,11 +88,11 @@ class SchedulerSide:
 
     def __init__(self, config: VllmConfig, kv_cache: KVCacheConfig) -> None:
         settings = read_settings(config)
-        geometry = Geometry.of(config, kv_cache)
+        geometry = Geometry.of(config, kv_cache, settings)
         self._settings = settings
         self._block_tokens = geometry.block_tokens
         self._ranks = geometry.ranks
-        self._shard_bytes = geometry.layers * geometry.layer_bytes
+        self._shard_bytes = geometry.layers * geometry.row_layer_bytes
         self._step_tokens = config.scheduler_config.max_num_batched_tokens
         self._cost = CostModel()
         self._segment = geometry.segment(settings)
@@ -119,6 +121,7 @@ class SchedulerSide:
         self._told_counters: dict[str, int] = {}
         self._next_gauges = 0.0
         self._next_expiry = 0.0
+        self._frees_late = frees_behind_steps()
         self._certain = config.kv_transfer_config.kv_load_failure_policy != "recompute"
         """Whether a load that fails would fail its request: then only verified blocks match."""
         if self._certain:
@@ -352,18 +355,25 @@ class SchedulerSide:
             job = self._take_job()
             plan.layered = (job, b"".join(moves for moves, _ in filter(None, plans)))
             self._layered[job] = (loads, self._ranks)
+        # Steps in flight do not use blocks that vLLM hands out. But the step's stream is what waits
+        # for saves that read them, and for the digests of layered loads.
+        behind_all = not self._frees_late or bool(plan.wait_saves or self._layered)
         for request_id, pending in self._loads.items():
             if pending.job:
                 continue
             planned = pending.load.plan(pool)
             if planned is None:
+                pending.delayed = True
                 continue  # It waits for a save that is in flight.
             moves, lost = planned
             if lost and request_id in self._requests:
                 self._requests[request_id].load_failed = True
             pending.job, pending.place = self._take_job(), self._places.pop()
             pending.lost = bool(lost)
-            plan.loads.append(AsyncLoad(pending.job, pending.place, request_id, moves, lost))
+            behind_steps = behind_all or pending.delayed
+            plan.loads.append(
+                AsyncLoad(pending.job, pending.place, request_id, moves, lost, behind_steps)
+            )
 
     def update_connector_output(self, output: KVConnectorOutput) -> None:
         """Workers have ended loads: their blocks need no pins any more."""
@@ -485,3 +495,11 @@ class SchedulerSide:
         self._layered_now.clear()
         for name in ("_pool", "_segment"):
             self.__dict__.pop(name, None)
+
+
+def frees_behind_steps() -> bool:
+    """Whether vLLM keeps the blocks of a finished or preempted request from others until the last
+    step that may use them has ended. Both supported versions do, for connectors that load."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    return hasattr(Scheduler, "_drain_deferred_frees")

@@ -3,7 +3,8 @@
 Called on the thread that runs the model. Nothing here waits for a copy, except where the next
 computation needs its result: `handle_preemptions` for saves whose blocks are about to be
 overwritten, and, on a CPU, `wait_for_layer_load` for the layer that is about to be read. On a GPU
-both waits are put on the stream that computes.
+both waits are put on the stream that computes. The mode `sync`, which is there to be compared with,
+waits for everything.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
 from kvtide._native import KvtideError, Worker
+from kvtide.encoding import scaled_dimensions
 from kvtide.geometry import Geometry, read_settings, refuse_shared_layers
 from kvtide.log import logger
 from kvtide.messages import StepPlan, WorkerReport, block_of
@@ -34,8 +36,8 @@ class WorkerSide:
     """See the module's documentation."""
 
     def __init__(self, config: VllmConfig, kv_cache: KVCacheConfig) -> None:
-        self._geometry = Geometry.of(config, kv_cache)
         self._settings = read_settings(config)
+        self._geometry = Geometry.of(config, kv_cache, self._settings)
         self._segment = self._geometry.segment(self._settings)
         self._by_layer = self._settings.load != "sync"
         self._worker: Worker | None = None
@@ -60,6 +62,17 @@ class WorkerSide:
         refuse_shared_layers({name: tensor.data_ptr() for name, tensor in kv_caches.items()})
         rank = get_tensor_model_parallel_rank()
         self._gpu = gpu_of(kv_caches)
+        views = [view_of(name, tensor) for name, tensor in kv_caches.items()]
+        encoding = None
+        if self._geometry.encoding is not None:
+            float_name, scales = self._geometry.encoding
+            encoding = (
+                float_name,
+                [
+                    scaled_dimensions(name, shape, strides, item_bytes, scales)
+                    for name, _, _, shape, strides, item_bytes in views
+                ],
+            )
         self._worker = Worker(
             self._settings,
             self._segment,
@@ -67,7 +80,9 @@ class WorkerSide:
             f"cpu{rank}" if self._gpu is None else f"cuda{self._gpu}",
             self._gpu,
             self._geometry.blocks,
-            [view_of(name, tensor) for name, tensor in kv_caches.items()],
+            self._geometry.layer_bytes,
+            views,
+            encoding,
             list(kv_caches.values()),
         )
         logger.info("rank %d: %s", rank, self._worker.about)
@@ -103,11 +118,13 @@ class WorkerSide:
             job, moves = plan.layered
             self._layered[job] = moves
             worker.load_layered(job, moves)
-            if not self._by_layer or not self._hooks_will_run(context):
+            if not self._by_layer:
+                worker.finish_layers()
+            elif not self._hooks_will_run(context):
                 worker.wait_all_layers()
         for load in plan.loads:
             self._async[load.job] = (load.request_id, load.moves, load.lost_blocks)
-            worker.load_async(load.job, load.place, load.moves)
+            worker.load_async(load.job, load.place, load.moves, load.behind_steps)
 
     def _hooks_will_run(self, context: ForwardContext) -> bool:
         """Whether `wait_for_layer_load` will be called for every layer of this step.
@@ -140,6 +157,8 @@ class WorkerSide:
         plan = self._plan
         if plan is not None and (plan.save_step or plan.layered is not None):
             self._open().end_step()
+            if not self._by_layer:
+                self._open().finish_saves([job for job, _ in plan.save_step])
 
     def collect_loads(self) -> None:
         """Takes note of loads that have ended. The scheduler's side knows from the board that an

@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("vllm", reason="no vLLM here: use the Python of provision.py vllm VERSION")
 
 from kvtide import ConfigError
+from kvtide._native import Settings
+from kvtide.encoding import float_of, scaled_dimensions, scales_of
 from kvtide.geometry import Geometry, one_group, refuse_flags, refuse_shared_layers
 
 PARALLEL = {
@@ -105,6 +107,48 @@ def test_layers_that_share_their_kv_cache_are_refused_by_name() -> None:
 
 
 def test_a_supported_engine_has_the_geometry_of_its_configuration() -> None:
-    geometry = Geometry.of(config(), kv_cache(spec()))
+    geometry = Geometry.of(config(), kv_cache(spec()), Settings("{}", {}))
     assert (geometry.ranks, geometry.blocks, geometry.block_tokens) == (2, 24, 32)
     assert (geometry.layers, geometry.layer_bytes, geometry.instance) == (4, 4096, "e")
+
+
+def test_a_codec_needs_a_gpu() -> None:
+    settings = Settings('{"codec": "fp8"}', {})
+    with pytest.raises(ConfigError, match=r"codec: .*NVIDIA GPU"):
+        Geometry.of(config(), kv_cache(spec()), settings)
+
+
+@pytest.mark.parametrize(
+    ("fields", "scales"),
+    [
+        ({"num_kv_heads": 8, "head_size": 128}, 16),
+        ({"num_kv_heads": 8, "head_size": 128, "head_size_v": 128}, 16),
+    ],
+)
+def test_keys_and_values_of_every_head_have_a_scale(fields: Any, scales: int) -> None:
+    each = spec()
+    vars(each).update(fields)
+    assert scales_of(each) == scales
+    assert scales_of(spec("MLAAttentionSpec")) == 1
+
+
+def test_numbers_that_cannot_be_encoded_are_refused() -> None:
+    each = spec()
+    vars(each).update({"dtype": "torch.float8_e4m3fn", "num_kv_heads": 1, "head_size": 64})
+    with pytest.raises(ConfigError, match=r"codec: .*holds float8_e4m3fn"):
+        float_of(each)
+    vars(each).update({"head_size_v": 32})
+    with pytest.raises(ConfigError, match=r"codec: .*one size"):
+        scales_of(each)
+
+
+def test_heads_are_found_in_every_order_of_memory() -> None:
+    tokens_first = scaled_dimensions("l", (9, 4, 16, 256), (32768, 512, 2048, 2), 2, 8)
+    assert tokens_first == [(4, 512), (2, 256)]
+    heads_first = scaled_dimensions("l", (9, 4, 16, 256), (32768, 8192, 512, 2), 2, 8)
+    assert heads_first == [(4, 8192), (2, 256)]
+    keys_then_values = scaled_dimensions("l", (9, 8, 16, 128), (32768, 256, 2048, 2), 2, 8)
+    assert keys_then_values == [(8, 256)]
+    assert scaled_dimensions("l", (9, 16, 576), (18432, 1152, 2), 2, 1) == []
+    with pytest.raises(ConfigError, match=r"codec: .*heads of layer l"):
+        scaled_dimensions("l", (2, 9, 16, 4, 128), (1, 1, 1, 1, 1), 2, 8)

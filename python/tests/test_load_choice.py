@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from kvtide._native import CostModel, Settings
-from kvtide.scheduler import SchedulerSide
+from kvtide.messages import StepPlan
+from kvtide.scheduler import PendingLoad, SchedulerSide, frees_behind_steps
 
 BLOCK_BYTES = 2 << 20
 BLOCKS = 512
@@ -86,3 +87,43 @@ def test_a_load_does_not_share_the_link_with_async_ones() -> None:
 def test_a_setting_overrules_the_prediction(load: str, asynchronous: bool) -> None:
     assert side(load, running={"other"})._prefers_async(BLOCKS, 16) is asynchronous
     assert side(load)._prefers_async(BLOCKS, 16) is asynchronous
+
+
+class Planned:
+    """A load whose moves are known once it was asked for them so many times."""
+
+    def __init__(self, after: int = 0) -> None:
+        self._after = after
+
+    def plan(self, _pool: object) -> tuple[bytes, list[int]] | None:
+        self._after -= 1
+        return None if self._after >= 0 else (b"", [])
+
+
+def behind_steps(made: SchedulerSide, pending: PendingLoad, **plan: Any) -> bool:
+    """What workers are told of an async load when it begins."""
+    made._loads, made._requests, made._pool = {"r": pending}, {}, None
+    made._next_job, made._places = 1, [0]
+    while True:
+        step = StepPlan(**plan)
+        made._plan_loads(step)
+        if step.loads:
+            return step.loads[0].behind_steps
+        plan = {}
+
+
+def test_an_async_load_waits_for_steps_only_where_they_may_use_its_blocks() -> None:
+    idle = {"frees_late": True, "layered": {}}
+    assert not behind_steps(side(**idle), PendingLoad(Planned(), 0))
+    # A save still reads blocks that are overwritten; the step's stream waits for it.
+    assert behind_steps(side(**idle), PendingLoad(Planned(), 0), wait_saves=[3])
+    # The same, but the load begins in a later step, which does not name the save any more.
+    assert behind_steps(side(**idle), PendingLoad(Planned(after=1), 0), wait_saves=[3])
+    # The digests of a layered load are read from blocks that may have been handed on.
+    assert behind_steps(side(frees_late=True, layered={5: ([], 1)}), PendingLoad(Planned(), 0))
+    # This vLLM frees blocks while a step may use them.
+    assert behind_steps(side(frees_late=False, layered={}), PendingLoad(Planned(), 0))
+
+
+def test_this_vllm_keeps_blocks_until_no_step_uses_them() -> None:
+    assert frees_behind_steps()

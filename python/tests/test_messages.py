@@ -22,7 +22,7 @@ def test_reports_of_ranks_add_up() -> None:
 
 def test_a_plan_survives_the_way_to_another_process() -> None:
     plan = StepPlan([1], [(2, b"a" * MOVE_BYTES)], [(3, b"")], (4, b"x"))
-    plan.loads.append(AsyncLoad(5, 0, "r", b"m" * MOVE_BYTES, [9]))
+    plan.loads.append(AsyncLoad(5, 0, "r", b"m" * MOVE_BYTES, [9], False))
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 

@@ -324,14 +324,30 @@ impl Worker {
         (0..self.registration().layout().layers()).try_for_each(|layer| self.wait_layer(layer))
     }
 
-    /// Loads blocks beside the steps. How that ends is also told at `place` of the segment's board
+    /// Waits, on this thread also on a GPU, until the running step's layered load has ended.
+    ///
+    /// # Errors
+    /// As for [`Worker::wait_layer`].
+    pub fn finish_layers(&self) -> Result<(), LayerError> {
+        match (&self.layered, self.streaming.last()) {
+            (Some(Layered::Stream), Some(streaming)) => Ok(streaming.load.wait()?),
+            _ => self.wait_all_layers(),
+        }
+    }
+
+    /// Loads blocks beside the steps; `behind_steps` if what the engine has put on its stream by now
+    /// may still use the blocks. How that ends is also told at `place` of the segment's board
     /// ([`kvtide_kernels::segment::SharedSegment::load_end`]). Full queues fail the load, which is
     /// then recomputed.
-    pub fn load_async(&self, job: u64, place: u32, moves: Vec<BlockMove>) {
+    pub fn load_async(&self, job: u64, place: u32, moves: Vec<BlockMove>, behind_steps: bool) {
         let progress = Progress::new(self.registration(), moves);
         self.loads
             .begin(job, Arc::clone(self.device.registration()));
-        let begin = self.device.mark(self.stream);
+        let begin = if behind_steps {
+            self.device.mark(self.stream)
+        } else {
+            Ok(Mark::passed())
+        };
         let begin = begin.map_err(|error| self.counters.note_error(error)).ok();
         self.load_thread.load_async(job, place, progress, begin);
     }

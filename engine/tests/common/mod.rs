@@ -127,7 +127,7 @@ impl Node {
     pub fn load(&mut self, job: u64, moves: &[BlockMove]) -> Vec<LoadOutcome> {
         self.workers
             .iter()
-            .for_each(|worker| worker.load_async(job, 0, moves.to_vec()));
+            .for_each(|worker| worker.load_async(job, 0, moves.to_vec(), true));
         self.workers
             .iter_mut()
             .map(|worker| wait_load(worker, job))

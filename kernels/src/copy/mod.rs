@@ -170,6 +170,12 @@ pub enum CopyError {
         /// Layer.
         layer: usize,
     },
+    /// This route moves bytes as they are.
+    #[error("rows are encoded, which the route {route} cannot; use staged or kernel")]
+    CannotEncode {
+        /// The route.
+        route: Route,
+    },
     /// The GPU or its driver failed.
     #[error(transparent)]
     Cuda(#[from] CudaError),
@@ -257,6 +263,12 @@ pub trait LayeredLoad: Send + Sync {
     /// # Errors
     /// [`CopyError`] when the device fails.
     fn hold_back_until_end(&self, stream: ComputeStream) -> Result<(), CopyError>;
+
+    /// Waits, on this thread, until the load has ended.
+    ///
+    /// # Errors
+    /// [`CopyError`] when the device fails.
+    fn wait(&self) -> Result<(), CopyError>;
 
     /// What [`CopyBackend::finish`] returns, once the load has ended; `None` before.
     fn poll(&mut self) -> Option<Result<Vec<u64>, CopyError>>;

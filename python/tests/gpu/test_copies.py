@@ -195,7 +195,7 @@ def test_a_short_load_is_not_held_up_by_a_long_one() -> None:
             assert plan is not None
             jobs.append((job, plan[0], load))
         for job, moves, _ in jobs:
-            rig.worker.load_async(job, 0, moves)
+            rig.worker.load_async(job, 0, moves, True)
         ended: list[int] = []
         while len(ended) < 2:
             ended += [job for job, *_ in rig.worker.take_loads()]

@@ -1,8 +1,8 @@
 //! Which route is taken for what, by trying them.
 //!
 //! Some blocks are saved and loaded back over every route, with the pieces and strides of the
-//! real layout. A block's bytes are written to a row and back, so the KV cache does not change; rows
-//! hold nothing yet.
+//! real layout. What a block holds is written to a row and back, so the KV cache does not change, or
+//! not more than encoding changes it; neither blocks nor rows hold anything yet.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +29,8 @@ struct Purpose {
     /// whoever does it puts the model on its stream afterwards.
     enqueued_first: bool,
     candidates: &'static [Route],
+    /// The same where rows are encoded, which takes a kernel.
+    encoding: &'static [Route],
     good_enough: f64,
 }
 
@@ -41,6 +43,7 @@ const SAVE: Purpose = Purpose {
     layer_by_layer: true,
     enqueued_first: false,
     candidates: &[Route::Staged, Route::Dma, Route::Bulk(2), Route::Kernel(4)],
+    encoding: &[Route::Staged],
     good_enough: 0.4,
 };
 /// Others compute meanwhile: what takes few multiprocessors for a short time comes first.
@@ -56,6 +59,7 @@ const LOAD: Purpose = Purpose {
         Route::Bulk(8),
         Route::Kernel(16),
     ],
+    encoding: &[Route::Staged, Route::Kernel(16)],
     good_enough: 0.9,
 };
 /// A step waits for it, and the thread that runs the model enqueues it before the step.
@@ -72,6 +76,12 @@ const LAYERED: Purpose = Purpose {
         Route::Dma,
         Route::Staged,
     ],
+    encoding: &[
+        Route::Kernel(8),
+        Route::Kernel(16),
+        Route::Kernel(32),
+        Route::Staged,
+    ],
     good_enough: 0.97,
 };
 
@@ -82,7 +92,8 @@ pub(super) fn measure(
 ) -> Result<(Routes, Vec<Measured>), CopyError> {
     let moves = sample(shared);
     let stream = Arc::new(Stream::new(&shared.context, Priority::High)?);
-    let mut copier = Copier::new(shared, &stream, Route::Dma)?;
+    let encoded = shared.registration.layout().encoding().is_some();
+    let mut copier = Copier::new(shared, &stream, Route::Staged)?;
     let mut measured = Vec::new();
     // Rows are filled by a save before anything is loaded from them.
     let fill = Batch {
@@ -92,9 +103,15 @@ pub(super) fn measure(
     };
     run(&mut copier, &fill, false)?;
     let mut choose = |purpose: &Purpose, pinned: Option<Route>| -> Result<Route, CopyError> {
-        let candidates = pinned
-            .as_ref()
-            .map_or(purpose.candidates, std::slice::from_ref);
+        if encoded && let Some(route @ (Route::Dma | Route::Bulk(_))) = pinned {
+            return Err(CopyError::CannotEncode { route });
+        }
+        let open = if encoded {
+            purpose.encoding
+        } else {
+            purpose.candidates
+        };
+        let candidates = pinned.as_ref().map_or(open, std::slice::from_ref);
         let batch = Batch {
             direction: purpose.direction,
             moves: &moves,

@@ -109,8 +109,10 @@ impl Copier {
         self.shared.context.enter()?;
         let count = self.batch.len();
         if self.digests && count > 0 {
-            self.sums.device.clear(count, &self.stream)?;
-            self.launch_digest()?;
+            if !self.is_encoded() {
+                self.sums.device.clear(count, &self.stream)?;
+                self.launch_digest()?;
+            }
             self.sums
                 .host
                 .download(count, &self.sums.device, &self.stream)?;
@@ -123,6 +125,11 @@ impl Copier {
     /// Whether a closed batch has ended.
     pub(super) fn is_done(&self) -> Result<bool, CudaError> {
         self.done.is_done()
+    }
+
+    /// Waits until a closed batch has ended.
+    pub(super) fn wait(&self) -> Result<(), CudaError> {
+        self.done.wait()
     }
 
     /// The digests of a batch that has ended.
@@ -145,8 +152,17 @@ impl Copier {
         }
     }
 
-    fn launch_copy(&self, mut plan: Plan, route: Route) -> Result<(), CudaError> {
+    /// Whether rows hold something else than the blocks' bytes.
+    fn is_encoded(&self) -> bool {
+        self.shared.registration.layout().encoding().is_some()
+    }
+
+    /// Copies moves from `start` on, as `plan` says.
+    fn launch_copy(&self, start: usize, mut plan: Plan, route: Route) -> Result<(), CudaError> {
         let kernels = &self.shared.kernels;
+        if self.is_encoded() {
+            return self.launch_codec(start, plan, route);
+        }
         let (function, launch) = match (route, &kernels.bulk) {
             (Route::Bulk(blocks), Some(bulk)) if self.shared.tables.suits_bulk => {
                 let threads = BULK_THREADS;
@@ -157,12 +173,39 @@ impl Copier {
                 (kernels.copy.of(self.direction), Launch { blocks, threads })
             }
             (Route::Dma | Route::Staged, _) => {
-                let blocks = STAGED_BLOCKS.min(self.shared.context.multiprocessors().max(1));
-                let threads = COPY_THREADS;
+                let (blocks, threads) = (self.staged_blocks(), COPY_THREADS);
                 (kernels.copy.of(self.direction), Launch { blocks, threads })
             }
         };
         self.launch(function, launch, &mut [ptr::from_mut(&mut plan).cast()])
+    }
+
+    fn staged_blocks(&self) -> u32 {
+        STAGED_BLOCKS.min(self.shared.context.multiprocessors().max(1))
+    }
+
+    /// Encodes or decodes. What rows hold passes through these kernels once, so they compute the
+    /// digests as well.
+    fn launch_codec(&self, start: usize, mut plan: Plan, route: Route) -> Result<(), CudaError> {
+        let mut keys = self.shared.keys.address();
+        let mut sums = match self.digests {
+            true => self.sums.device.address() + (start * size_of::<u64>()) as u64,
+            false => 0,
+        };
+        let launch = Launch {
+            blocks: match route {
+                Route::Kernel(blocks) | Route::Bulk(blocks) => blocks,
+                Route::Dma | Route::Staged => self.staged_blocks(),
+            },
+            threads: COPY_THREADS,
+        };
+        let arguments: &mut [*mut c_void] = &mut [
+            ptr::from_mut(&mut plan).cast(),
+            ptr::from_mut(&mut keys).cast(),
+            ptr::from_mut(&mut sums).cast(),
+        ];
+        let codec = &self.shared.kernels.codec;
+        self.launch(codec.of(self.direction), launch, arguments)
     }
 
     fn launch_digest(&self) -> Result<(), CudaError> {
@@ -247,7 +290,7 @@ impl Copier {
                 ..self.plan(layers, start, count)
             };
             if self.direction == Direction::Save {
-                self.launch_copy(plan, Route::Staged)?;
+                self.launch_copy(start, plan, Route::Staged)?;
             }
             self.pieces.clear();
             for (i, step) in self.batch[start..start + count].iter().enumerate() {
@@ -260,7 +303,7 @@ impl Copier {
             }
             self.copy_pieces()?;
             if self.direction == Direction::Load {
-                self.launch_copy(plan, Route::Staged)?;
+                self.launch_copy(start, plan, Route::Staged)?;
             }
         }
         Ok(())
@@ -300,6 +343,9 @@ impl CopyBackend for Copier {
         self.moves
             .host
             .upload(count, &self.moves.device, &self.stream)?;
+        if self.digests && self.is_encoded() && count > 0 {
+            self.sums.device.clear(count, &self.stream)?;
+        }
         Ok(())
     }
 
@@ -331,7 +377,7 @@ impl CopyBackend for Copier {
             Route::Dma => self.copy_dma(&layers)?,
             Route::Staged => self.copy_staged(&layers)?,
             Route::Kernel(_) | Route::Bulk(_) => {
-                self.launch_copy(self.plan(&layers, 0, self.batch.len()), self.route)?;
+                self.launch_copy(0, self.plan(&layers, 0, self.batch.len()), self.route)?;
             }
         }
         self.copied = if self.copied.is_empty() {

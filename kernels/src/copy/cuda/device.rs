@@ -18,9 +18,11 @@ use crate::cuda::{
     Priority, Stream,
 };
 
-/// Bytes that wait on the device between copy engine and kernel; also those of a load's slice, which
-/// takes the link less than a millisecond.
+/// Bytes that wait on the device between copy engine and kernel; also the most of a load's slice.
 const STAGING_BYTES: usize = 32 << 20;
+/// Time that a slice may take the link. Two are on the device at once, so no load is held up by
+/// others for longer than twice this before its first slice begins.
+const SLICE_SECONDS: f64 = 2e-3;
 /// What the bulk kernels take of a multiprocessor: `kBulkSharedBytes` in `kernels/cuda/bulk.cuh`.
 const BULK_SHARED_BYTES: u32 = 24 * 8192 + 24 * 8;
 /// Compiled for anything older, the bulk kernels are empty.
@@ -59,6 +61,8 @@ pub(super) struct Kernels {
     /// Where the device has the bulk copy engine.
     pub(super) bulk: Option<Pair>,
     pub(super) digest: Function,
+    /// Where rows are encoded; they compute digests too.
+    pub(super) codec: Pair,
 }
 
 impl Kernels {
@@ -80,6 +84,10 @@ impl Kernels {
             },
             bulk: if has_bulk { bulk()? } else { None },
             digest: module.function(c"kvtide_digest", 0)?,
+            codec: Pair {
+                save: module.function(c"kvtide_encode", 0)?,
+                load: module.function(c"kvtide_decode", 0)?,
+            },
         })
     }
 }
@@ -121,6 +129,7 @@ pub struct CudaDevice {
     measured: Vec<Measured>,
     pinning: Duration,
     measuring: Duration,
+    slice_blocks: usize,
     /// All layered loads, in the order in which steps need them.
     layered_stream: Arc<Stream>,
     /// Copiers of layered loads that have ended.
@@ -130,7 +139,7 @@ pub struct CudaDevice {
 impl CudaDevice {
     /// Takes `registration`, whose tensors lie in the memory of GPU `ordinal`, into use: pins the
     /// segment and measures the routes that `options` leave open, for which rows and blocks are
-    /// copied back and forth without being changed.
+    /// copied back and forth, as they are or as rows hold them.
     ///
     /// # Errors
     /// [`CopyError`] when there is no such GPU, this build has no kernels for it, or the segment
@@ -170,7 +179,9 @@ impl CudaDevice {
         let layered_stream = Arc::new(Stream::new(&context, Priority::High)?);
         // The first one is made now: the driver may wait for the model to give memory.
         let first = Copier::new(&shared, &layered_stream, routes.layered)?;
+        let rate = rate_of(&measured, "load", routes.load);
         Ok(Self {
+            slice_blocks: slice_blocks(rate, shared.registration.layout().shard_bytes()),
             layered_stream,
             shared,
             routes,
@@ -196,9 +207,7 @@ impl CudaDevice {
     /// Bytes per second that layered loads reached.
     #[must_use]
     pub fn layered_bytes_per_s(&self) -> Option<f64> {
-        let mut rates = self.measured.iter();
-        let chosen = rates.find(|m| m.purpose == "layered" && m.route == self.routes.layered);
-        chosen.map(|m| m.gb_per_s * 1e9)
+        rate_of(&self.measured, "layered", self.routes.layered)
     }
 
     /// The time that pinning the segment took.
@@ -313,6 +322,38 @@ impl Device for CudaDevice {
     }
 
     fn slice_blocks(&self) -> usize {
-        (STAGING_BYTES / self.shared.registration.layout().shard_bytes()).max(1)
+        self.slice_blocks
+    }
+}
+
+/// Bytes per second that `route` reached for `purpose`.
+fn rate_of(measured: &[Measured], purpose: &str, route: Route) -> Option<f64> {
+    let mut rates = measured.iter();
+    let chosen = rates.find(|m| m.purpose == purpose && m.route == route);
+    chosen.map(|m| m.gb_per_s * 1e9)
+}
+
+/// Blocks of a slice of a load that goes at `rate` bytes per second.
+fn slice_blocks(rate: Option<f64>, shard_bytes: usize) -> usize {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a size of megabytes; a cast of floats saturates"
+    )]
+    let in_time = rate.map_or(STAGING_BYTES, |rate| (rate * SLICE_SECONDS) as usize);
+    (in_time.min(STAGING_BYTES) / shard_bytes.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_takes_a_slow_link_no_longer_than_it_may() {
+        let shard = 1 << 20;
+        assert_eq!(slice_blocks(Some(50e9), shard), 32);
+        assert_eq!(slice_blocks(Some(6e9), shard), 11);
+        assert_eq!(slice_blocks(Some(1e6), shard), 1);
+        assert_eq!(slice_blocks(None, shard), 32);
     }
 }

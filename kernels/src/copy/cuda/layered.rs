@@ -68,6 +68,13 @@ impl LayeredLoad for Layered {
         }
     }
 
+    fn wait(&self) -> Result<(), CopyError> {
+        match &self.copier {
+            Some(copier) => Ok(copier.wait()?),
+            None => Ok(()),
+        }
+    }
+
     fn poll(&mut self) -> Option<Result<Vec<u64>, CopyError>> {
         match self.copier.as_ref()?.is_done() {
             Ok(false) => None,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::cuda::{Context, CudaError, DeviceBuffer, Pod};
+use crate::encoding::{Float, ScaledDimension};
 use crate::kv_layout::KvLayout;
 
 /// One layer of the paged KV cache.
@@ -14,6 +15,10 @@ pub(super) struct Layer {
     first_offset: u32,
     runs: u32,
     run_bytes: u32,
+    outer_count: u32,
+    outer_bytes: u32,
+    inner_count: u32,
+    inner_bytes: u32,
     reserved: u32,
 }
 
@@ -31,6 +36,7 @@ pub(super) struct Move {
 pub(super) struct Plan {
     pub(super) layers: u64,
     pub(super) run_offsets: u64,
+    pub(super) run_scales: u64,
     pub(super) moves: u64,
     pub(super) rows: u64,
     pub(super) row_stride: u64,
@@ -39,22 +45,34 @@ pub(super) struct Plan {
     pub(super) layer_count: u32,
     pub(super) layer_bytes: u32,
     pub(super) rows_in_order: u32,
-    pub(super) reserved: u32,
+    pub(super) elements: u32,
 }
 
-// SAFETY: integers without padding: 2×8 + 4×4 bytes.
+/// What rows hold of a block: `Elements` of the kernels.
+fn elements(layout: &KvLayout) -> u32 {
+    match layout.encoding().map(|encoding| encoding.float) {
+        None => 0,
+        Some(Float::Bfloat16) => 1,
+        Some(Float::Float16) => 2,
+    }
+}
+
+// SAFETY: integers without padding: 2×8 + 8×4 bytes.
 unsafe impl Pod for Layer {}
 // SAFETY: two integers of one size.
 unsafe impl Pod for Move {}
 
 const _: () =
-    assert!(size_of::<Layer>() == 32 && size_of::<Move>() == 8 && size_of::<Plan>() == 64);
+    assert!(size_of::<Layer>() == 48 && size_of::<Move>() == 8 && size_of::<Plan>() == 72);
 
 /// The layout, where kernels can read it.
 #[derive(Debug)]
 pub(super) struct Tables {
     layers: DeviceBuffer<Layer>,
     run_offsets: DeviceBuffer<u64>,
+    /// Empty unless rows are encoded.
+    run_scales: DeviceBuffer<u32>,
+    elements: u32,
     /// Whether every layer has the same runs, and all addresses and sizes are multiples of 16: what
     /// the bulk copy engine needs.
     pub(super) suits_bulk: bool,
@@ -72,11 +90,28 @@ fn narrow(number: usize) -> u32 {
 impl Tables {
     pub(super) fn new(context: &Arc<Context>, layout: &KvLayout) -> Result<Self, CudaError> {
         let mut offsets = Vec::new();
+        let mut run_scales = Vec::new();
         let mut layers = Vec::new();
-        let mut suits_bulk = true;
+        let mut suits_bulk = layout.encoding().is_none();
         let first = layout.places().next();
-        for place in layout.places() {
+        for (index, place) in layout.places().enumerate() {
+            let scales = layout
+                .encoding()
+                .and_then(|encoding| encoding.scales.get(index));
+            let dimension = |dimension: Option<ScaledDimension>| {
+                // Where the dimension lies outside a run, the run's own scale says all.
+                dimension.map_or((1, u32::MAX), |d| {
+                    (narrow(d.length), narrow(d.stride_bytes))
+                })
+            };
+            let (outer_count, outer_bytes) = dimension(scales.map(|scales| scales.outer));
+            let (inner_count, inner_bytes) = dimension(scales.map(|scales| scales.inner));
+            run_scales.extend(scales.iter().flat_map(|scales| &scales.of_runs));
             layers.push(Layer {
+                outer_count,
+                outer_bytes,
+                inner_count,
+                inner_bytes,
                 base: place.base as u64,
                 block_stride: place.block_stride as u64,
                 first_offset: narrow(offsets.len()),
@@ -96,6 +131,8 @@ impl Tables {
         Ok(Self {
             layers: DeviceBuffer::of(context, &layers)?,
             run_offsets: DeviceBuffer::of(context, &offsets)?,
+            run_scales: DeviceBuffer::of(context, &run_scales)?,
+            elements: elements(layout),
             suits_bulk,
         })
     }
@@ -105,6 +142,8 @@ impl Tables {
         Plan {
             layers: self.layers.address(),
             run_offsets: self.run_offsets.address(),
+            run_scales: self.run_scales.address(),
+            elements: self.elements,
             first_layer: narrow(layers.start),
             layer_count: narrow(layers.len()),
             layer_bytes: narrow(layer_bytes),
