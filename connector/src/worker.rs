@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvtide_engine::SaveJob;
-use kvtide_kernels::copy::{CudaDevice, Device, HostDevice, Registration};
+use kvtide_kernels::copy::{CudaDevice, Device, HostDevice, Measured, Registration};
 use kvtide_kernels::cuda::ComputeStream;
 use kvtide_kernels::{Float, KvLayout, ScaledDimension, TensorView};
 use kvtide_model::BlockMove;
@@ -22,6 +22,8 @@ type Tensor = (String, usize, usize, Vec<usize>, Vec<usize>, usize);
 /// Type of the numbers, and for each tensor the dimensions whose places have scales of their own, as
 /// (length, stride in bytes), the outer one first.
 type Encoding = (String, Vec<Vec<(usize, usize)>>);
+/// (purpose, route, bytes per second, whether the route is in use).
+type CopyRate = (&'static str, String, f64, bool);
 /// (job, failed places, damaged slots, bytes, seconds).
 type Ended = (u64, Vec<usize>, Vec<(u32, u32)>, u64, f64);
 
@@ -34,6 +36,22 @@ pub(crate) struct Worker {
     about: String,
     /// Bytes per second of layered loads, where they do not compete with the model.
     load_rate: Option<f64>,
+    copy_rates: Vec<CopyRate>,
+}
+
+fn copy_rates(device: &CudaDevice) -> Vec<CopyRate> {
+    let routes = device.routes();
+    let rate = |measured: &Measured| {
+        let bytes_per_s = measured.gb_per_s * 1e9;
+        let used = routes.uses(measured);
+        (
+            measured.purpose,
+            measured.route.to_string(),
+            bytes_per_s,
+            used,
+        )
+    };
+    device.measured().iter().map(rate).collect()
 }
 
 fn float_named(name: &str) -> PyResult<Float> {
@@ -132,13 +150,14 @@ impl Worker {
             unsafe { Registration::new(layout, Arc::clone(&segment.0), rank, Box::new(owner)) };
         let registration = Arc::new(registration.map_err(kvtide_error)?);
         let options = settings.0.gpu_routes;
-        let (device, load_rate): (Arc<dyn Device>, Option<f64>) = match gpu {
-            None => (Arc::new(HostDevice::new(registration)), None),
+        let (device, load_rate, copy_rates): (Arc<dyn Device>, Option<f64>, _) = match gpu {
+            None => (Arc::new(HostDevice::new(registration)), None, Vec::new()),
             Some(ordinal) => {
                 let device = enter(py, || CudaDevice::open(ordinal, registration, options))
                     .map_err(kvtide_error)?;
                 let load_rate = device.layered_bytes_per_s();
-                (Arc::new(device), load_rate)
+                let copy_rates = copy_rates(&device);
+                (Arc::new(device), load_rate, copy_rates)
             }
         };
         let worker = kvtide_engine::Worker::start(Arc::clone(&device), name);
@@ -146,7 +165,15 @@ impl Worker {
             worker: Some(worker.map_err(kvtide_error)?),
             about: device.to_string(),
             load_rate,
+            copy_rates,
         })
+    }
+
+    /// What the routes reached when the device was opened, as (purpose, route, bytes per second,
+    /// whether it is in use); empty in host memory.
+    #[getter]
+    fn copy_rates(&self) -> Vec<CopyRate> {
+        self.copy_rates.clone()
     }
 
     /// Bytes per second that layered loads reached when the device was opened. None in host memory,

@@ -66,6 +66,9 @@ DESCRIPTIONS = {
     "kvtide_scrubbed_blocks": "Blocks that the background scrub has checked.",
 }
 
+COPY_RATE = "kvtide_copy_rate_bytes_per_second"
+"""Told once, when a worker has measured its routes."""
+
 LOAD_SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
@@ -84,6 +87,12 @@ class Stats(KVConnectorStats):
         """Sets gauges."""
         self.data["gauges"] = values
 
+    def tell_copy_rates(self, rates: list[tuple[str, str, float, bool]]) -> None:
+        """Sets what the routes to and from a GPU reached: purpose, route, bytes per second, and
+        whether the route is in use."""
+        if rates:
+            self.data["copy_rates"] = [list(rate) for rate in rates]
+
     def observe_load(self, seconds: float) -> None:
         """Notes how long a load took."""
         durations = self.data.setdefault("load_seconds", [])
@@ -101,8 +110,8 @@ class Stats(KVConnectorStats):
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         """Adds the counts of another rank, or of the scheduler's side."""
         for name, value in other.data.items():
-            if name == "gauges":
-                self.data[name] = value
+            if name in ("gauges", "copy_rates"):
+                self.data[name] = value  # Ranks copy alike; the last one speaks for all.
             elif name == "load_seconds":
                 durations = self.data.setdefault(name, [])
                 durations.extend(value[: max(0, LOADS_KEPT - len(durations))])
@@ -170,6 +179,13 @@ class PromMetrics(KVConnectorPromMetrics):
             buckets=LOAD_SECONDS_BUCKETS,
             labelnames=labelnames,
         )
+        self._copy_rate = self._gauge_cls(
+            name=COPY_RATE,
+            documentation="What a route to or from the GPU reached when it was measured.",
+            labelnames=[*labelnames, "purpose", "route", "used"],
+            multiprocess_mode="mostrecent",
+        )
+        self._engine_labels = per_engine_labelvalues
         self._bound = {
             engine: {
                 "load_seconds": load_seconds.labels(*values),
@@ -189,6 +205,10 @@ class PromMetrics(KVConnectorPromMetrics):
             if name == "gauges":
                 for gauge, current in value.items():
                     bound[gauge].set(current)
+            elif name == "copy_rates":
+                for purpose, route, bytes_per_s, used in value:
+                    labels = [*self._engine_labels[engine_idx], purpose, route, str(used).lower()]
+                    self._copy_rate.labels(*labels).set(bytes_per_s)
             elif name == "load_seconds":
                 for seconds in value:
                     bound[name].observe(seconds)

@@ -87,6 +87,7 @@ class WorkerSide:
         )
         logger.info("rank %d: %s", rank, self._worker.about)
         self._report.load_rate = self._worker.load_rate
+        self._stats.tell_copy_rates(self._worker.copy_rates)
         self._layers = {name: index for index, name in enumerate(kv_caches)}
 
     # ---- one step, in the order in which vLLM calls

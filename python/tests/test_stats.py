@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="no vLLM here: use the Python of provision.py vllm VERSION")
 
-from kvtide.stats import COUNTERS, DESCRIPTIONS, GAUGES, LOADS_KEPT, PromMetrics, Stats
+from kvtide.stats import COPY_RATE, COUNTERS, DESCRIPTIONS, GAUGES, LOADS_KEPT, PromMetrics, Stats
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 
@@ -54,7 +54,11 @@ def test_every_count_reaches_its_metric() -> None:
     metrics = PromMetrics(config, metric_types, ["engine"], {0: ["0"], 1: ["1"]})
     gauges = dict.fromkeys(GAUGES, 5)
     durations = {"load_seconds": [0.01, 3.0]}
-    metrics.observe(dict.fromkeys(COUNTERS, 2) | {"gauges": gauges} | durations, engine_idx=1)
+    worker = Stats()
+    worker.tell_copy_rates([("load", "bulk:4", 5e10, True)])
+    told = Stats().aggregate(worker).data
+    counts = dict.fromkeys(COUNTERS, 2)
+    metrics.observe(counts | {"gauges": gauges} | durations | told, engine_idx=1)
     for name, labels in COUNTERS.values():
         sample = REGISTRY.get_sample_value(f"{name}_total", {"engine": "1", **labels})
         assert sample == 2, name
@@ -62,6 +66,8 @@ def test_every_count_reaches_its_metric() -> None:
     for name, _ in GAUGES.values():
         assert REGISTRY.get_sample_value(name, {"engine": "1"}) == 5
     assert REGISTRY.get_sample_value("kvtide_load_seconds_count", {"engine": "1"}) == 2
+    rate = {"engine": "1", "purpose": "load", "route": "bulk:4", "used": "true"}
+    assert REGISTRY.get_sample_value(COPY_RATE, rate) == 5e10
     assert (
         REGISTRY.get_sample_value("kvtide_hit_tokens_total", {"engine": "0", "tier": "host"}) == 0
     )

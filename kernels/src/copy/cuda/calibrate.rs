@@ -11,6 +11,7 @@ use kvtide_model::{BlockMove, SlotRef};
 
 use super::copier::Copier;
 use super::device::{CudaOptions, Shared};
+use super::layered::layers_at_once;
 use super::route::{Measured, Route, Routes};
 use crate::copy::{Batch, CopyBackend, CopyError, Direction};
 use crate::cuda::{Priority, Stream};
@@ -177,10 +178,9 @@ fn run(copier: &mut Copier, batch: &Batch<'_>, layer_by_layer: bool) -> Result<T
     copier.begin(batch)?;
     let layers = copier.layers();
     if layer_by_layer {
-        // A layered load wants every layer by itself; whoever saves can wait for some.
         let at_once = match batch.direction {
             Direction::Save => copier.layers_at_once(),
-            Direction::Load => 1,
+            Direction::Load => layers_at_once(batch.moves.len(), copier.layer_bytes()),
         };
         for first in (0..layers).step_by(at_once) {
             copier.copy(first..layers.min(first + at_once))?;

@@ -100,6 +100,11 @@ impl Copier {
         self.shared.registration.layout().layers()
     }
 
+    /// Bytes of a block in one layer of a row.
+    pub(super) fn layer_bytes(&self) -> usize {
+        self.shared.registration.layout().layer_bytes()
+    }
+
     pub(super) fn stream(&self) -> &Stream {
         &self.stream
     }

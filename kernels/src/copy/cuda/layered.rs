@@ -8,6 +8,15 @@ use super::copier::Copier;
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, LayeredLoad, Mark};
 use crate::cuda::{ComputeStream, Event, EventPool};
 
+/// Bytes from which on the gap between two launches does not matter: about a millisecond of the link,
+/// by which the first layers come later.
+const LAUNCH_BYTES: usize = 64 << 20;
+
+/// Layers of a layered load of `blocks` blocks that one launch copies.
+pub(super) fn layers_at_once(blocks: usize, layer_bytes: usize) -> usize {
+    (LAUNCH_BYTES / (blocks * layer_bytes).max(1)).max(1)
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Layered {
@@ -15,7 +24,9 @@ pub(super) struct Layered {
     copier: Option<Copier>,
     /// Where the copier goes then.
     pool: Arc<Mutex<Vec<Copier>>>,
-    layers: Vec<Event>,
+    /// Of so many layers each.
+    at_once: usize,
+    launches: Vec<Event>,
     end: Mark,
 }
 
@@ -35,18 +46,20 @@ impl Layered {
             digests: true,
         })?;
         copier.stream().wait_for(begin)?;
-        let mut layers = Vec::new();
-        for layer in 0..copier.layers() {
-            copier.copy(layer..layer + 1)?;
+        let at_once = layers_at_once(moves.len(), copier.layer_bytes());
+        let mut launches = Vec::new();
+        for first in (0..copier.layers()).step_by(at_once) {
+            copier.copy(first..copier.layers().min(first + at_once))?;
             let event = events.take()?;
             event.record(copier.stream())?;
-            layers.push(event);
+            launches.push(event);
         }
         let end = copier.close()?;
         Ok(Self {
             copier: Some(copier),
             pool,
-            layers,
+            at_once,
+            launches,
             end,
         })
     }
@@ -55,8 +68,8 @@ impl Layered {
 impl LayeredLoad for Layered {
     fn hold_back(&self, stream: ComputeStream, layer: usize) -> Result<(), CopyError> {
         let event = self
-            .layers
-            .get(layer)
+            .launches
+            .get(layer / self.at_once)
             .ok_or(CopyError::NoSuchLayer { layer })?;
         Ok(stream.wait_for(event)?)
     }
@@ -87,5 +100,17 @@ impl LayeredLoad for Layered {
                 Some(Ok(digests))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_loads_take_few_launches_and_large_ones_one_a_layer() {
+        assert_eq!(layers_at_once(512, 64 << 10), 2);
+        assert_eq!(layers_at_once(4096, 64 << 10), 1);
+        assert_eq!(layers_at_once(1, 64 << 10), 1024);
     }
 }

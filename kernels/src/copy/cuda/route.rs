@@ -72,6 +72,19 @@ pub struct Routes {
     pub layered: Route,
 }
 
+impl Routes {
+    /// Whether this is the route in use for `measured`'s purpose.
+    #[must_use]
+    pub fn uses(&self, measured: &Measured) -> bool {
+        let route = match measured.purpose {
+            "save" => self.save,
+            "load" => self.load,
+            _ => self.layered,
+        };
+        route == measured.route
+    }
+}
+
 /// What a route reached.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
