@@ -51,7 +51,7 @@ def time_to_first_token(found: Found, note: str) -> Path:
                 lengths,
                 [points[str(length)] for length in lengths],
                 marker=".",
-                label=f"computed by {name}" if way == "cold" else f"{name}, {way}",
+                label=f"computed, with {name}" if way == "cold" else f"{name}, {way}",
             )
             limit = [length * TOKEN_BYTES / LINK_BYTES_PER_S * 1e3 for length in lengths]
     axes.plot(lengths, limit, "k:", label=f"the link alone, {LINK_BYTES_PER_S / 1e9:.1f} GB/s")
