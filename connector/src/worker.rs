@@ -195,6 +195,13 @@ impl Worker {
         Ok(())
     }
 
+    /// Saves and loads that the next step waits for have been told; nothing of it has begun.
+    fn step_held_back(&mut self, py: Python<'_>) -> PyResult<()> {
+        let worker = self.open_mut()?;
+        enter(py, || worker.step_held_back());
+        Ok(())
+    }
+
     /// Saves blocks whose layers are all computed; jobs are (id, moves).
     fn save_now(&self, py: Python<'_>, jobs: Vec<(u64, PyBackedBytes)>) -> PyResult<()> {
         let (worker, jobs) = (self.open()?, decode_jobs(jobs)?);

@@ -12,6 +12,8 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include <cfloat>
+
 #include "digest.cuh"
 
 namespace kvtide {
@@ -72,13 +74,20 @@ __device__ inline uint32_t pack(float2 pair, Elements elements) {
     return bits;
 }
 
+// Zero for what is not finite, which is encoded as the largest number, or as NaN: one such number
+// must not take the others their scale.
+__device__ inline float finite_magnitude(float number) {
+    const float magnitude = fabsf(number);
+    return magnitude <= FLT_MAX ? magnitude : 0.0f;
+}
+
 __device__ inline float magnitude(uint4 eight, Elements elements) {
     float largest = 0.0f;
     const uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
     for (const uint32_t bits : pairs) {
         const float2 pair = unpack(bits, elements);
-        largest = fmaxf(largest, fmaxf(fabsf(pair.x), fabsf(pair.y)));
+        largest = fmaxf(largest, fmaxf(finite_magnitude(pair.x), finite_magnitude(pair.y)));
     }
     return largest;
 }

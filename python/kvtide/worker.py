@@ -101,6 +101,11 @@ class WorkerSide:
             worker.save_now(plan.save_now)
         if plan.wait_saves:
             worker.wait_saves(plan.wait_saves)
+        if not self._by_layer:
+            worker.finish_saves([job for job, _ in plan.save_now])
+        if any(load.behind_steps for load in plan.loads):
+            # vLLM may start loads only when the step is already on the stream.
+            worker.step_held_back()
         self._prepared = plan
 
     def bind(self, plan: StepPlan) -> None:

@@ -38,6 +38,8 @@ def test_the_engine_is_what_the_configuration_says(engine: EngineProcess) -> Non
     assert described["async_scheduling"] == config.async_scheduling
     assert described["v2"] == (config.runner == "v2"), described["runner"]
     assert described["blocks"] == config.blocks
+    # What kvtide's async loads rest on: blocks that a step in flight may use are not handed out.
+    assert described["frees_behind_steps"] == (described["batches_at_once"] > 1)
 
 
 @each_length

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from kvtide._native import CostModel, Settings
 from kvtide.messages import StepPlan
-from kvtide.scheduler import PendingLoad, SchedulerSide, frees_behind_steps
+from kvtide.scheduler import PendingLoad, SchedulerSide
 
 BLOCK_BYTES = 2 << 20
 BLOCKS = 512
@@ -123,7 +123,3 @@ def test_an_async_load_waits_for_steps_only_where_they_may_use_its_blocks() -> N
     assert behind_steps(side(frees_late=True, layered={5: ([], 1)}), PendingLoad(Planned(), 0))
     # This vLLM frees blocks while a step may use them.
     assert behind_steps(side(frees_late=False, layered={}), PendingLoad(Planned(), 0))
-
-
-def test_this_vllm_keeps_blocks_until_no_step_uses_them() -> None:
-    assert frees_behind_steps()

@@ -79,7 +79,7 @@ enum How {
     /// Beside the steps, when what the engine did with the blocks before is done.
     Async {
         /// `None` if that cannot be known: then nothing is copied.
-        begin: Option<Mark>,
+        begin: Option<Arc<Mark>>,
         /// Of the segment's board.
         place: u32,
     },
@@ -147,7 +147,13 @@ impl LoadThread {
 
     /// Loads beside the steps, behind `begin`, without which the load has failed; how it ended is
     /// told at `place` of the board too.
-    pub(super) fn load_async(&self, job: u64, place: u32, progress: Progress, begin: Option<Mark>) {
+    pub(super) fn load_async(
+        &self,
+        job: u64,
+        place: u32,
+        progress: Progress,
+        begin: Option<Arc<Mark>>,
+    ) {
         let how = How::Async { begin, place };
         self.send(job, progress, how, |queues| &queues.beside);
     }

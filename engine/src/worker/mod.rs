@@ -123,6 +123,8 @@ pub struct Worker {
     step: Option<Arc<SaveBatch>>,
     layered: Option<Layered>,
     streaming: Vec<Streaming>,
+    /// Behind the steps before the one that begins now, and all that those wait for.
+    earlier_steps: Option<Arc<Mark>>,
 }
 
 impl Worker {
@@ -158,17 +160,27 @@ impl Worker {
             step: None,
             layered: None,
             streaming: Vec::new(),
+            earlier_steps: None,
         })
     }
 
     /// The engine computes the next step on `stream`.
     pub fn use_stream(&mut self, stream: ComputeStream) {
         self.stream = stream;
+        self.earlier_steps = None;
         for streaming in &self.streaming {
             // The step may overwrite blocks whose digests are still being computed. A device that
             // cannot even wait tells so at the next call that matters.
             let _ = streaming.load.hold_back_until_end(stream);
         }
+    }
+
+    /// All that the next step is held back by has been told, and nothing of it is on the stream yet:
+    /// what is loaded behind earlier steps need not wait for it.
+    pub fn step_held_back(&mut self) {
+        let mark = self.device.mark(self.stream);
+        // Without a mark, loads take one themselves, and that fails them.
+        self.earlier_steps = mark.ok().map(Arc::new);
     }
 
     /// Saves blocks whose layers are all computed, or at least begun.
@@ -335,18 +347,18 @@ impl Worker {
         }
     }
 
-    /// Loads blocks beside the steps; `behind_steps` if what the engine has put on its stream by now
-    /// may still use the blocks. How that ends is also told at `place` of the segment's board
+    /// Loads blocks beside the steps; `behind_steps` if earlier ones, or what they wait for, may still
+    /// use the blocks. How that ends is also told at `place` of the segment's board
     /// ([`kvtide_kernels::segment::SharedSegment::load_end`]). Full queues fail the load, which is
     /// then recomputed.
     pub fn load_async(&self, job: u64, place: u32, moves: Vec<BlockMove>, behind_steps: bool) {
         let progress = Progress::new(self.registration(), moves);
         self.loads
             .begin(job, Arc::clone(self.device.registration()));
-        let begin = if behind_steps {
-            self.device.mark(self.stream)
-        } else {
-            Ok(Mark::passed())
+        let begin = match &self.earlier_steps {
+            _ if !behind_steps => Ok(Arc::new(Mark::passed())),
+            Some(mark) => Ok(Arc::clone(mark)),
+            None => self.device.mark(self.stream).map(Arc::new),
         };
         let begin = begin.map_err(|error| self.counters.note_error(error)).ok();
         self.load_thread.load_async(job, place, progress, begin);

@@ -47,6 +47,10 @@ impl Device for HostDevice {
     }
 
     fn backend(&self, _direction: Direction) -> Result<Box<dyn CopyBackend>, CopyError> {
+        if self.registration.layout().encoding().is_some() {
+            let way = "host memory".to_owned();
+            return Err(CopyError::CannotEncode { way });
+        }
         Ok(Box::new(MemcpyBackend {
             registration: Arc::clone(&self.registration),
             direction: Direction::Save,

@@ -170,11 +170,11 @@ pub enum CopyError {
         /// Layer.
         layer: usize,
     },
-    /// This route moves bytes as they are.
-    #[error("rows are encoded, which the route {route} cannot; use staged or kernel")]
+    /// This way of copying moves bytes as they are.
+    #[error("rows are encoded, which {way} cannot; use the routes staged or kernel of a GPU")]
     CannotEncode {
-        /// The route.
-        route: Route,
+        /// A route, or the device.
+        way: String,
     },
     /// The GPU or its driver failed.
     #[error(transparent)]
@@ -242,7 +242,8 @@ pub trait CopyBackend: Send {
     /// Closes the batch if it is not, and waits until all its copies have ended. If digests were wanted: for each move, the
     /// wrapping sum of the digests of the layers that were copied, which over all layers is the
     /// shard's checksum ([`crate::shard_checksum`]). On a GPU they are of what the blocks hold when
-    /// all copies have been made; nobody changes them before the batch has ended.
+    /// all copies have been made, and nobody changes them before the batch has ended; where rows are
+    /// encoded, of what was written to or read from the rows.
     ///
     /// # Errors
     /// [`CopyError`] when the device fails.
@@ -264,7 +265,7 @@ pub trait LayeredLoad: Send + Sync {
     /// [`CopyError`] when the device fails.
     fn hold_back_until_end(&self, stream: ComputeStream) -> Result<(), CopyError>;
 
-    /// Waits, on this thread, until the load has ended.
+    /// Waits, on this thread, until all layers are there.
     ///
     /// # Errors
     /// [`CopyError`] when the device fails.

@@ -269,6 +269,8 @@ class Engine:
         runner = getattr(getattr(worker, "worker", None), "model_runner", None)
         return {
             "async_scheduling": bool(config.scheduler_config.async_scheduling),
+            "frees_behind_steps": self._scheduler.defer_block_free,
+            "batches_at_once": config.max_concurrent_batches,
             "runner": type(runner).__module__,
             "v2": "gpu.model_runner" in type(runner).__module__
             or any("worker.gpu." in base.__module__ for base in type(runner).__mro__),

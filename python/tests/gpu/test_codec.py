@@ -130,6 +130,25 @@ def test_more_blocks_than_are_staged_or_sliced_at_once(layered: bool) -> None:
             assert float((was - now).abs().max()) <= float(was.abs().max()) * STEP
 
 
+def test_a_number_that_is_not_finite_spoils_no_other() -> None:
+    layout = LAYOUTS[0]
+    with Rig(layout, codec="fp8") as rig:
+        source, target = [5], [40]
+        block = rig.tensors[0][5]
+        block[0, 0, 0], block[0, 1, 3] = float("inf"), float("nan")
+        was = block.clone().float()
+        sequence = rig.sequence(1)
+        rig.save(sequence, source)
+        assert rig.load(sequence, target)[:2] == ([], [])
+        now = rig.tensors[0][40].float()
+        assert bool(now[0, 1, 3].isnan())
+        finite = was.isfinite()
+        assert float((was - now)[finite].abs().max()) <= float(was[finite].abs().max()) * STEP
+        assert float(now[0, 0, 0]) == pytest.approx(
+            float(was[0, :, :D][finite[0, :, :D]].abs().max()), rel=0.01
+        )
+
+
 def test_encoding_twice_changes_nothing_more() -> None:
     layout = LAYOUTS[0]
     with Rig(layout, codec="fp8") as rig:

@@ -106,6 +106,73 @@ def test_a_load_waits_for_what_the_engine_still_does_with_the_blocks() -> None:
                 assert torch.equal(rig.pick(raw(tensor), target), rig.pick(was, source))
 
 
+@pytest.mark.parametrize("behind_steps", [True, False])
+def test_an_async_load_is_held_up_by_earlier_steps_only_where_it_must(behind_steps: bool) -> None:
+    layout = Layout("split", (2, -1, T, 8, 128))
+    with Rig(layout, layers=4) as rig:
+        blocks = list(range(1, 21))
+        sequence = rig.sequence(len(blocks))
+        rig.save(sequence, blocks)
+        sequence.match_blocks(rig.pool, 0, len(blocks), False)
+        load = sequence.begin_load(0, blocks)
+        assert load is not None
+        moves, _ = load.plan(rig.pool) or (b"", [])
+        torch.cuda.synchronize()
+        torch.cuda._sleep(1_000_000_000)  # Half a second.
+        rig.worker.step_held_back()
+        slept = torch.cuda.Event()
+        slept.record()
+        rig.worker.load_async(3, 0, moves, behind_steps)
+        assert rig.await_load(3)[:2] == ([], [])
+        assert slept.query() == behind_steps
+        torch.cuda.synchronize()
+
+
+def test_a_load_behind_earlier_steps_does_not_wait_for_the_step_that_begins() -> None:
+    layout = Layout("split", (2, -1, T, 8, 128))
+    with Rig(layout, layers=4) as rig:
+        blocks = list(range(1, 21))
+        sequence = rig.sequence(len(blocks))
+        rig.save(sequence, blocks)
+        sequence.match_blocks(rig.pool, 0, len(blocks), False)
+        load = sequence.begin_load(0, blocks)
+        assert load is not None
+        moves, _ = load.plan(rig.pool) or (b"", [])
+        torch.cuda.synchronize()
+        rig.worker.step_held_back()
+        torch.cuda._sleep(1_000_000_000)
+        slept = torch.cuda.Event()
+        slept.record()
+        rig.worker.load_async(3, 0, moves, True)
+        assert rig.await_load(3)[:2] == ([], [])
+        assert not slept.query()
+        torch.cuda.synchronize()
+
+
+def test_every_layer_is_there_when_several_come_with_one_launch() -> None:
+    layout = Layout("split", (2, -1, T, 8, 128))
+    with Rig(layout, layers=10, blocks=520, rows_gb=0.4) as rig:
+        # A quarter of 64 MiB a layer, so three launches, the last of which has fewer layers.
+        blocks = list(range(1, 257))
+        sequence = rig.sequence(len(blocks))
+        rig.save(sequence, blocks)
+        saved = rig.snapshot()
+        rig.poison(blocks)
+        sequence.match_blocks(rig.pool, 0, len(blocks), False)
+        load = sequence.begin_load(0, blocks)
+        assert load is not None
+        moves, _ = load.plan(rig.pool) or (b"", [])
+        rig.worker.load_layered(7, moves)
+        seen = []
+        for layer, tensor in enumerate(rig.tensors):
+            rig.worker.wait_layer(layer)
+            seen.append(raw(tensor).clone())
+        rig.worker.end_step()
+        rig.await_load(7)
+        for was, now in zip(saved, seen, strict=True):
+            assert torch.equal(rig.pick(was, blocks), rig.pick(now, blocks))
+
+
 def test_a_layered_load_holds_back_the_stream_and_not_the_thread() -> None:
     layout = Layout("split", (2, -1, T, 8, 128))
     with Rig(layout, layers=8, blocks=1024, rows_gb=1.0) as rig:

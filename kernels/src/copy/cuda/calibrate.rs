@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use kvtide_model::{BlockMove, SlotRef};
 
 use super::copier::Copier;
-use super::device::{CudaOptions, Shared};
+use super::device::{CudaOptions, Shared, rate_of};
 use super::layered::layers_at_once;
 use super::route::{Measured, Route, Routes};
 use crate::copy::{Batch, CopyBackend, CopyError, Direction};
@@ -102,10 +102,12 @@ pub(super) fn measure(
         moves: &moves,
         digests: false,
     };
-    run(&mut copier, &fill, false)?;
-    let mut choose = |purpose: &Purpose, pinned: Option<Route>| -> Result<Route, CopyError> {
+    run(&mut copier, &fill, false, None)?;
+    // The route, and the bytes per second that it reached.
+    let mut choose = |purpose: &Purpose, pinned: Option<Route>, loads: Option<f64>| {
         if encoded && let Some(route @ (Route::Dma | Route::Bulk(_))) = pinned {
-            return Err(CopyError::CannotEncode { route });
+            let way = format!("the route {route}");
+            return Err(CopyError::CannotEncode { way });
         }
         let open = if encoded {
             purpose.encoding
@@ -125,10 +127,10 @@ pub(super) fn measure(
                 continue;
             }
             copier.set_route(route);
-            run(&mut copier, &batch, purpose.layer_by_layer)?;
+            run(&mut copier, &batch, purpose.layer_by_layer, loads)?;
             let mut best = Duration::MAX;
             for _ in 0..REPEATS {
-                let took = run(&mut copier, &batch, purpose.layer_by_layer)?;
+                let took = run(&mut copier, &batch, purpose.layer_by_layer, loads)?;
                 let before = if purpose.enqueued_first {
                     took.enqueuing
                 } else {
@@ -145,14 +147,18 @@ pub(super) fn measure(
                 gb_per_s,
             });
         }
-        let route = choice(&rates, purpose.good_enough).unwrap_or(Route::Dma);
+        let route = choice(&rates, purpose.good_enough).unwrap_or(Route::Staged);
+        let rate = rate_of(&rates, purpose.name, route);
         measured.extend(rates);
-        Ok(route)
+        Ok::<_, CopyError>((route, rate))
     };
+    let (save, _) = choose(&SAVE, options.save, None)?;
+    let (load, rate) = choose(&LOAD, options.load, None)?;
+    let (layered, _) = choose(&LAYERED, options.layered, rate)?;
     let routes = Routes {
-        save: choose(&SAVE, options.save)?,
-        load: choose(&LOAD, options.load)?,
-        layered: choose(&LAYERED, options.layered)?,
+        save,
+        load,
+        layered,
     };
     Ok((routes, measured))
 }
@@ -172,15 +178,20 @@ struct Took {
     all: Duration,
 }
 
-/// Copies the batch once.
-fn run(copier: &mut Copier, batch: &Batch<'_>, layer_by_layer: bool) -> Result<Took, CopyError> {
+/// Copies the batch once; `rate` is what loads are known to reach, in bytes per second.
+fn run(
+    copier: &mut Copier,
+    batch: &Batch<'_>,
+    layer_by_layer: bool,
+    rate: Option<f64>,
+) -> Result<Took, CopyError> {
     let began = Instant::now();
     copier.begin(batch)?;
     let layers = copier.layers();
     if layer_by_layer {
         let at_once = match batch.direction {
             Direction::Save => copier.layers_at_once(),
-            Direction::Load => layers_at_once(batch.moves.len(), copier.layer_bytes()),
+            Direction::Load => layers_at_once(rate, batch.moves.len(), copier.layer_bytes()),
         };
         for first in (0..layers).step_by(at_once) {
             copier.copy(first..layers.min(first + at_once))?;

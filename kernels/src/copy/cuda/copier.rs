@@ -132,11 +132,6 @@ impl Copier {
         self.done.is_done()
     }
 
-    /// Waits until a closed batch has ended.
-    pub(super) fn wait(&self) -> Result<(), CudaError> {
-        self.done.wait()
-    }
-
     /// The digests of a batch that has ended.
     pub(super) fn take_digests(&mut self) -> Vec<u64> {
         let sums = self.sums.host.values().get(..self.batch.len());
@@ -199,8 +194,9 @@ impl Copier {
         };
         let launch = Launch {
             blocks: match route {
-                Route::Kernel(blocks) | Route::Bulk(blocks) => blocks,
-                Route::Dma | Route::Staged => self.staged_blocks(),
+                Route::Kernel(blocks) => blocks,
+                // The others do not encode.
+                Route::Staged | Route::Dma | Route::Bulk(_) => self.staged_blocks(),
             },
             threads: COPY_THREADS,
         };
@@ -379,6 +375,10 @@ impl CopyBackend for Copier {
         }
         self.shared.context.enter()?;
         match self.route {
+            Route::Dma if self.is_encoded() => {
+                let way = format!("the route {}", self.route);
+                return Err(CopyError::CannotEncode { way });
+            }
             Route::Dma => self.copy_dma(&layers)?,
             Route::Staged => self.copy_staged(&layers)?,
             Route::Kernel(_) | Route::Bulk(_) => {

@@ -129,7 +129,8 @@ pub struct CudaDevice {
     measured: Vec<Measured>,
     pinning: Duration,
     measuring: Duration,
-    slice_blocks: usize,
+    /// Bytes per second of async loads.
+    load_rate: Option<f64>,
     /// All layered loads, in the order in which steps need them.
     layered_stream: Arc<Stream>,
     /// Copiers of layered loads that have ended.
@@ -179,9 +180,8 @@ impl CudaDevice {
         let layered_stream = Arc::new(Stream::new(&context, Priority::High)?);
         // The first one is made now: the driver may wait for the model to give memory.
         let first = Copier::new(&shared, &layered_stream, routes.layered)?;
-        let rate = rate_of(&measured, "load", routes.load);
         Ok(Self {
-            slice_blocks: slice_blocks(rate, shared.registration.layout().shard_bytes()),
+            load_rate: rate_of(&measured, "load", routes.load),
             layered_stream,
             shared,
             routes,
@@ -246,7 +246,7 @@ impl CudaDevice {
         )?;
         let pool = Arc::clone(&self.layered_copiers);
         let events = self.shared.events.clone();
-        let load = Layered::enqueue(copier, pool, &events, moves, &begin)?;
+        let load = Layered::enqueue(copier, pool, &events, moves, self.load_rate, &begin)?;
         Ok(Box::new(load))
     }
 }
@@ -322,12 +322,15 @@ impl Device for CudaDevice {
     }
 
     fn slice_blocks(&self) -> usize {
-        self.slice_blocks
+        slice_blocks(
+            self.load_rate,
+            self.shared.registration.layout().shard_bytes(),
+        )
     }
 }
 
 /// Bytes per second that `route` reached for `purpose`.
-fn rate_of(measured: &[Measured], purpose: &str, route: Route) -> Option<f64> {
+pub(super) fn rate_of(measured: &[Measured], purpose: &str, route: Route) -> Option<f64> {
     let mut rates = measured.iter();
     let chosen = rates.find(|m| m.purpose == purpose && m.route == route);
     chosen.map(|m| m.gb_per_s * 1e9)

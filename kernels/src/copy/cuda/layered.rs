@@ -8,13 +8,22 @@ use super::copier::Copier;
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, LayeredLoad, Mark};
 use crate::cuda::{ComputeStream, Event, EventPool};
 
-/// Bytes from which on the gap between two launches does not matter: about a millisecond of the link,
-/// by which the first layers come later.
-const LAUNCH_BYTES: usize = 64 << 20;
+/// Time of the link in which the gap between two launches is lost, and by which the first layers
+/// come later.
+const LAUNCH_SECONDS: f64 = 1.5e-3;
+/// Bytes of a launch of more than one layer.
+const LAUNCH_BYTES_MAX: usize = 64 << 20;
 
-/// Layers of a layered load of `blocks` blocks that one launch copies.
-pub(super) fn layers_at_once(blocks: usize, layer_bytes: usize) -> usize {
-    (LAUNCH_BYTES / (blocks * layer_bytes).max(1)).max(1)
+/// Layers of a layered load of `blocks` blocks that one launch copies, where the link carries `rate`
+/// bytes per second.
+pub(super) fn layers_at_once(rate: Option<f64>, blocks: usize, layer_bytes: usize) -> usize {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a size of megabytes; a cast of floats saturates"
+    )]
+    let in_time = rate.map_or(0, |rate| (rate * LAUNCH_SECONDS) as usize);
+    (in_time.min(LAUNCH_BYTES_MAX) / (blocks * layer_bytes).max(1)).max(1)
 }
 
 /// See the module's documentation.
@@ -38,6 +47,7 @@ impl Layered {
         pool: Arc<Mutex<Vec<Copier>>>,
         events: &EventPool,
         moves: &[BlockMove],
+        rate: Option<f64>,
         begin: &Event,
     ) -> Result<Self, CopyError> {
         copier.begin(&Batch {
@@ -46,7 +56,7 @@ impl Layered {
             digests: true,
         })?;
         copier.stream().wait_for(begin)?;
-        let at_once = layers_at_once(moves.len(), copier.layer_bytes());
+        let at_once = layers_at_once(rate, moves.len(), copier.layer_bytes());
         let mut launches = Vec::new();
         for first in (0..copier.layers()).step_by(at_once) {
             copier.copy(first..copier.layers().min(first + at_once))?;
@@ -82,10 +92,7 @@ impl LayeredLoad for Layered {
     }
 
     fn wait(&self) -> Result<(), CopyError> {
-        match &self.copier {
-            Some(copier) => Ok(copier.wait()?),
-            None => Ok(()),
-        }
+        self.launches.last().map_or(Ok(()), |last| Ok(last.wait()?))
     }
 
     fn poll(&mut self) -> Option<Result<Vec<u64>, CopyError>> {
@@ -109,8 +116,10 @@ mod tests {
 
     #[test]
     fn small_loads_take_few_launches_and_large_ones_one_a_layer() {
-        assert_eq!(layers_at_once(512, 64 << 10), 2);
-        assert_eq!(layers_at_once(4096, 64 << 10), 1);
-        assert_eq!(layers_at_once(1, 64 << 10), 1024);
+        assert_eq!(layers_at_once(Some(50e9), 512, 64 << 10), 2);
+        assert_eq!(layers_at_once(Some(50e9), 4096, 64 << 10), 1);
+        assert_eq!(layers_at_once(Some(50e9), 1, 64 << 10), 1024);
+        assert_eq!(layers_at_once(Some(6e9), 64, 64 << 10), 2, "a slow link");
+        assert_eq!(layers_at_once(None, 1, 64 << 10), 1);
     }
 }

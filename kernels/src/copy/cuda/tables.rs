@@ -99,7 +99,7 @@ impl Tables {
                 .encoding()
                 .and_then(|encoding| encoding.scales.get(index));
             let dimension = |dimension: Option<ScaledDimension>| {
-                // Where the dimension lies outside a run, the run's own scale says all.
+                // A stride beyond 32 bits leads out of the run, whose own scale says all.
                 dimension.map_or((1, u32::MAX), |d| {
                     (narrow(d.length), narrow(d.stride_bytes))
                 })
