@@ -4,6 +4,7 @@
 pub mod adoption;
 pub mod budget;
 pub mod canonical;
+mod go_types;
 pub mod names;
 pub mod pod;
 pub mod pod_group;
