@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Client, Resource, ResourceExt};
@@ -353,6 +354,32 @@ impl Drop for Controller {
         }
         self.kill();
     }
+}
+
+/// Runs `work` while other definitions of our kinds are installed: ours, changed by `change`. The
+/// world must have the API server alone.
+pub(crate) async fn with_definitions(
+    world: &World,
+    change: impl Fn(&mut CustomResourceDefinition),
+    work: impl AsyncFnOnce(),
+) {
+    let install = async |change: &dyn Fn(&mut CustomResourceDefinition)| {
+        let api: Api<CustomResourceDefinition> = Api::all(world.client.clone());
+        for mut definition in kvtide_control::api::crds::definitions().unwrap() {
+            change(&mut definition);
+            let name = definition.name_any();
+            let stored = api.get(&name).await.unwrap();
+            definition.metadata.resource_version = stored.resource_version();
+            api.replace(&name, &PostParams::default(), &definition)
+                .await
+                .unwrap();
+        }
+        // The API server takes a new schema into use a little later, and says so by nothing.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    };
+    install(&change).await;
+    work().await;
+    install(&|_| {}).await;
 }
 
 /// A StormService; `roles` as in a manifest.
