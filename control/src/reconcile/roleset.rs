@@ -415,7 +415,7 @@ fn adopt(set: &RoleSet, observed: &Observed) -> AdoptedHashes {
             .roles
             .iter()
             .find(|counted| counted.name == role.name);
-        let chosen = adoption::choose(&replicas, counted.map(|counted| counted.updated_replicas));
+        let chosen = adoption::choose(&replicas, counted);
         let of = revision::role_hash(role);
         if let Some(hash) = chosen.filter(|hash| *hash != of) {
             adopted.insert(role.name.clone(), Adopted { hash, of });
