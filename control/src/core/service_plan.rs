@@ -78,13 +78,7 @@ impl ServiceView {
         if !scaling.is_empty() || self.paused {
             return scaling;
         }
-        match self.update {
-            UpdateType::RollingUpdate => self.roll(),
-            UpdateType::InPlaceUpdate => ServicePlan {
-                update: self.active().filter(|&at| !self.sets[at].updated).collect(),
-                ..ServicePlan::default()
-            },
-        }
+        self.roll()
     }
 
     fn active(&self) -> impl Iterator<Item = usize> + '_ {
@@ -244,36 +238,53 @@ impl ServiceView {
         delete
     }
 
+    /// RoleSets that a replacement may take away. Where a surge cannot be made, because indices are
+    /// fixed or all roll in place, one may go, or else nothing ever would.
+    fn replaceable(&self) -> i32 {
+        if self.stateful || self.surge() == 0 {
+            self.budget.unavailable.max(1)
+        } else {
+            self.budget.unavailable
+        }
+    }
+
     fn roll(&self) -> ServicePlan {
         let mut plan = ServicePlan::default();
-        // Changed in place, one RoleSet at a time at least: its roles' own surge keeps it serving.
-        let floor_in_place = self.replicas - self.budget.unavailable.max(1);
-        let floor = self.replicas - self.budget.unavailable;
+        let mut outdated: Vec<usize> = self.active().filter(|&at| !self.sets[at].updated).collect();
+        outdated.sort_by_key(|&at| (self.sets[at].ready, self.sets[at].index, at));
+        let (replaced, in_place): (Vec<usize>, Vec<usize>) =
+            outdated.into_iter().partition(|&at| self.sets[at].replace);
+        // What can be changed in place is changed first: it may already be on its way.
+        let in_flight = |at: &usize| self.sets[*at].updated && !self.sets[*at].settled;
+        let mut in_flight = number(self.active().filter(in_flight).count());
+        // One at a time at least: its roles' own surge keeps it serving.
+        let in_place_max = self.budget.unavailable.max(1);
         let serving = |at: &usize| {
             let set = &self.sets[*at];
             set.ready && (!set.updated || set.settled)
         };
         let mut ready = number(self.active().filter(serving).count());
-        let mut outdated: Vec<usize> = self.active().filter(|&at| !self.sets[at].updated).collect();
-        outdated.sort_by_key(|&at| (self.sets[at].ready, self.sets[at].index, at));
-        let mut replaced = false;
-        for at in outdated {
+        for at in in_place {
+            let all_at_once = self.update == UpdateType::InPlaceUpdate;
             let set = &self.sets[at];
-            replaced |= set.replace;
-            let floor = if set.replace { floor } else { floor_in_place };
-            if set.ready {
-                if ready <= floor {
-                    continue;
-                }
-                ready -= 1;
-            }
-            if set.replace {
-                plan.delete.push(at)
-            } else {
-                plan.update.push(at)
+            let within =
+                in_flight < in_place_max && (!set.ready || ready > self.replicas - in_place_max);
+            if all_at_once || within {
+                plan.update.push(at);
+                in_flight += 1;
+                ready -= i32::from(set.ready);
             }
         }
-        if replaced {
+        let floor = self.replicas - self.replaceable();
+        for &at in &replaced {
+            let set = &self.sets[at];
+            if set.ready && ready <= floor {
+                continue;
+            }
+            ready -= i32::from(set.ready);
+            plan.delete.push(at);
+        }
+        if !replaced.is_empty() {
             let updated = number(self.active().filter(|&at| self.sets[at].updated).count());
             let room = self.ceiling() - number(self.sets.len());
             let create = room.min(self.replicas - updated).clamp(0, CREATIONS_MAX);
@@ -389,7 +400,7 @@ mod tests {
     #[test]
     fn a_change_reaches_role_sets_in_place_within_the_budget() {
         type Row<'a> = (&'a str, (i32, i32), &'a [&'a str], &'a [usize]);
-        let table: [Row<'_>; 6] = [
+        let table: [Row<'_>; 11] = [
             ("one at a time", (0, 1), &["r", "r", "r"], &[0]),
             ("it is waited for", (0, 1), &["ur", "r", "r"], &[]),
             ("then the next", (0, 1), &["urs", "r", "r"], &[1]),
@@ -401,6 +412,26 @@ mod tests {
                 &[1],
             ),
             ("surge alone: one at a time", (1, 0), &["r", "r", "r"], &[0]),
+            (
+                "none is ready: still one at a time",
+                (0, 1),
+                &["", "", ""],
+                &[0],
+            ),
+            ("the one under way counts", (0, 1), &["u", "", "r"], &[]),
+            (
+                "two, and those not ready first",
+                (0, 2),
+                &["r", "r", ""],
+                &[2, 0],
+            ),
+            ("one of two is under way", (0, 2), &["ur", "", ""], &[1]),
+            (
+                "a ready one is spared for those that are not",
+                (0, 1),
+                &["urs", "r", ""],
+                &[2],
+            ),
         ];
         for (name, budget, sets, expected) in table {
             let plan = view(3, budget, sets).plan();
@@ -414,6 +445,31 @@ mod tests {
         let mut all = view(3, (0, 1), &["r", "r", "urs"]);
         all.update = UpdateType::InPlaceUpdate;
         assert_eq!(all.plan().update, [0, 1]);
+    }
+
+    #[test]
+    fn in_place_updates_replace_what_cannot_change_in_place() {
+        for budget in [(0, 1), (1, 0)] {
+            let mut view = view(3, budget, &["rx", "rx", "rx"]);
+            view.update = UpdateType::InPlaceUpdate;
+            let plan = view.plan();
+            assert!(plan.update.is_empty() && plan.create.is_empty(), "{plan:?}");
+            assert_eq!(plan.delete, [0], "{budget:?}");
+        }
+        let mut next = view(3, (0, 1), &["g", "rx", "rx"]);
+        next.update = UpdateType::InPlaceUpdate;
+        assert!(next.plan().is_empty(), "the first is waited for");
+    }
+
+    #[test]
+    fn a_fixed_index_is_replaced_although_only_a_surge_is_allowed() {
+        let mut view = view(2, (1, 0), &["rx", "rx"]);
+        view.stateful = true;
+        let plan = view.plan();
+        assert_eq!((plan.create.len(), plan.delete), (0, vec![0]));
+        let mut waiting = self::view(2, (1, 0), &["u", "rx"]);
+        waiting.stateful = true;
+        assert!(waiting.plan().is_empty(), "one at a time");
     }
 
     #[test]
