@@ -9,6 +9,7 @@ pub mod names;
 pub mod pod;
 pub mod pod_group;
 pub mod recovery;
+pub mod restarts;
 pub mod revision;
 pub mod role_plan;
 pub mod rollout;

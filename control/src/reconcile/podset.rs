@@ -8,20 +8,23 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::apply::{Doomed, owner_reference, resource};
 use super::context::{Context, seconds};
 use super::error::{self, Error};
-use super::gangs::{self, Wanted};
+use super::farewell::Farewell;
+use super::ganging::Ganging;
+use super::gangs::Wanted;
 use super::observed::ObservedPod;
 use super::{Key, conditions};
 use crate::api::{
-    PodSet, PodSetPhase, PodSetSpec, PodSetStatus, Scheduler, find_condition, keys, set_condition,
+    PodSet, PodSetPhase, PodSetSpec, PodSetStatus, find_condition, keys, set_condition,
 };
 use crate::core::names;
 use crate::core::pod::{self, Gang, Marks};
 use crate::core::recovery::{Backoff, PodView, RecoveryPlan, SetView};
+use crate::core::restarts::Baseline;
 
 /// Counts recoveries in the condition Recovering's reason: `Attempt3`.
 const ATTEMPT: &str = "Attempt";
@@ -47,32 +50,20 @@ pub async fn reconcile(
     if set.metadata.deletion_timestamp.is_some() {
         return finalize(&set.metadata, Some(&set.spec), &context).await;
     }
-    let (namespace, name) = names_of(&set.metadata);
-    let finalizers = set.metadata.finalizers.as_deref().unwrap_or_default();
-    if !finalizers
-        .iter()
-        .any(|held| held == keys::POD_SET_FINALIZER)
-    {
-        let mut finalizers = finalizers.to_vec();
-        finalizers.push(keys::POD_SET_FINALIZER.to_owned());
-        let patch = json!({"metadata": {
-            "finalizers": finalizers, "resourceVersion": set.metadata.resource_version,
-        }});
-        context
-            .writer
-            .merge(&resource::<PodSet>(), namespace, name, &patch)
-            .await?;
+    if prepare(set, &context).await? {
+        // The watch shows the object again, with its marks.
         return Ok(Action::await_change());
     }
     let observed = dereference(set, &context);
     let plan = observed.view.plan(context.settings.backoff);
-    let gang = gang(set, &context).await?;
+    let gang = gang(set, &observed, &context).await?;
     if plan.attempt {
         // Counted before it is made: one that is cut short was made none the less.
         write_status(set, &observed, &plan, &gang, None, &context).await?;
     }
     let applied = apply(set, &observed, &plan, &gang, &context).await;
-    let mut again = plan.again_in.or(observed.look_again);
+    let again = plan.again_in.or(observed.look_again).into_iter();
+    let mut again = again.chain(gang.look_again()).min();
     let changed = !plan.create.is_empty() || !plan.delete.is_empty();
     // What was just created or deleted is told of when the watch shows it.
     let failure = error::failure(&applied);
@@ -83,6 +74,49 @@ pub async fn reconcile(
     }
     applied?;
     Ok(again.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Puts finalizer and marks on a PodSet that lacks them. Returns whether anything was written.
+async fn prepare(set: &PodSet, context: &Context) -> Result<bool, Error> {
+    let meta = &set.metadata;
+    let (namespace, name) = names_of(meta);
+    let mut patch = json!({"metadata": {}});
+    let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+    if !finalizers
+        .iter()
+        .any(|held| held == keys::POD_SET_FINALIZER)
+    {
+        finalizers.push(keys::POD_SET_FINALIZER.to_owned());
+        patch["metadata"]["finalizers"] = json!(finalizers);
+        patch["metadata"]["resourceVersion"] = json!(meta.resource_version);
+    }
+    let counts = set.spec.recovery_policy.unwrap_or_default().recreates_all();
+    match (counts, baseline(meta)) {
+        (true, None) => {
+            let pods = context.pods_of(uid_of(meta));
+            let restarts = pods
+                .iter()
+                .map(|pod| (uid_of(&pod.metadata), pod.restarts()));
+            let baseline = Baseline::of(restarts).write();
+            patch["metadata"]["annotations"][keys::RESTARTS_BEFORE] = json!(baseline);
+        }
+        // The next time begins anew.
+        (false, Some(_)) => {
+            patch["metadata"]["annotations"][keys::RESTARTS_BEFORE] = Value::Null;
+        }
+        (true, Some(_)) | (false, None) => {}
+    }
+    if patch["metadata"].as_object().is_some_and(Map::is_empty) {
+        return Ok(false);
+    }
+    let kind = resource::<PodSet>();
+    context.writer.merge(&kind, namespace, name, &patch).await?;
+    Ok(true)
+}
+
+fn baseline(meta: &ObjectMeta) -> Option<Baseline> {
+    let annotation = meta.annotations.as_ref()?.get(keys::RESTARTS_BEFORE);
+    Baseline::read(annotation.map(String::as_str))
 }
 
 struct Observed {
@@ -102,15 +136,30 @@ fn uid_of(meta: &ObjectMeta) -> &str {
     meta.uid.as_deref().unwrap_or_default()
 }
 
-/// Whether the template lets pods be deleted by force.
-fn may_force(spec: &PodSetSpec) -> bool {
-    spec.template.meta("annotations", keys::FORCE_DELETE) == Some("true")
+/// What pods are judged by besides their own state.
+struct Terms {
+    /// Whether the template lets them be deleted by force.
+    force: bool,
+    /// Restarts that do not count.
+    before: Baseline,
+}
+
+impl Terms {
+    fn of(meta: &ObjectMeta, spec: Option<&PodSetSpec>) -> Self {
+        let opted_in = |spec: &PodSetSpec| {
+            spec.template.meta("annotations", keys::FORCE_DELETE) == Some("true")
+        };
+        Self {
+            force: spec.is_some_and(opted_in),
+            before: baseline(meta).unwrap_or_default(),
+        }
+    }
 }
 
 /// The pods as the planner takes them, and when time alone changes them.
 fn views_of(
     pods: &[Arc<ObservedPod>],
-    force: bool,
+    terms: &Terms,
     now: &Time,
     context: &Context,
 ) -> (Vec<PodView>, Option<Duration>) {
@@ -119,7 +168,7 @@ fn views_of(
         |delay: Duration| look_again = Some(look_again.map_or(delay, |at| at.min(delay)));
     let mut views: Vec<PodView> = Vec::with_capacity(pods.len());
     for pod in pods {
-        views.push(view_of(pod, force, now, context, &mut soon));
+        views.push(view_of(pod, terms, now, context, &mut soon));
     }
     (views, look_again)
 }
@@ -128,15 +177,15 @@ fn dereference(set: &PodSet, context: &Context) -> Observed {
     let uid = uid_of(&set.metadata);
     let now = context.now();
     let pods = context.pods_of(uid);
-    let (mut views, look_again) = views_of(&pods, may_force(&set.spec), &now, context);
+    let terms = Terms::of(&set.metadata, Some(&set.spec));
+    let (mut views, look_again) = views_of(&pods, &terms, &now, context);
     let cached = |uid: &str| {
         pods.iter()
             .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
     };
-    for name in context.ledger.unseen(uid, "Pod", cached) {
-        let index = name.rsplit('-').next().and_then(|index| index.parse().ok());
+    for meta in context.ledger.unseen(uid, "Pod", cached) {
         views.push(PodView {
-            index,
+            index: index_of(&meta),
             ..PodView::default()
         });
     }
@@ -158,19 +207,19 @@ fn dereference(set: &PodSet, context: &Context) -> Observed {
     }
 }
 
+/// Where in the group a pod is.
+fn index_of(meta: &ObjectMeta) -> Option<i32> {
+    let index = meta.labels.as_ref()?.get(keys::POD_GROUP_INDEX)?;
+    index.parse().ok()
+}
+
 fn view_of(
     pod: &ObservedPod,
-    force: bool,
+    terms: &Terms,
     now: &Time,
     context: &Context,
     soon: &mut impl FnMut(Duration),
 ) -> PodView {
-    let label = |key: &str| {
-        pod.metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(key))
-    };
     let node = pod.spec.node_name.clone().map(|name| Key {
         namespace: String::new(),
         name,
@@ -193,18 +242,20 @@ fn view_of(
         .deletion_timestamp
         .as_ref()
         .is_some_and(|end| end.0 < now.0);
-    let may_force = force || node.as_ref().is_some_and(|node| node.is_out_of_service());
+    let may_force = terms.force || node.as_ref().is_some_and(|node| node.is_out_of_service());
     if going && may_force && !overdue {
         let left = seconds(pod.metadata.deletion_timestamp.as_ref()) - now.0.as_second();
         soon(Duration::from_secs(left.max(0).unsigned_abs() + 1));
     }
     PodView {
-        index: label(keys::POD_GROUP_INDEX).and_then(|index| index.parse().ok()),
+        index: index_of(&pod.metadata),
         going,
         stuck: going && overdue && may_force,
         finished: pod.is_finished(),
         crash_looping: pod.is_crash_looping(),
-        restarted: pod.has_restarted(),
+        restarted: terms
+            .before
+            .is_exceeded(uid_of(&pod.metadata), pod.restarts()),
         node_lost,
         started: pod.has_started(),
         ready: pod.is_ready(),
@@ -224,33 +275,12 @@ fn attempts(status: &PodSetStatus) -> (u32, Option<Time>) {
     (attempts.unwrap_or(0), condition.last_update_time.clone())
 }
 
-/// The gang a PodSet is to be scheduled with.
-enum Ganging {
-    /// None is asked for.
-    None,
-    /// It is asked for, and its kind is not installed.
-    Unavailable(Scheduler),
-    /// One by this scheduler.
-    Of(Scheduler),
-}
-
-async fn gang(set: &PodSet, context: &Context) -> Result<Ganging, Error> {
+/// How the pods of the PodSet are scheduled together.
+async fn gang(set: &PodSet, observed: &Observed, context: &Context) -> Result<Ganging, Error> {
     let strategy = set.spec.scheduling_strategy.as_ref();
-    let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) else {
-        return Ok(Ganging::None);
-    };
-    if context
-        .gangs
-        .is_installed(&context.client, scheduler)
-        .await?
-    {
-        return Ok(Ganging::Of(scheduler));
-    }
-    let (reason, note) = (conditions::POD_GROUP_UNAVAILABLE, unavailable(scheduler));
-    context
-        .tell::<PodSet>(&set.metadata, EventType::Warning, reason, note)
-        .await;
-    Ok(Ganging::Unavailable(scheduler))
+    let siblings = observed.pods.iter().map(|pod| &pod.metadata);
+    let siblings = siblings.filter(|meta| !context.is_going(meta));
+    Ganging::of::<PodSet>(&set.metadata, strategy, siblings, context).await
 }
 
 async fn apply(
@@ -313,21 +343,7 @@ async fn apply(
             .await;
     }
     context.writer.delete_all(&pods, namespace, doomed).await?;
-    let scheduler_name = match gang {
-        Ganging::Of(scheduler) => {
-            let coscheduling = context.settings.coscheduling_scheduler_name.as_deref();
-            gangs::scheduler_name(*scheduler, coscheduling)
-        }
-        Ganging::None | Ganging::Unavailable(_) => None,
-    };
-    let gang = match gang {
-        Ganging::Of(scheduler) => Some(Gang {
-            scheduler: *scheduler,
-            name,
-            scheduler_name,
-        }),
-        Ganging::None | Ganging::Unavailable(_) => None,
-    };
+    let gang = gang.gang(name, context);
     let objects = plan
         .create
         .iter()
@@ -370,7 +386,7 @@ fn build_pod(set: &PodSet, index: i32, gang: Option<&Gang<'_>>, owner: &Value) -
             .or_insert_with(|| value.clone());
     }
     for (key, value) in set.metadata.annotations.iter().flatten() {
-        if !key.starts_with("kubectl.kubernetes.io/") {
+        if !key.starts_with("kubectl.kubernetes.io/") && key != keys::RESTARTS_BEFORE {
             marks
                 .annotations
                 .entry(key.clone())
@@ -468,7 +484,9 @@ fn status_of(
     let total = count(here.len());
     let ready = count(here.iter().filter(|pod| pod.ready).count());
     let mut status = set.status.clone().unwrap_or_default();
-    status.observed_generation = set.metadata.generation;
+    // Nobody waits for it, so there is no other place for it where the field would be dropped.
+    let is_kept = !context.schema.gap().pod_set_generation;
+    status.observed_generation = set.metadata.generation.filter(|_| is_kept);
     status.total_pods = total;
     status.ready_pods = ready;
     status.phase = Some(if plan.given_up {
@@ -502,16 +520,7 @@ fn status_of(
         let kind = conditions::RECOVERING;
         set_condition(all, kind, true, &reason, why(observed), now);
     }
-    match gang {
-        Ganging::Unavailable(scheduler) => {
-            let message = unavailable(*scheduler);
-            let kind = conditions::POD_GROUP_UNAVAILABLE;
-            set_condition(all, kind, true, "NotInstalled", message, now);
-        }
-        Ganging::None | Ganging::Of(_) => {
-            all.retain(|condition| condition.kind != conditions::POD_GROUP_UNAVAILABLE);
-        }
-    }
+    gang.set_condition(all, now);
     match failure {
         Some(error) => set_condition(
             all,
@@ -544,16 +553,6 @@ fn forget_in(status: &PodSetStatus, backoff: Backoff, now: &Time) -> Option<Dura
     backoff.forgotten_in(attempts, healthy)
 }
 
-/// What to say when a PodGroup kind is missing.
-#[must_use]
-pub(super) fn unavailable(scheduler: Scheduler) -> String {
-    let (group, version) = scheduler.api_version();
-    format!(
-        "the kind PodGroup of {group}/{version} is not installed: pods are scheduled one by one \
-         until it is"
-    )
-}
-
 /// Lets a deleted PodSet go once its pods are gone. One that cannot be decoded has no `spec`: what
 /// that would name besides follows by its owner references.
 async fn finalize(
@@ -561,6 +560,18 @@ async fn finalize(
     spec: Option<&PodSetSpec>,
     context: &Context,
 ) -> Result<Action, Error> {
+    let kind = resource::<PodSet>();
+    match Farewell::of(meta, keys::POD_SET_FINALIZER) {
+        Farewell::Over => return Ok(Action::await_change()),
+        Farewell::LeaveChildren => {
+            context
+                .writer
+                .release(&kind, meta, keys::POD_SET_FINALIZER)
+                .await?;
+            return Ok(Action::await_change());
+        }
+        Farewell::TakeChildren => {}
+    }
     let (namespace, name) = names_of(meta);
     let uid = uid_of(meta);
     let pods = context.pods_of(uid);
@@ -580,8 +591,8 @@ async fn finalize(
         .await?;
     if !pods.is_empty() || !unseen.is_empty() {
         // Stuck pods still hold the set: they are forced under the same conditions as ever.
-        let force = spec.is_some_and(may_force);
-        let (views, look_again) = views_of(&pods, force, &context.now(), context);
+        let terms = Terms::of(meta, spec);
+        let (views, look_again) = views_of(&pods, &terms, &context.now(), context);
         for (pod, view) in pods.iter().zip(&views) {
             if view.stuck {
                 let doomed = Doomed::of(&pod.metadata);
@@ -604,7 +615,6 @@ async fn finalize(
             .remove(client, &context.writer, group, uid, scheduler)
             .await?;
     }
-    let kind = resource::<PodSet>();
     context
         .writer
         .release(&kind, meta, keys::POD_SET_FINALIZER)

@@ -12,18 +12,22 @@ use kube::runtime::events::EventType;
 use serde_json::{Value, json};
 
 use super::apply::{Doomed, owner_reference, resource};
+use super::conditions;
 use super::context::{Context, seconds};
 use super::error::{self, Error};
-use super::gangs::{self, Wanted};
+use super::farewell::Farewell;
+use super::ganging::Ganging;
+use super::gangs::Wanted;
 use super::observed::ObservedPod;
-use super::{conditions, podset};
+use super::schema::note_generation;
 use crate::api::{
-    PodSet, PodSetPhase, PodSetSpec, RoleSet, RoleSetStatus, RoleSpec, RoleStatus, Scheduler,
+    PodSet, PodSetPhase, PodSetSpec, RoleSet, RoleSetStatus, RoleSpec, RoleStatus,
     SchedulingStrategy, keys, set_condition,
 };
 use crate::core::adoption::{self, Adopted, AdoptedHashes};
 use crate::core::budget::{Budget, CREATIONS_MAX};
-use crate::core::pod::{Gang, Marks, Place};
+use crate::core::pod::{Marks, Place};
+use crate::core::restarts::Baseline;
 use crate::core::role_plan::{Replica, ReplicaState, RolePlan, RoleView};
 use crate::core::rollout::{self, RoleEntry};
 use crate::core::validate::{self, Violation};
@@ -65,7 +69,7 @@ pub async fn reconcile(
         // The watch shows the object again, with its marks.
         return Ok(Action::await_change());
     }
-    let gang = gang(set, &context).await?;
+    let gang = gang(set, &observed, &context).await?;
     let entries = build(set, &mut observed);
     let plans = rollout::plan(set.spec.update_strategy.unwrap_or_default(), &entries);
     let applied = apply(set, &observed, &plans, &gang, &context).await;
@@ -83,7 +87,8 @@ pub async fn reconcile(
     applied?;
     let full = |plan: &RolePlan| i32::try_from(plan.create.len()) == Ok(CREATIONS_MAX);
     let more = plans.iter().any(full).then_some(super::NEXT_CREATIONS);
-    let again = observed.look_again.into_iter().chain(more).min();
+    let again = observed.look_again.into_iter();
+    let again = again.chain(more).chain(gang.look_again()).min();
     Ok(again.map_or_else(Action::await_change, Action::requeue))
 }
 
@@ -174,6 +179,14 @@ fn dereference(set: &RoleSet, context: &Context) -> Observed {
                 .iter()
                 .any(|group| kube::Resource::meta(group.as_ref()).uid.as_deref() == Some(uid))
     };
+    for (kind, is_group) in [("Pod", false), ("PodSet", true)] {
+        let unseen = context.ledger.unseen(uid, kind, cached);
+        units.extend(
+            unseen
+                .iter()
+                .map(|meta| unit(meta, is_group, ReplicaState::Waiting)),
+        );
+    }
     let known = |name: &str| set.spec.roles.iter().any(|role| role.name == name);
     let (mine, orphans) = units
         .into_iter()
@@ -195,12 +208,6 @@ fn dereference(set: &RoleSet, context: &Context) -> Observed {
     let adopted = adopted.unwrap_or_default();
     for (name, role) in &mut roles {
         role.hash = adoption::effective_hash(&adopted, name, &role.hash);
-    }
-    for kind in ["Pod", "PodSet"] {
-        let unseen = context.ledger.unseen(uid, kind, cached);
-        for name in &unseen {
-            add_unseen(&mut roles, set, kind == "PodSet", name, unseen.len());
-        }
     }
     let started = annotation(&set.metadata, keys::STARTED_ROLES).unwrap_or_default();
     let mut started: BTreeSet<String> = started
@@ -224,61 +231,6 @@ fn dereference(set: &RoleSet, context: &Context) -> Observed {
         pod_sets,
         started,
         look_again,
-    }
-}
-
-/// A replica that was created and not seen yet, one of `unseen`, belongs to the role whose names look
-/// like its own: the name was fixed from role and hash.
-fn add_unseen(
-    roles: &mut BTreeMap<String, RoleUnits>,
-    set: &RoleSet,
-    group: bool,
-    name: &str,
-    unseen: usize,
-) {
-    let set_name = set.metadata.name.as_deref().unwrap_or_default();
-    let uid = uid_of(&set.metadata);
-    for spec in &set.spec.roles {
-        let Some(role) = roles.get_mut(&spec.name) else {
-            continue;
-        };
-        let hash = role.hash.clone();
-        // It was made at one of the lowest indices or numbers that were free.
-        let replicas = spec.replicas.unwrap_or(1);
-        let tried = i32::try_from(role.units.len() + unseen + 16)
-            .unwrap_or(i32::MAX)
-            .saturating_add(replicas.clamp(0, CREATIONS_MAX));
-        let index = if is_indexed(spec) {
-            if is_group(spec) != group {
-                continue;
-            }
-            (0..replicas.min(tried))
-                .find(|&index| replica_name(set_name, spec, &hash, index) == name)
-        } else {
-            None
-        };
-        let plain = !is_indexed(spec)
-            && !group
-            && (0..PLAIN_NAMES_MAX)
-                .take(usize::try_from(tried).unwrap_or(0))
-                .any(|nth| names::plain_pod(set_name, uid, &spec.name, &hash, nth) == name);
-        if index.is_some() || plain {
-            role.units.push(Unit {
-                meta: ObjectMeta {
-                    name: Some(name.to_owned()),
-                    ..ObjectMeta::default()
-                },
-                is_group: group,
-                hash,
-                replica: Replica {
-                    index,
-                    updated: true,
-                    state: ReplicaState::Waiting,
-                    created_s: i64::MAX,
-                },
-            });
-            return;
-        }
     }
 }
 
@@ -424,6 +376,16 @@ fn adopt(set: &RoleSet, observed: &Observed) -> AdoptedHashes {
     adopted
 }
 
+fn note_observed(set: &RoleSet, status: &mut RoleSetStatus, context: &Context) {
+    note_generation(
+        &mut status.observed_generation,
+        &mut status.conditions,
+        set.metadata.generation,
+        context.schema.gap().role_set_generation,
+        &context.now(),
+    );
+}
+
 async fn invalid(
     set: &RoleSet,
     violations: &[Violation],
@@ -432,7 +394,7 @@ async fn invalid(
     let mut status = set.status.clone().unwrap_or_default();
     let now = context.now();
     let message = validate::describe(violations);
-    status.observed_generation = set.metadata.generation;
+    note_observed(set, &mut status, context);
     let all = &mut status.conditions;
     set_condition(
         all,
@@ -453,34 +415,18 @@ async fn invalid(
     Ok(Action::await_change())
 }
 
-/// The gang of the whole RoleSet.
-#[derive(Clone, Copy)]
-enum Ganging {
-    None,
-    Unavailable(Scheduler),
-    Of(Scheduler),
-}
-
-async fn gang(set: &RoleSet, context: &Context) -> Result<Ganging, Error> {
+/// How all pods of the RoleSet are scheduled together.
+async fn gang(set: &RoleSet, observed: &Observed, context: &Context) -> Result<Ganging, Error> {
     let strategy = set.spec.scheduling_strategy.as_ref();
-    let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) else {
-        return Ok(Ganging::None);
+    let stays = |unit: &&Unit| {
+        matches!(
+            unit.replica.state,
+            ReplicaState::Waiting | ReplicaState::Ready
+        )
     };
-    if context
-        .gangs
-        .is_installed(&context.client, scheduler)
-        .await?
-    {
-        return Ok(Ganging::Of(scheduler));
-    }
-    let (reason, note) = (
-        conditions::POD_GROUP_UNAVAILABLE,
-        podset::unavailable(scheduler),
-    );
-    context
-        .tell::<RoleSet>(&set.metadata, EventType::Warning, reason, note)
-        .await;
-    Ok(Ganging::Unavailable(scheduler))
+    let units = observed.roles.values().flat_map(|role| &role.units);
+    let siblings = units.filter(stays).map(|unit| &unit.meta);
+    Ganging::of::<RoleSet>(&set.metadata, strategy, siblings, context).await
 }
 
 /// The roles as the pure planner takes them. Marks which replicas are up to date.
@@ -664,18 +610,7 @@ async fn create(
     };
     let (namespace, name) = names_of(&set.metadata);
     let uid = uid_of(&set.metadata);
-    let gang = match gang {
-        Ganging::Of(scheduler) => {
-            let coscheduling = context.settings.coscheduling_scheduler_name.as_deref();
-            let scheduler_name = gangs::scheduler_name(*scheduler, coscheduling);
-            Some(Gang {
-                scheduler: *scheduler,
-                name,
-                scheduler_name,
-            })
-        }
-        Ganging::None | Ganging::Unavailable(_) => None,
-    };
+    let gang = gang.gang(name, context);
     let place = |index: Option<i32>| Place {
         service: label(&set.metadata, keys::STORM_SERVICE_NAME),
         role_set: name,
@@ -732,16 +667,21 @@ fn build_group(
     place: &Place<'_>,
     owner: &Value,
 ) -> Result<Value, Error> {
-    let marks = place.marks(Marks::default());
     let mut template = role.template.clone();
     template
         .0
         .insert("spec".into(), Value::Object(place.pod_spec(&role.template)));
+    let policy = role.recovery_policy.unwrap_or_default();
+    let mut marks = place.marks(Marks::default());
+    if policy.recreates_all() {
+        let none = Baseline::default().write();
+        marks.annotations.insert(keys::RESTARTS_BEFORE.into(), none);
+    }
     let spec = PodSetSpec {
         pod_group_size: role.pod_group_size.unwrap_or(1),
         template,
         stateful: role.stateful,
-        recovery_policy: Some(role.recovery_policy.unwrap_or_default()),
+        recovery_policy: Some(policy),
         scheduling_strategy: role.scheduling_strategy.clone(),
     };
     let spec = serde_json::to_value(spec).map_err(|source| Error::Build {
@@ -771,7 +711,7 @@ fn status_of(
 ) -> RoleSetStatus {
     let now = context.now();
     let mut status = set.status.clone().unwrap_or_default();
-    status.observed_generation = set.metadata.generation;
+    note_observed(set, &mut status, context);
     status.roles = set
         .spec
         .roles
@@ -805,15 +745,7 @@ fn status_of(
     set_condition(all, conditions::READY, is_ready, reason, message, &now);
     let reason = if done { "Complete" } else { "RolesChanging" };
     set_condition(all, conditions::PROGRESSING, !done, reason, "", &now);
-    if let Ganging::Unavailable(scheduler) = gang {
-        let (kind, message) = (
-            conditions::POD_GROUP_UNAVAILABLE,
-            podset::unavailable(*scheduler),
-        );
-        set_condition(all, kind, true, "NotInstalled", message, &now);
-    } else {
-        all.retain(|condition| condition.kind != conditions::POD_GROUP_UNAVAILABLE);
-    }
+    gang.set_condition(all, &now);
     match failure {
         Some(error) => set_condition(
             all,
@@ -835,6 +767,18 @@ async fn finalize(
     strategy: Option<&SchedulingStrategy>,
     context: &Context,
 ) -> Result<Action, Error> {
+    let kind = resource::<RoleSet>();
+    match Farewell::of(meta, keys::ROLE_SET_FINALIZER) {
+        Farewell::Over => return Ok(Action::await_change()),
+        Farewell::LeaveChildren => {
+            context
+                .writer
+                .release(&kind, meta, keys::ROLE_SET_FINALIZER)
+                .await?;
+            return Ok(Action::await_change());
+        }
+        Farewell::TakeChildren => {}
+    }
     let (namespace, name) = names_of(meta);
     let uid = uid_of(meta);
     let pods = context.pods_of(uid);
@@ -872,7 +816,6 @@ async fn finalize(
             .remove(&context.client, &context.writer, group, uid, scheduler)
             .await?;
     }
-    let kind = resource::<RoleSet>();
     context
         .writer
         .release(&kind, meta, keys::ROLE_SET_FINALIZER)

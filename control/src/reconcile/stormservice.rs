@@ -17,8 +17,10 @@ use serde_json::{Value, json};
 use super::apply::{Doomed, owner_reference, resource};
 use super::context::Context;
 use super::error::{self, Error};
+use super::farewell::Farewell;
 use super::informer::owner_uid;
 use super::observed::ObservedRevision;
+use super::schema::is_observed;
 use super::{Key, conditions};
 use crate::api::{
     RoleSet, RoleSetSpec, RoleSetTemplate, RoleStatus, RolloutBudget, StormService,
@@ -191,9 +193,8 @@ struct Owned {
 }
 
 struct Observed {
+    /// Also those that were created and not seen yet.
     sets: Vec<Owned>,
-    /// Indices of RoleSets that were created and not seen yet.
-    unseen: Vec<i32>,
     revisions: Vec<Arc<ObservedRevision>>,
 }
 
@@ -213,27 +214,11 @@ fn dereference(service: &StormService, context: &Context) -> Observed {
             .any(|set| set.as_ref().meta().uid.as_deref() == Some(uid))
     };
     let unseen = context.ledger.unseen(uid, "RoleSet", cached);
-    let (_, name) = names_of(&service.metadata);
-    // They were made at the lowest free indices.
-    let wanted = service.spec.replicas.unwrap_or(1);
-    let last = i32::try_from(sets.len() + unseen.len())
-        .unwrap_or(0)
-        .saturating_add(wanted.clamp(0, CREATIONS_MAX));
-    let unseen = if unseen.is_empty() {
-        Vec::new()
-    } else {
-        let unseen: BTreeSet<String> = unseen.into_iter().collect();
-        (0..=last)
-            .filter(|&index| unseen.contains(&names::role_set(name, uid, index)))
-            .collect()
-    };
+    // Of what was created only the metadata is at hand, so it is not written.
+    sets.extend(unseen.iter().map(|meta| observe_unreadable(meta, context)));
     let mut revisions = context.revisions.owned_by(uid);
     revisions.sort_by_key(|revision| (revision.revision, revision.metadata.name.clone()));
-    Observed {
-        sets,
-        unseen,
-        revisions,
-    }
+    Observed { sets, revisions }
 }
 
 fn observe_set(set: &RoleSet, context: &Context) -> Owned {
@@ -242,9 +227,7 @@ fn observe_set(set: &RoleSet, context: &Context) -> Owned {
     let status = set.status.clone().unwrap_or_default();
     let cached = meta.generation.unwrap_or(0);
     let generation = context.ledger.generation(uid_of(meta), cached);
-    // Where the installed CRD drops the field, the status is taken as it is.
-    let observed = status.observed_generation == Some(generation)
-        || context.schema_gap.is_some() && status.observed_generation.is_none();
+    let observed = is_observed(status.observed_generation, &status.conditions, generation);
     let ready = find_condition(&status.conditions, conditions::READY)
         .is_some_and(|ready| ready.status == crate::api::ConditionStatus::True);
     let rolled = set.spec.roles.iter().all(|role| {
@@ -274,8 +257,8 @@ fn observe_set(set: &RoleSet, context: &Context) -> Owned {
     }
 }
 
-/// A RoleSet that cannot be decoded: it holds its place, or a second one would be made, and is not
-/// ready.
+/// A RoleSet of which only the metadata is known, because it cannot be decoded or was just created: it
+/// holds its place, or a second one would be made, and is not ready.
 fn observe_unreadable(meta: &ObjectMeta, context: &Context) -> Owned {
     let mut set = RoleSet::new("", RoleSetSpec::default());
     set.metadata = meta.clone();
@@ -371,7 +354,8 @@ async fn create_revision(
         if context
             .ledger
             .unseen(uid, "ControllerRevision", |_| false)
-            .contains(&revision_name)
+            .iter()
+            .any(|meta| meta.name.as_ref() == Some(&revision_name))
         {
             return Ok(revision_name);
         }
@@ -483,26 +467,14 @@ fn view_of(service: &StormService, observed: &Observed) -> ServiceView {
         surge: 0,
         unavailable: 1,
     }); // Validated above.
-    let mut sets: Vec<SetView> = observed
-        .sets
-        .iter()
-        .map(|owned| owned.view.clone())
-        .collect();
-    sets.extend(observed.unseen.iter().map(|&index| SetView {
-        index: Some(index),
-        updated: true,
-        ready: false,
-        settled: false,
-        going: false,
-        replace: false,
-    }));
+    let sets = observed.sets.iter().map(|owned| owned.view.clone());
     ServiceView {
         replicas,
         budget,
         update: strategy.kind.unwrap_or_default(),
         paused: spec.paused,
         stateful: spec.stateful,
-        sets,
+        sets: sets.collect(),
     }
 }
 
@@ -784,7 +756,7 @@ fn status_of(
         ),
         None => all.retain(|condition| condition.kind != conditions::REPLICA_FAILURE),
     }
-    match &context.schema_gap {
+    match context.schema.gap().lost {
         Some(gap) => {
             set_condition(
                 all,
@@ -891,6 +863,18 @@ async fn trim_history(
 /// Lets a deleted StormService go once its RoleSets are gone. Metadata is enough, so one that cannot
 /// be decoded goes as well.
 async fn finalize(meta: &ObjectMeta, context: &Context) -> Result<Action, Error> {
+    let kind = resource::<StormService>();
+    match Farewell::of(meta, keys::STORM_SERVICE_FINALIZER) {
+        Farewell::Over => return Ok(Action::await_change()),
+        Farewell::LeaveChildren => {
+            context
+                .writer
+                .release(&kind, meta, keys::STORM_SERVICE_FINALIZER)
+                .await?;
+            return Ok(Action::await_change());
+        }
+        Farewell::TakeChildren => {}
+    }
     let (namespace, name) = names_of(meta);
     let uid = uid_of(meta);
     let sets = context.role_sets.owned_by(uid);
@@ -929,7 +913,6 @@ async fn finalize(meta: &ObjectMeta, context: &Context) -> Result<Action, Error>
         .writer
         .delete_all(&resource::<ControllerRevision>(), namespace, doomed)
         .await?;
-    let kind = resource::<StormService>();
     context
         .writer
         .release(&kind, meta, keys::STORM_SERVICE_FINALIZER)
