@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use super::error::{Error, is_already_exists, is_not_found};
 use super::informer::{owner_uid, version_of};
 use super::ledger::Ledger;
+use super::meta::names_of;
 use std::sync::Arc;
 
 /// Who writes, in managed fields and for server-side apply.
@@ -417,7 +418,7 @@ impl Writer {
         if known == status {
             return Ok(());
         }
-        let (namespace, name) = names(meta);
+        let (namespace, name) = names_of(meta);
         let api = self.api(resource, namespace);
         let patch = json!([{"op": "add", "path": "/status", "value": status}]);
         let patch: Patch<Value> =
@@ -466,18 +467,10 @@ impl Writer {
         let patch = json!({"metadata": {
             "finalizers": kept, "resourceVersion": meta.resource_version,
         }});
-        let (namespace, name) = names(meta);
+        let (namespace, name) = names_of(meta);
         match self.merge(resource, namespace, name, &patch).await {
             Err(Error::Api { source, .. }) if is_not_found(&source) => Ok(()),
             other => other,
         }
     }
-}
-
-/// Namespace and name.
-fn names(meta: &ObjectMeta) -> (&str, &str) {
-    (
-        meta.namespace.as_deref().unwrap_or_default(),
-        meta.name.as_deref().unwrap_or_default(),
-    )
 }

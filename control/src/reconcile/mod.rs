@@ -16,13 +16,16 @@ mod ganging;
 pub mod gangs;
 pub mod informer;
 pub mod ledger;
+mod meta;
 pub mod observed;
 pub mod pod_groups;
 pub mod podset;
 pub mod roleset;
 pub mod schema;
+mod status;
 pub mod stormservice;
 mod trigger;
+mod undecodable;
 
 pub use context::{Context, Settings};
 pub use error::Error;
