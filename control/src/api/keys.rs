@@ -25,6 +25,10 @@ pub const ROLE_SET_REVISION: &str = "stormservice.orchestration.aibrix.ai/revisi
 /// Annotation of a RoleSet, ours: which foreign `role-template-hash` stands for which template of
 /// ours, as JSON. Every RoleSet that kvtide made or adopted carries it.
 pub const ADOPTED_HASHES: &str = "control.kvtide.io/adopted-template-hashes";
+/// Annotation of a PodGroup: a hash of what was last applied to it.
+pub const APPLIED_HASH: &str = "control.kvtide.io/applied-hash";
+/// Annotation of a PodSet that recreates all: how often its pods had restarted when it began to.
+pub const RESTARTS_BEFORE: &str = "control.kvtide.io/restarts-before";
 /// Annotation of a RoleSet, ours: the roles that were created once, comma-separated. Only where
 /// roles depend on each other: dependencies gate a role's first creation alone.
 pub const STARTED_ROLES: &str = "control.kvtide.io/started-roles";

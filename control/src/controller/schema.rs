@@ -1,11 +1,21 @@
 //! Whether the installed CRDs keep what this version writes.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
 use serde_json::Value;
 
 use crate::api::crds::definitions;
+use crate::reconcile::Context;
+use crate::reconcile::Trigger;
+use crate::reconcile::informer::key_of;
+use crate::reconcile::schema::Gap;
+
+const GENERATION_OF_ROLE_SETS: &str = "observedGeneration of RoleSets";
+const GENERATION_OF_POD_SETS: &str = "observedGeneration of PodSets";
 
 /// Fields that other CRDs of the same names lack: where they are, and what is lost with them.
 const FIELDS: [(&str, &str, &str); 5] = [
@@ -27,21 +37,24 @@ const FIELDS: [(&str, &str, &str); 5] = [
     (
         "rolesets.orchestration.aibrix.ai",
         "/properties/status/properties/observedGeneration",
-        "observedGeneration of RoleSets",
+        GENERATION_OF_ROLE_SETS,
     ),
     (
         "podsets.orchestration.aibrix.ai",
         "/properties/status/properties/observedGeneration",
-        "observedGeneration of PodSets",
+        GENERATION_OF_POD_SETS,
     ),
 ];
 
-/// What the installed CRDs would drop, in words; none if nothing.
+/// How often the CRDs are looked at. Somebody who installs others waits this long for the condition.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// What the installed CRDs would drop.
 ///
 /// # Errors
 ///
 /// When a CRD is missing or the API server does not answer.
-pub(super) async fn gap(client: &Client) -> anyhow::Result<Option<String>> {
+pub(super) async fn gap(client: &Client) -> anyhow::Result<Gap> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let mut lost = Vec::new();
     for wanted in definitions()? {
@@ -58,13 +71,60 @@ pub(super) async fn gap(client: &Client) -> anyhow::Result<Option<String>> {
             }
         }
     }
-    Ok((!lost.is_empty()).then(|| {
-        format!(
-            "the installed CRDs are not of this version and drop {}: run `kvtide-control crds | \
-             kubectl apply -f -`",
-            lost.join(", ")
-        )
-    }))
+    let text = format!(
+        "the installed CRDs are not of this version and drop {}: run `kvtide-control crds | \
+         kubectl apply -f -`",
+        lost.join(", ")
+    );
+    Ok(Gap {
+        lost: (!lost.is_empty()).then_some(text),
+        role_set_generation: lost.contains(&GENERATION_OF_ROLE_SETS),
+        pod_set_generation: lost.contains(&GENERATION_OF_POD_SETS),
+    })
+}
+
+/// Looks at the CRDs from time to time for as long as it is polled, and at everything once more when
+/// others were installed. Between changes a look costs three small requests.
+pub(super) async fn follow(context: &Context, services: &Trigger, role_sets: &Trigger) {
+    let api: Api<CustomResourceDefinition> = Api::all(context.client.clone());
+    let mut versions: HashMap<String, Option<i64>> = HashMap::new();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let mut found = HashMap::new();
+        for (name, _, _) in FIELDS {
+            if !found.contains_key(name) {
+                match api.get_metadata_opt(name).await {
+                    Ok(definition) => {
+                        let generation = definition.and_then(|found| found.metadata.generation);
+                        found.insert(name.to_owned(), generation);
+                    }
+                    Err(error) => tracing::warn!(%error, name, "could not look at the CRD"),
+                }
+            }
+        }
+        if found == versions {
+            continue;
+        }
+        match gap(&context.client).await {
+            Ok(gap) => {
+                versions = found;
+                let lost = gap.lost.clone();
+                if context.schema.note(gap) {
+                    match lost {
+                        Some(lost) => tracing::warn!("{lost}"),
+                        None => tracing::info!("the installed CRDs are of this version"),
+                    }
+                    let all = context.services.all();
+                    all.iter()
+                        .for_each(|object| services.fire(key_of(object.as_ref())));
+                    let all = context.role_sets.all();
+                    all.iter()
+                        .for_each(|object| role_sets.fire(key_of(object.as_ref())));
+                }
+            }
+            Err(error) => tracing::warn!(%error, "could not look at the CRDs"),
+        }
+    }
 }
 
 fn served_schema(definition: &CustomResourceDefinition) -> Value {

@@ -26,12 +26,13 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::{Args, Health, schema};
-use crate::api::{PodSet, RoleSet, StormService, keys};
+use crate::api::{PodSet, RoleSet, Scheduler, StormService, keys};
 use crate::reconcile::apply::{FIELD_MANAGER, Writer};
 use crate::reconcile::gangs::Gangs;
 use crate::reconcile::informer::{Informer, Route, key_of, route_owner, route_self};
 use crate::reconcile::ledger::Ledger;
 use crate::reconcile::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
+use crate::reconcile::schema::Schema;
 use crate::reconcile::{Context, Error, Key, Trigger, podset, roleset, stormservice};
 
 /// Bursts of events for one object are looked at once in this time. A StormService is told of each
@@ -220,10 +221,12 @@ pub(super) async fn run(
     health: Arc<Health>,
     stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let schema_gap = schema::gap(&client).await?;
-    if let Some(gap) = &schema_gap {
-        tracing::warn!("{gap}");
+    let gap = schema::gap(&client).await?;
+    if let Some(lost) = &gap.lost {
+        tracing::warn!("{lost}");
     }
+    let schema = Schema::default();
+    schema.note(gap);
     let ledger = Arc::new(Ledger::default());
     let (services, service_requests) = Trigger::new(SERVICE_WINDOW);
     let (role_sets, role_set_requests) = Trigger::new(ROLE_SET_WINDOW);
@@ -233,7 +236,18 @@ pub(super) async fn run(
         role_sets,
         pod_sets,
     };
-    let caches = caches(args, &client, &triggers, &ledger);
+    let mut caches = caches(args, &client, &triggers, &ledger);
+    let gangs = Gangs::default();
+    for scheduler in [
+        Scheduler::Coscheduling,
+        Scheduler::Godel,
+        Scheduler::Volcano,
+    ] {
+        let owners = [triggers.role_sets.clone(), triggers.pod_sets.clone()];
+        let (namespace, groups) = (args.namespace.clone(), gangs.groups.clone());
+        let feed = groups.follow(scheduler, client.clone(), namespace, ledger.clone(), owners);
+        caches.feeds.push(feed.boxed());
+    }
     let reporter = Reporter {
         controller: FIELD_MANAGER.into(),
         instance: std::env::var("HOSTNAME").ok(),
@@ -243,9 +257,9 @@ pub(super) async fn run(
         settings: args.settings(),
         writer: Writer::new(client.clone(), ledger.clone()),
         ledger,
-        gangs: Gangs::default(),
+        gangs,
         recorder: Recorder::new(client, reporter),
-        schema_gap,
+        schema,
         services: caches.services,
         role_sets: caches.role_sets,
         pod_sets: caches.pod_sets,
@@ -301,9 +315,11 @@ pub(super) async fn run(
             |object, context| podset::reconcile(object, context).boxed(),
         ),
     );
+    let definitions = schema::follow(&context, &triggers.services, &triggers.role_sets);
     tokio::select! {
         _ = controllers => Ok(()),
         _ = feeds => anyhow::bail!("the watches ended"),
+        () = definitions => Ok(()),
     }
 }
 

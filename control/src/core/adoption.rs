@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::api::RoleStatus;
+
 /// A foreign hash that stands for a template.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adopted {
@@ -43,9 +45,16 @@ pub fn write(adopted: &AdoptedHashes) -> String {
 }
 
 /// The foreign hash that stands for a role's present template: the one that as many replicas carry
-/// as AIBrix counted as updated; where that leaves a choice, the newest.
+/// as AIBrix counted as updated; where that leaves a choice, the newest. None where it counted
+/// replicas and none of them as updated: then all are of an older template.
 #[must_use]
-pub fn choose(replicas: &[(String, i64)], counted_as_updated: Option<i32>) -> Option<String> {
+pub fn choose(replicas: &[(String, i64)], counted: Option<&RoleStatus>) -> Option<String> {
+    // A count from before there were replicas says nothing about them.
+    let counted = counted.filter(|counted| counted.replicas > 0);
+    let updated = counted.map(|counted| counted.updated_replicas);
+    if updated == Some(0) {
+        return None;
+    }
     let mut found: BTreeMap<&str, (i32, i64)> = BTreeMap::new();
     for (hash, created_s) in replicas {
         let entry = found.entry(hash).or_insert((0, i64::MIN));
@@ -54,7 +63,7 @@ pub fn choose(replicas: &[(String, i64)], counted_as_updated: Option<i32>) -> Op
     }
     found
         .into_iter()
-        .max_by_key(|(_, (count, newest))| (Some(*count) == counted_as_updated, *newest))
+        .max_by_key(|(_, (count, newest))| (Some(*count) == updated, *newest))
         .map(|(hash, _)| hash.to_owned())
 }
 
@@ -82,18 +91,33 @@ mod tests {
     #[test]
     fn the_hash_that_aibrix_counted_is_chosen() {
         let pod = |hash: &str, created_s| (hash.to_owned(), created_s);
-        assert_eq!(choose(&[], Some(0)), None);
-        assert_eq!(
-            choose(&[pod("a", 1), pod("a", 2)], Some(2)),
-            Some("a".into())
+        let (one, rolling) = (
+            [pod("a", 1), pod("a", 2)],
+            [pod("old", 1), pod("old", 2), pod("new", 3)],
         );
-        let rolling = [pod("old", 1), pod("old", 2), pod("new", 3)];
-        assert_eq!(choose(&rolling, Some(1)), Some("new".into()));
-        assert_eq!(
-            choose(&rolling, Some(2)),
-            Some("old".into()),
-            "newest is not always newest"
-        );
-        assert_eq!(choose(&rolling, None), Some("new".into()));
+        // Replicas, AIBrix's count of all and of updated ones, and the hash that is chosen.
+        type Row<'a> = (&'a [(String, i64)], Option<(i32, i32)>, Option<&'a str>);
+        let table: [Row<'_>; 8] = [
+            (&[], Some((0, 0)), None),
+            (&one, Some((2, 2)), Some("a")),
+            (&rolling, Some((3, 1)), Some("new")),
+            // The newest is not always of the newest template.
+            (&rolling, Some((3, 2)), Some("old")),
+            (&rolling, None, Some("new")),
+            // An update that had only begun.
+            (&one, Some((2, 0)), None),
+            (&rolling, Some((3, 0)), None),
+            // Counted before the pods were there.
+            (&one, Some((0, 0)), Some("a")),
+        ];
+        for (replicas, counted, expected) in table {
+            let status = counted.map(|(replicas, updated_replicas)| RoleStatus {
+                replicas,
+                updated_replicas,
+                ..RoleStatus::default()
+            });
+            let chosen = choose(replicas, status.as_ref());
+            assert_eq!(chosen.as_deref(), expected, "{replicas:?} {counted:?}");
+        }
     }
 }

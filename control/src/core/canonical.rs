@@ -1,55 +1,50 @@
 //! What two writings of the same thing have in common, and hashes of it.
 //!
 //! A hash must not move when a newer API server or controller fills in a default, nor when a
-//! template comes back from AIBrix's Go types, which add `null` timestamps, empty objects and
-//! respell quantities.
+//! template comes back from AIBrix's Go types, which add `null` timestamps and empty objects, drop
+//! what is empty (`readOnly: false`) and respell quantities. `go_types` says where.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-/// Objects whose absence and emptiness are the same, and which Go's JSON writes although empty.
-const EMPTY_MEANS_ABSENT: [&str; 6] = [
-    "metadata",
-    "resources",
-    "updateStrategy",
-    "disruptionTolerance",
-    "status",
-    "strategy",
-];
-/// Maps from resource names to quantities.
-const QUANTITY_MAPS: [&str; 4] = ["limits", "requests", "minResources", "overhead"];
+use super::go_types::{self, Holds};
+
 /// Letters of names: without vowels, so that no word appears.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
-/// The value without nulls, without objects that mean nothing when empty, with quantities in one
-/// spelling. Keys are in order, as `serde_json` keeps them.
+/// The value without what says nothing, with quantities in one spelling. Keys are in order, as
+/// `serde_json` keeps them.
 #[must_use]
 pub fn canonical(value: &Value) -> Value {
+    canonical_in("", value)
+}
+
+/// The canonical form of what the field `holder` holds: an object, or the objects of a list.
+fn canonical_in(holder: &str, value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
-            let mut kept = Map::new();
-            for (key, field) in fields {
-                let field = if QUANTITY_MAPS.contains(&key.as_str()) {
-                    quantities(field)
-                } else {
-                    canonical(field)
+            let fields = fields.iter().map(|(key, field)| {
+                let field = match go_types::holds(key, field) {
+                    Holds::Quantities => quantities(field),
+                    Holds::Quantity => canonical_quantity(field),
+                    Holds::StringMap => field.clone(),
+                    Holds::Fields => canonical_in(key, field),
                 };
-                let absent = field.is_null()
-                    || (EMPTY_MEANS_ABSENT.contains(&key.as_str())
-                        && field.as_object().is_some_and(Map::is_empty));
-                if !absent {
-                    kept.insert(key.clone(), field);
-                }
-            }
-            Value::Object(kept)
+                (key.clone(), field)
+            });
+            let kept = fields.filter(|(key, field)| !go_types::is_absent(holder, key, field));
+            Value::Object(kept.collect())
         }
-        Value::Array(items) => Value::Array(items.iter().map(canonical).collect()),
+        Value::Array(items) => items
+            .iter()
+            .map(|item| canonical_in(holder, item))
+            .collect(),
         other => other.clone(),
     }
 }
 
 fn quantities(map: &Value) -> Value {
     let Value::Object(fields) = map else {
-        return canonical(map);
+        return map.clone();
     };
     Value::Object(
         fields
@@ -157,6 +152,47 @@ mod tests {
         let none = json!({"affinity": {"podAntiAffinity": {}}});
         assert_ne!(canonical(&all), canonical(&none));
         assert_ne!(canonical(&json!({"emptyDir": {}})), canonical(&json!({})));
+    }
+
+    #[test]
+    fn what_go_leaves_out_does_not_change_the_hash() {
+        let written = json!({"metadata": {"labels": {"empty": ""}}, "spec": {
+            "hostNetwork": false, "tolerations": [], "nodeSelector": {},
+            "containers": [{"name": "a", "image": "b", "args": [], "tty": false,
+                "env": [{"name": "E", "value": ""}, {"name": "CPU", "valueFrom": {"resourceFieldRef":
+                    {"resource": "limits.cpu"}}}],
+                "volumeMounts": [{"name": "v", "mountPath": "/v", "readOnly": false, "subPath": ""}],
+                "ports": [{"containerPort": 80, "hostPort": 0}],
+                "readinessProbe": {"httpGet": {"port": 80, "host": ""}, "initialDelaySeconds": 0},
+                "securityContext": {"runAsNonRoot": false, "capabilities": {"add": [], "drop": ["ALL"]}}}],
+            "volumes": [{"name": "v", "emptyDir": {"medium": "", "sizeLimit": "2048Mi"}}]}});
+        let from_go = json!({"metadata": {"labels": {"empty": ""}, "creationTimestamp": null}, "spec": {
+            "containers": [{"name": "a", "image": "b", "resources": {},
+                "env": [{"name": "E"}, {"name": "CPU", "valueFrom": {"resourceFieldRef":
+                    {"resource": "limits.cpu", "divisor": "0"}}}],
+                "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+                "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                "readinessProbe": {"httpGet": {"port": 80}},
+                "securityContext": {"runAsNonRoot": false, "capabilities": {"drop": ["ALL"]}}}],
+            "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "2Gi"}}]}});
+        assert_eq!(canonical(&written), canonical(&from_go));
+        let mut other = written.clone();
+        other["spec"]["containers"][0]["securityContext"]
+            .as_object_mut()
+            .unwrap()
+            .remove("runAsNonRoot");
+        assert_ne!(
+            canonical(&other),
+            canonical(&written),
+            "the pod's own setting would hold"
+        );
+        let mut other = written.clone();
+        other["metadata"]["labels"] = json!({});
+        assert_ne!(
+            canonical(&other),
+            canonical(&written),
+            "an empty label is one"
+        );
     }
 
     #[test]

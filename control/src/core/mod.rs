@@ -4,12 +4,16 @@
 pub mod adoption;
 pub mod budget;
 pub mod canonical;
+mod go_types;
 pub mod names;
 pub mod pod;
 pub mod pod_group;
+pub mod pod_set;
 pub mod recovery;
+pub mod restarts;
 pub mod revision;
 pub mod role_plan;
+pub mod role_set;
 pub mod rollout;
 pub mod service_plan;
 pub mod validate;

@@ -27,12 +27,12 @@ pub fn shortened(name: &str, length_max: usize) -> String {
 }
 
 /// A RoleSet at an index. The owner's uid keeps a StormService that was deleted and made again from
-/// meeting objects of its predecessor.
+/// meeting objects of its predecessor; the index is there as it is, so that no two are alike.
 #[must_use]
 pub fn role_set(service: &str, service_uid: &str, index: i32) -> String {
-    let suffix = hash_text(&format!("{service_uid}/{index}"), 5);
-    let prefix = shortened(service, NAME_LENGTH_MAX - "-roleset-".len() - suffix.len());
-    format!("{prefix}-roleset-{suffix}")
+    let suffix = format!("-roleset-{}-{index}", hash_text(service_uid, 5));
+    let prefix = shortened(service, NAME_LENGTH_MAX - suffix.len());
+    format!("{prefix}{suffix}")
 }
 
 /// A replica with a fixed index: a stateful pod.
@@ -117,8 +117,22 @@ mod tests {
     }
 
     #[test]
+    fn no_two_role_sets_have_the_same_name() {
+        let service = "a".repeat(63);
+        for name in ["llm", &service] {
+            let all = (0..20_000).map(|index| role_set(name, "uid", index));
+            let names: std::collections::BTreeSet<String> = all.collect();
+            assert_eq!(names.len(), 20_000);
+        }
+    }
+
+    #[test]
     fn short_names_are_readable() {
-        assert!(role_set("llm", "uid", 0).starts_with("llm-roleset-"));
+        let set = role_set("llm", "uid", 12);
+        assert!(
+            set.starts_with("llm-roleset-") && set.ends_with("-12"),
+            "{set}"
+        );
         assert_eq!(
             indexed_pod("llm-roleset-x", "prefill", "h", 1),
             "llm-roleset-x-prefill-h-1"

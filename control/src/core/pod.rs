@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
 use crate::api::{PodTemplate, Scheduler, keys};
@@ -35,6 +36,21 @@ pub struct Gang<'a> {
     pub name: &'a str,
     /// The scheduler to name where the template names none.
     pub scheduler_name: Option<&'a str>,
+}
+
+impl Gang<'_> {
+    /// Whether a pod, or a PodSet with all its pods, is in the gang.
+    #[must_use]
+    pub fn includes(&self, meta: &ObjectMeta) -> bool {
+        let mut wanted = Marks::default();
+        wanted.gang(self, "");
+        wanted.annotations.remove(keys::VOLCANO_TASK);
+        let has = |all: &Option<BTreeMap<String, String>>, wanted: &BTreeMap<String, String>| {
+            let value = |key: &String| all.as_ref().and_then(|all| all.get(key));
+            wanted.iter().all(|(key, name)| value(key) == Some(name))
+        };
+        has(&meta.labels, &wanted.labels) && has(&meta.annotations, &wanted.annotations)
+    }
 }
 
 /// Labels and annotations.
@@ -296,6 +312,18 @@ mod tests {
             };
             let pod = place(Some(gang)).pod("p", &template, &json!({}), &Marks::default());
             assert_eq!(pod["metadata"][kind][key], "group", "{scheduler:?}");
+            let meta: ObjectMeta = serde_json::from_value(pod["metadata"].clone()).unwrap();
+            let gang = |name| Gang {
+                scheduler,
+                name,
+                scheduler_name: None,
+            };
+            assert!(gang("group").includes(&meta), "{scheduler:?}");
+            assert!(!gang("other").includes(&meta), "{scheduler:?}");
+            assert!(
+                !gang("group").includes(&ObjectMeta::default()),
+                "{scheduler:?}"
+            );
             assert_eq!(pod["spec"]["schedulerName"], "theirs");
         }
     }

@@ -63,7 +63,7 @@ pub struct PodView {
     pub finished: bool,
     /// A container waits in CrashLoopBackOff.
     pub crash_looping: bool,
-    /// A container has restarted.
+    /// A container has restarted since that counts.
     pub restarted: bool,
     /// Its node has not been ready for a while.
     pub node_lost: bool,

@@ -83,22 +83,39 @@ pub fn stormservice(name: &str, spec: &StormServiceSpec) -> Vec<Violation> {
     }
     match &spec.template.spec {
         None => findings.add("spec.template.spec", "is missing; give at least its roles"),
-        Some(roles) => {
-            check_role_set(roles, "spec.template.spec", &mut findings);
-            for (at, role) in roles.roles.iter().enumerate() {
-                let length = name.len() + role.name.len() + POD_SET_SUFFIX_LENGTH_MAX;
-                if role.pod_group_size.unwrap_or(1) > 1 && length > NAME_LENGTH_MAX {
-                    findings.add(
-                        format!("spec.template.spec.roles[{at}].name"),
-                        format!(
-                            "the names of the StormService and of a role with podGroupSize above 1 \
-                             may have {} characters together: their pods' host names have \
-                             {NAME_LENGTH_MAX}",
-                            NAME_LENGTH_MAX - POD_SET_SUFFIX_LENGTH_MAX
-                        ),
-                    );
-                }
-            }
+        Some(roles) => check_role_set(roles, "spec.template.spec", &mut findings),
+    }
+    findings.0
+}
+
+/// Roles whose pods' host names would be shortened and that are not in `old`. One that is stored
+/// already goes on under shortened names: AIBrix v0.5.0 takes a few more letters.
+#[must_use]
+pub fn group_names(
+    name: &str,
+    spec: &StormServiceSpec,
+    old: Option<&StormServiceSpec>,
+) -> Vec<Violation> {
+    fn roles(spec: &StormServiceSpec) -> impl Iterator<Item = &RoleSpec> {
+        spec.template.spec.iter().flat_map(|spec| &spec.roles)
+    }
+    let is_group = |role: &RoleSpec| role.pod_group_size.unwrap_or(1) > 1;
+    let mut findings = Findings(Vec::new());
+    for (at, role) in roles(spec).enumerate() {
+        let length = name.len() + role.name.len() + POD_SET_SUFFIX_LENGTH_MAX;
+        let known = old
+            .into_iter()
+            .flat_map(roles)
+            .any(|old| old.name == role.name && is_group(old));
+        if is_group(role) && length > NAME_LENGTH_MAX && !known {
+            findings.add(
+                format!("spec.template.spec.roles[{at}].name"),
+                format!(
+                    "the names of the StormService and of a role with podGroupSize above 1 may \
+                     have {} characters together: their pods' host names have {NAME_LENGTH_MAX}",
+                    NAME_LENGTH_MAX - POD_SET_SUFFIX_LENGTH_MAX
+                ),
+            );
         }
     }
     findings.0
@@ -365,9 +382,21 @@ mod tests {
     fn names_must_leave_room_for_pods_of_groups_only() {
         let roles = json!([{"name": "prefill", "podGroupSize": 2}]);
         let long = "a".repeat(21);
-        assert_eq!(stormservice(&long, &spec(&roles, &json!({}))).len(), 1);
-        assert_eq!(stormservice(&long[1..], &spec(&roles, &json!({}))).len(), 0);
+        assert_eq!(group_names(&long, &spec(&roles, &json!({})), None).len(), 1);
+        assert_eq!(
+            group_names(&long[1..], &spec(&roles, &json!({})), None).len(),
+            0
+        );
+        assert_eq!(
+            stormservice(&long, &spec(&roles, &json!({}))),
+            [],
+            "a stored one goes on"
+        );
         let single = json!([{"name": "prefill"}]);
+        assert_eq!(
+            group_names(&"a".repeat(63), &spec(&single, &json!({})), None),
+            []
+        );
         assert_eq!(
             stormservice(&"a".repeat(63), &spec(&single, &json!({}))).len(),
             0

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use super::error::{Error, is_already_exists, is_not_found};
 use super::informer::{owner_uid, version_of};
 use super::ledger::Ledger;
+use super::meta::names_of;
 use std::sync::Arc;
 
 /// Who writes, in managed fields and for server-side apply.
@@ -28,10 +29,12 @@ const WRITES_AT_ONCE: usize = 32;
 const CHILDREN_AT_ONCE: usize = 16;
 
 /// What came of a creation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Creation {
-    /// It is there.
-    Done,
+    /// It was made.
+    Made,
+    /// It was there already, and is the parent's.
+    Found(Box<ObjectMeta>),
     /// An earlier one of the name is still going.
     Waiting,
 }
@@ -142,32 +145,35 @@ impl Writer {
         let made = self
             .counted("create", resource, &name, api.create(&params, &object))
             .await;
-        let meta = match made {
-            Ok(made) => made.metadata,
+        match made {
+            Ok(made) => {
+                self.ledger.created(parent, kind, made.metadata);
+                Ok(Creation::Made)
+            }
             Err(Error::Api { source, .. }) if is_already_exists(&source) => {
                 match self
                     .counted("get", resource, &name, api.get_metadata_opt(&name))
                     .await?
                 {
                     // It went in between: the next look creates it.
-                    None => return Ok(Creation::Waiting),
+                    None => Ok(Creation::Waiting),
                     Some(found) if owner_uid(&found.metadata) != Some(parent) => {
-                        return Err(Error::NameTaken {
+                        Err(Error::NameTaken {
                             kind: kind.to_owned(),
                             name,
-                        });
+                        })
                     }
                     Some(found) if found.metadata.deletion_timestamp.is_some() => {
-                        return Ok(Creation::Waiting);
+                        Ok(Creation::Waiting)
                     }
-                    Some(found) => found.metadata,
+                    Some(found) => {
+                        self.ledger.created(parent, kind, found.metadata.clone());
+                        Ok(Creation::Found(Box::new(found.metadata)))
+                    }
                 }
             }
-            Err(error) => return Err(error),
-        };
-        self.ledger
-            .created(parent, kind, &name, meta.uid.as_deref().unwrap_or_default());
-        Ok(Creation::Done)
+            Err(error) => Err(error),
+        }
     }
 
     /// Creates children, some at a time and in order; stops at the first failure.
@@ -412,7 +418,7 @@ impl Writer {
         if known == status {
             return Ok(());
         }
-        let (namespace, name) = names(meta);
+        let (namespace, name) = names_of(meta);
         let api = self.api(resource, namespace);
         let patch = json!([{"op": "add", "path": "/status", "value": status}]);
         let patch: Patch<Value> =
@@ -461,18 +467,10 @@ impl Writer {
         let patch = json!({"metadata": {
             "finalizers": kept, "resourceVersion": meta.resource_version,
         }});
-        let (namespace, name) = names(meta);
+        let (namespace, name) = names_of(meta);
         match self.merge(resource, namespace, name, &patch).await {
             Err(Error::Api { source, .. }) if is_not_found(&source) => Ok(()),
             other => other,
         }
     }
-}
-
-/// Namespace and name.
-fn names(meta: &ObjectMeta) -> (&str, &str) {
-    (
-        meta.namespace.as_deref().unwrap_or_default(),
-        meta.name.as_deref().unwrap_or_default(),
-    )
 }

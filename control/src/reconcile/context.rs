@@ -14,6 +14,7 @@ use super::gangs::Gangs;
 use super::informer::Informer;
 use super::ledger::Ledger;
 use super::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
+use super::schema::Schema;
 use crate::api::{PodSet, RoleSet, StormService};
 use crate::core::recovery::Backoff;
 
@@ -42,8 +43,8 @@ pub struct Context {
     pub gangs: Gangs,
     /// Tells events.
     pub recorder: Recorder,
-    /// Which fields of ours the installed CRDs would drop, in words; none if they are ours.
-    pub schema_gap: Option<String>,
+    /// What the installed CRDs keep.
+    pub schema: Schema,
     /// StormServices.
     pub services: Informer<DeserializeGuard<StormService>>,
     /// RoleSets.

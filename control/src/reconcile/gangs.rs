@@ -1,18 +1,20 @@
 //! PodGroups: whether their kind is installed, and applying them when they changed.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::Client;
 use kube::api::ApiResource;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::apply::{Doomed, Writer};
+use super::apply::{Creation, Doomed, Writer};
 use super::error::Error;
 use super::informer::owner_uid;
 use super::ledger::Ledger;
-use crate::api::{Scheduler, SchedulingStrategy};
+use super::pod_groups::{Known, PodGroups};
+use super::trigger::Key;
+use crate::api::{Scheduler, SchedulingStrategy, keys};
 use crate::core::canonical::hash_name;
 use crate::core::pod_group;
 
@@ -21,9 +23,14 @@ const BELIEVE_PRESENT: Duration = Duration::from_secs(60);
 /// And about one that is not: somebody may be installing it.
 const BELIEVE_ABSENT: Duration = Duration::from_secs(10);
 
+/// The kind, in the ledger and in errors.
+pub(super) const PURPOSE: &str = "PodGroup";
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Gangs {
+    /// Those that are there.
+    pub groups: Arc<PodGroups>,
     installed: Mutex<HashMap<Scheduler, (bool, Instant)>>,
 }
 
@@ -119,18 +126,17 @@ impl Gangs {
         Ok(present)
     }
 
-    /// Applies a PodGroup unless the same was applied before. Returns whether it was.
+    /// Makes a PodGroup, or brings it to what is wanted. Returns whether anything was written.
     ///
     /// # Errors
     ///
-    /// When the API server refuses.
+    /// When the API server refuses, or the name is somebody else's.
     pub async fn ensure(
         &self,
         writer: &Writer,
         ledger: &Ledger,
         wanted: Wanted<'_>,
     ) -> Result<bool, Error> {
-        const PURPOSE: &str = "PodGroup";
         let group = pod_group::build(
             wanted.strategy,
             wanted.members,
@@ -138,18 +144,52 @@ impl Gangs {
             wanted.label,
             wanted.owner,
         );
-        let (Some(group), Some(scheduler)) = (group, wanted.strategy.scheduler()) else {
+        let (Some(mut group), Some(scheduler)) = (group, wanted.strategy.scheduler()) else {
             return Ok(false);
         };
         let hash = hash_name(&group, 16);
+        group["metadata"]["annotations"] = json!({keys::APPLIED_HASH: hash});
+        let key = Key {
+            namespace: wanted.namespace.to_owned(),
+            name: wanted.name.to_owned(),
+        };
+        let mut known = self.groups.get(scheduler, &key).await;
+        let is_ours = |known: &Known| known.owner.as_deref() == Some(wanted.parent);
+        if known.as_ref().is_some_and(|known| !is_ours(known)) {
+            return Err(Error::NameTaken {
+                kind: PURPOSE.into(),
+                name: wanted.name.to_owned(),
+            });
+        }
         if ledger.is_applied(wanted.parent, PURPOSE, &hash) {
             return Ok(false);
         }
-        writer
-            .apply(&resource(scheduler), wanted.namespace, wanted.name, &group)
-            .await?;
+        let resource = resource(scheduler);
+        if known.is_none() {
+            // A POST first: applying would take over a PodGroup of somebody else's.
+            let (parent, namespace) = (wanted.parent, wanted.namespace);
+            let made = writer
+                .create(parent, PURPOSE, &resource, namespace, group.clone())
+                .await?;
+            match made {
+                Creation::Made => {
+                    ledger.applied(wanted.parent, PURPOSE, hash);
+                    return Ok(true);
+                }
+                Creation::Waiting => return Ok(false),
+                Creation::Found(meta) => known = Some(Known::of(&meta)),
+            }
+        }
+        let known = known.filter(|known| known.applied.as_ref() != Some(&hash));
+        if let Some(known) = &known {
+            // With the uid: if it is another's by now, the API server says so.
+            group["metadata"]["uid"] = json!(known.uid);
+            writer
+                .apply(&resource, wanted.namespace, wanted.name, &group)
+                .await?;
+        }
         ledger.applied(wanted.parent, PURPOSE, hash);
-        Ok(true)
+        Ok(known.is_some())
     }
 
     /// Deletes the PodGroup of a parent, if it is there and the parent's.

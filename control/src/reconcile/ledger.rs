@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::core::object::HasStatus;
 use serde::de::DeserializeOwned;
@@ -23,7 +24,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Created {
     kind: &'static str,
-    name: String,
+    meta: Box<ObjectMeta>,
     since: Instant,
 }
 
@@ -59,23 +60,30 @@ impl Ledger {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A child was created.
-    pub fn created(&self, parent: &str, kind: &'static str, name: &str, uid: &str) {
+    /// A child was created, or was found although no watch has shown it.
+    pub fn created(&self, parent: &str, kind: &'static str, mut meta: ObjectMeta) {
+        meta.managed_fields = None;
+        let uid = meta.uid.clone().unwrap_or_default();
         let created = Created {
             kind,
-            name: name.to_owned(),
+            meta: Box::new(meta),
             since: Instant::now(),
         };
         self.lock()
             .created
             .entry(parent.to_owned())
             .or_default()
-            .insert(uid.to_owned(), created);
+            .insert(uid, created);
     }
 
-    /// Names of children of a kind that were created and are not in the cache; `cached` tells
-    /// whether it holds a uid.
-    pub fn unseen(&self, parent: &str, kind: &str, cached: impl Fn(&str) -> bool) -> Vec<String> {
+    /// Children of a kind that were created and are not in the cache, as the API server answered;
+    /// `cached` tells whether it holds a uid.
+    pub fn unseen(
+        &self,
+        parent: &str,
+        kind: &str,
+        cached: impl Fn(&str) -> bool,
+    ) -> Vec<ObjectMeta> {
         let mut entries = self.lock();
         let Some(children) = entries.created.get_mut(parent) else {
             return Vec::new();
@@ -83,12 +91,12 @@ impl Ledger {
         children.retain(|uid, child| {
             child.since.elapsed() < FORGET_AFTER && !(child.kind == kind && cached(uid))
         });
-        let names = children.values().filter(|child| child.kind == kind);
-        let names = names.map(|child| child.name.clone()).collect();
+        let unseen = children.values().filter(|child| child.kind == kind);
+        let unseen = unseen.map(|child| child.meta.as_ref().clone()).collect();
         if children.is_empty() {
             entries.created.remove(parent);
         }
-        names
+        unseen
     }
 
     /// An object was asked to go.
@@ -163,6 +171,11 @@ impl Ledger {
         self.lock()
             .applied
             .insert((parent.to_owned(), purpose), hash);
+    }
+
+    /// It is gone: what was applied has to be applied anew.
+    pub fn forget_applied(&self, parent: &str, purpose: &'static str) {
+        self.lock().applied.remove(&(parent.to_owned(), purpose));
     }
 
     /// Whether the same was applied before.
@@ -253,22 +266,21 @@ mod tests {
     #[test]
     fn what_was_created_counts_until_it_is_seen() {
         let ledger = Ledger::default();
-        ledger.created("parent", "Pod", "a", "uid-a");
-        assert_eq!(ledger.unseen("parent", "Pod", |_| false), ["a"]);
-        assert_eq!(
-            ledger.unseen("parent", "PodSet", |_| false),
-            Vec::<String>::new()
-        );
+        let child = || ObjectMeta {
+            name: Some("a".into()),
+            uid: Some("uid-a".into()),
+            labels: Some([("role-name".to_owned(), "r".to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        let unseen = |kind: &str| ledger.unseen("parent", kind, |_| false);
+        ledger.created("parent", "Pod", child());
+        assert_eq!(unseen("Pod"), [child()], "with all that says what it is");
+        assert_eq!(unseen("PodSet"), []);
         ledger.seen(Some("parent"), "uid-a", 1, 1);
-        assert_eq!(
-            ledger.unseen("parent", "Pod", |_| false),
-            Vec::<String>::new()
-        );
-        ledger.created("parent", "Pod", "a", "uid-a");
-        assert_eq!(
-            ledger.unseen("parent", "Pod", |uid| uid == "uid-a"),
-            Vec::<String>::new()
-        );
+        assert_eq!(unseen("Pod"), []);
+        ledger.created("parent", "Pod", child());
+        let cached = |uid: &str| uid == "uid-a";
+        assert_eq!(ledger.unseen("parent", "Pod", cached), []);
     }
 
     #[test]

@@ -11,14 +11,21 @@
 pub mod apply;
 pub mod context;
 mod error;
+mod farewell;
+mod ganging;
 pub mod gangs;
 pub mod informer;
 pub mod ledger;
+mod meta;
 pub mod observed;
+pub mod pod_groups;
 pub mod podset;
 pub mod roleset;
+pub mod schema;
+mod status;
 pub mod stormservice;
 mod trigger;
+mod undecodable;
 
 pub use context::{Context, Settings};
 pub use error::Error;
@@ -37,8 +44,10 @@ pub mod conditions {
     pub const REPLICA_FAILURE: &str = "ReplicaFailure";
     /// The spec cannot be acted on.
     pub const INVALID: &str = "Invalid";
-    /// Gang scheduling is asked for, and its PodGroup kind is not installed.
+    /// Gang scheduling is asked for, and its PodGroup kind is not installed, or came too late.
     pub const POD_GROUP_UNAVAILABLE: &str = "PodGroupUnavailable";
+    /// Which generation the status is about, where the installed CRD has no field for it.
+    pub const OBSERVED: &str = "Observed";
     /// The installed CRDs lack fields of this version.
     pub const SCHEMA_OUTDATED: &str = "SchemaOutdated";
     /// Pods of a PodSet were replaced because they were unhealthy.

@@ -119,11 +119,11 @@ impl ObservedPod {
         })
     }
 
-    /// Whether a container was started again.
+    /// How often containers were started again.
     #[must_use]
-    pub fn has_restarted(&self) -> bool {
-        self.containers()
-            .any(|container| container.restart_count > 0)
+    pub fn restarts(&self) -> i32 {
+        let counts = self.containers().map(|container| container.restart_count);
+        counts.fold(0, i32::saturating_add)
     }
 }
 

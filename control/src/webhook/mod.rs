@@ -126,7 +126,9 @@ fn answer(request: &AdmissionRequest<DynamicObject>) -> AdmissionResponse {
     if unchanged || object.metadata.deletion_timestamp.is_some() {
         return response;
     }
-    let violations = violations(&request.kind.kind, &request.name, spec);
+    let old = request.old_object.as_ref();
+    let old = old.and_then(|old| old.data.get("spec")).cloned();
+    let violations = violations(&request.kind.kind, &request.name, spec, old);
     if violations.is_empty() {
         response
     } else {
@@ -134,7 +136,8 @@ fn answer(request: &AdmissionRequest<DynamicObject>) -> AdmissionResponse {
     }
 }
 
-fn violations(kind: &str, name: &str, spec: Value) -> Vec<Violation> {
+/// What is wrong with `spec`; `old` is what it was before a change.
+fn violations(kind: &str, name: &str, spec: Value, old: Option<Value>) -> Vec<Violation> {
     let unreadable = |error: serde_json::Error| {
         vec![Violation {
             path: "spec".into(),
@@ -142,8 +145,15 @@ fn violations(kind: &str, name: &str, spec: Value) -> Vec<Violation> {
         }]
     };
     match kind {
-        "StormService" => serde_json::from_value::<StormServiceSpec>(spec)
-            .map_or_else(unreadable, |spec| validate::stormservice(name, &spec)),
+        "StormService" => match serde_json::from_value::<StormServiceSpec>(spec) {
+            Ok(spec) => {
+                let old = old.and_then(|old| serde_json::from_value(old).ok());
+                let mut violations = validate::stormservice(name, &spec);
+                violations.extend(validate::group_names(name, &spec, old.as_ref()));
+                violations
+            }
+            Err(error) => unreadable(error),
+        },
         "RoleSet" => serde_json::from_value::<RoleSetSpec>(spec)
             .map_or_else(unreadable, |spec| validate::role_set(&spec)),
         _ => Vec::new(),
@@ -185,6 +195,34 @@ mod tests {
             message.contains("spec.template.spec.roles: dependencies form a cycle"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_long_name_is_refused_unless_it_was_there_before() {
+        let with = |roles: &[(&str, i32)]| {
+            let roles: Vec<Value> = roles
+                .iter()
+                .map(|(name, size)| json!({"name": name, "podGroupSize": size, "replicas": 1}))
+                .collect();
+            json!({"apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "StormService",
+                "metadata": {"name": "llm"}, "spec": {"selector": {},
+                "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"roles": roles}}}})
+        };
+        let long = "r".repeat(25);
+        let (group, single) = (with(&[(&long, 2)]), with(&[(&long, 1)]));
+        let more = with(&[(&long, 3), ("other", 1)]);
+        let two = with(&[(&long, 2), (&"o".repeat(25), 2)]);
+        let table = [
+            ("CREATE", &group, &Value::Null, false),
+            ("CREATE", &single, &Value::Null, true),
+            ("UPDATE", &more, &group, true),
+            ("UPDATE", &group, &single, false),
+            ("UPDATE", &two, &group, false),
+        ];
+        for (operation, new, old, allowed) in table {
+            let said = answer(&request(operation, new.clone(), old.clone()));
+            assert_eq!(said.allowed, allowed, "{operation} {new} after {old}");
+        }
     }
 
     #[test]

@@ -1,6 +1,4 @@
-//! Taking over what AIBrix v0.5.0 made. Its objects are rebuilt here after its source: names,
-//! labels, finalizers and the JSON of its Go types; its hashes stand for themselves, for nobody else
-//! can compute them.
+//! Taking over what AIBrix v0.5.0 made: `recorded/README.md` says how the objects were recorded.
 
 use kube::ResourceExt;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
@@ -8,7 +6,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
-use crate::world::{World, role, role_with, service, uids};
+use crate::world::{World, uids};
 
 async fn create(world: &World, object: Value) -> DynamicObject {
     let api_version = object["apiVersion"].as_str().unwrap().to_owned();
@@ -30,144 +28,49 @@ async fn create(world: &World, object: Value) -> DynamicObject {
     made
 }
 
-fn owner(object: &DynamicObject) -> Value {
-    let types = object.types.clone().unwrap();
-    json!([{
-        "apiVersion": types.api_version, "kind": types.kind, "name": object.name_any(),
-        "uid": object.uid(), "controller": true, "blockOwnerDeletion": true,
-    }])
+/// The manifest with another image and number of RoleSets.
+fn manifest(image: &str, replicas: i32) -> Value {
+    let text =
+        include_str!("recorded/manifest.yaml").replace("image: a", &format!("image: {image}"));
+    let mut manifest: Value = serde_norway::from_str(&text).unwrap();
+    manifest["spec"]["replicas"] = json!(replicas);
+    manifest
 }
 
-/// The roles as Go writes them: null timestamps, empty objects, canonical quantities.
-fn go_roles(image: &str) -> Value {
-    let template = json!({"metadata": {"creationTimestamp": null}, "spec": {
-        "terminationGracePeriodSeconds": 1,
-        "containers": [{"name": "c", "image": image, "resources": {}}],
-    }});
-    json!([
-        {"name": "decode", "replicas": 2, "template": template, "updateStrategy": {},
-            "disruptionTolerance": {}},
-        {"name": "prefill", "replicas": 1, "podGroupSize": 2, "stateful": true,
-            "template": template, "updateStrategy": {}, "disruptionTolerance": {}},
-    ])
+/// What AIBrix leaves behind: everything is complete and ready. Owners get the uids that they have
+/// here.
+async fn leave_behind(world: &World) -> Vec<DynamicObject> {
+    let recorded: Vec<Value> =
+        serde_json::from_str(include_str!("recorded/aibrix-v0.5.0.json")).unwrap();
+    let mut made: Vec<DynamicObject> = Vec::new();
+    for mut object in recorded {
+        if let Some(owner) = object.pointer_mut("/metadata/ownerReferences/0") {
+            let is_owner = |made: &&DynamicObject| {
+                let kind = made.types.as_ref().map(|types| types.kind.as_str());
+                owner["name"] == made.name_any() && owner["kind"].as_str() == kind
+            };
+            owner["uid"] = json!(made.iter().find(is_owner).unwrap().uid());
+        }
+        made.push(create(world, object).await);
+    }
+    made
 }
 
-fn our_roles(image: &str) -> Value {
-    json!([
-        role("decode", 2, image),
-        role_with(
-            "prefill",
-            1,
-            image,
-            json!({"podGroupSize": 2, "stateful": true})
-        ),
-    ])
-}
-
-const SET: &str = "llm-roleset-x7k2p";
-const DECODE_HASH: &str = "5d8f9c6b47";
-const PREFILL_HASH: &str = "7c4d8bbf9f";
-const REVISION: &str = "llm-69df6b87d8";
-
-/// What AIBrix leaves behind: everything is complete and ready.
-async fn leave_behind(world: &World) {
-    let mut written = service("llm", 1, our_roles("a"));
-    written["metadata"]["finalizers"] = json!(["orchestration.aibrix.ai/stormservice-finalizer"]);
-    written["status"] = json!({
-        "replicas": 1, "readyReplicas": 1, "currentReplicas": 1, "updatedReplicas": 1,
-        "updatedReadyReplicas": 1, "currentRevision": REVISION, "updateRevision": REVISION,
-        "collisionCount": 0, "scalingTargetSelector": "storm-service-name=llm",
-        "conditions": [{"type": "Ready", "status": "True", "reason": "Ready"}],
-    });
-    let llm = create(world, written).await;
-    let template = json!({
-        "$patch": "replace",
-        "metadata": {"creationTimestamp": null, "labels": {"app": "llm"}},
-        "spec": {"roles": go_roles("a"), "updateStrategy": "Sequential"},
-    });
-    create(
-        world,
-        json!({
-            "apiVersion": "apps/v1", "kind": "ControllerRevision",
-            "metadata": {"name": REVISION, "ownerReferences": owner(&llm), "labels":
-                {"name": "llm", "controller.kubernetes.io/hash": "69df6b87d8"}},
-            "data": {"spec": {"template": template}}, "revision": 1,
-        }),
-    )
-    .await;
-    create(
-        world,
-        json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": "llm", "ownerReferences": owner(&llm)},
-            "spec": {"type": "ClusterIP", "clusterIP": "None", "publishNotReadyAddresses": true,
-                "selector": {"storm-service-name": "llm"}},
-        }),
-    )
-    .await;
-    let ready = |name: &str, count: i32| {
-        json!({"name": name, "replicas": count, "readyReplicas": count, "updatedReplicas": count,
-            "updatedReadyReplicas": count})
+fn named<'a>(made: &'a [DynamicObject], kind: &str) -> Vec<&'a DynamicObject> {
+    let of_kind = |object: &&DynamicObject| {
+        let types = object.types.as_ref();
+        types.is_some_and(|types| types.kind == kind)
     };
-    let set = create(world, json!({
-        "apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "RoleSet",
-        "metadata": {"name": SET, "ownerReferences": owner(&llm),
-            "finalizers": ["orchestration.aibrix.ai/roleset-finalizer"],
-            "labels": {"app": "llm", "storm-service-name": "llm", "storm-service-revision": REVISION},
-            "annotations": {"stormservice.orchestration.aibrix.ai/revision": REVISION}},
-        "spec": {"roles": go_roles("a"), "updateStrategy": "Sequential"},
-        "status": {"roles": [ready("decode", 2), ready("prefill", 1)],
-            "conditions": [{"type": "Ready", "status": "True", "reason": "roleset is ready"}]},
-    }))
-    .await;
-    let index = "stormservice.orchestration.aibrix.ai/role-replica-index";
-    for suffix in ["4qz8w", "n7xkd"] {
-        pod(
-            world,
-            &format!("{SET}-decode-{suffix}"),
-            &set,
-            json!({
-                "roleset-name": SET, "role-name": "decode", "role-template-hash": DECODE_HASH,
-                "storm-service-name": "llm",
-            }),
-        )
-        .await;
-    }
-    let name = format!("{SET}-prefill-{PREFILL_HASH}-0");
-    let labels = json!({
-        "roleset-name": SET, "role-name": "prefill", "role-template-hash": PREFILL_HASH,
-        "storm-service-name": "llm", index: "0",
-    });
-    let group = create(world, json!({
-        "apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "PodSet",
-        "metadata": {"name": name, "ownerReferences": owner(&set), "labels": labels,
-            "finalizers": ["orchestration.aibrix.ai/podset-finalizer"], "annotations": {index: "0"}},
-        "spec": {"podGroupSize": 2, "stateful": true, "recoveryPolicy": "ReplaceUnhealthy",
-            "template": go_roles("a")[1]["template"]},
-        "status": {"readyPods": 2, "totalPods": 2, "phase": "Ready"},
-    }))
-    .await;
-    for at in ["0", "1"] {
-        let mut labels = labels.clone();
-        labels["stormservice.orchestration.aibrix.ai/podset-name"] = json!(name);
-        labels["stormservice.orchestration.aibrix.ai/pod-group-index"] = json!(at);
-        pod(world, &format!("{name}-{at}"), &group, labels).await;
-    }
-}
-
-async fn pod(world: &World, name: &str, of: &DynamicObject, labels: Value) {
-    create(world, json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "labels": labels, "ownerReferences": owner(of)},
-        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "c", "image": "a"}]},
-    }))
-    .await;
+    made.iter().filter(of_kind).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_aibrix_made_is_taken_over_without_touching_a_pod() {
     let world = World::new(cluster_or_skip!(), "adopt").await;
-    leave_behind(&world).await;
+    let made = leave_behind(&world).await;
+    let revision = named(&made, "ControllerRevision")[0].name_any();
+    let set = named(&made, "RoleSet")[0].name_any();
+    let decode_hash = named(&made, "Pod")[0].labels()["role-template-hash"].clone();
     world
         .until("AIBrix's pods run", || async {
             let pods = world.all(&world.pods()).await;
@@ -191,9 +94,28 @@ async fn what_aibrix_made_is_taken_over_without_touching_a_pod() {
     );
     let status = world.services().get("llm").await.unwrap().status.unwrap();
     assert_eq!(
-        status.update_revision, REVISION,
+        status.update_revision, revision,
         "its revision is recognised"
     );
+
+    // The same manifest once more brings back what Go left out, and still means the same.
+    world.apply(manifest("a", 1)).await;
+    let stored = world.services().get("llm").await.unwrap();
+    let stored = serde_json::to_value(stored.spec).unwrap();
+    let container = "/template/spec/roles/0/template/spec/containers/0";
+    assert_eq!(
+        stored.pointer(&format!("{container}/tty")),
+        Some(&json!(false))
+    );
+    world.until_ready("llm").await;
+    world.until_quiet().await;
+    assert_eq!(
+        uids(&world.all(&world.pods()).await),
+        pods,
+        "no pod was touched"
+    );
+    let status = world.services().get("llm").await.unwrap().status.unwrap();
+    assert_eq!(status.update_revision, revision, "no revision was minted");
 
     // What is replaced or added later looks like the rest.
     let doomed = world.pods_of("decode").await[0].name_any();
@@ -210,13 +132,13 @@ async fn what_aibrix_made_is_taken_over_without_touching_a_pod() {
         .pods_of("decode")
         .await
         .iter()
-        .filter(|pod| pod.labels()["roleset-name"] == SET)
+        .filter(|pod| pod.labels()["roleset-name"] == set)
         .map(|pod| pod.labels()["role-template-hash"].clone())
         .collect();
-    assert_eq!(hashes, [DECODE_HASH, DECODE_HASH]);
+    assert_eq!(hashes, [decode_hash.clone(), decode_hash]);
 
     // And a change reaches all of it.
-    world.apply(service("llm", 2, our_roles("b"))).await;
+    world.apply(manifest("b", 2)).await;
     world.until_ready("llm").await;
     for pod in world.all(&world.pods()).await {
         assert_eq!(pod.spec.unwrap().containers[0].image.as_deref(), Some("b"));

@@ -1,15 +1,19 @@
 //! What must not shake the controllers: restarts in the middle, a second one, conflicts, haste.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::StreamExt;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
-use crate::world::{Controller, World, role, role_with, service, uids};
+use crate::world::{Controller, World, pod_group_crd, role, role_with, service, uids};
 
 fn roles(image: &str) -> Value {
     json!([
@@ -162,6 +166,11 @@ async fn an_api_server_that_restarts_is_waited_for() {
     );
     world.kubectl(&["scale", "stormservice/llm", "--replicas=2"]);
     expect_complete(&world, 2, "a").await;
+    let after = uids(&world.all(&world.pods()).await);
+    assert!(
+        before.iter().all(|uid| after.contains(uid)),
+        "what was there stays"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,6 +215,7 @@ async fn twenty_rapid_changes_of_scale_delete_nothing_that_is_wanted() {
         .await;
     world.until_ready("llm").await;
     let before = uids(&world.all(&world.pods()).await);
+    // As fast as they can be written: some meet each other in the controller.
     for turn in 0..20 {
         let replicas = 3 + (turn * 7) % 5;
         world
@@ -223,32 +233,178 @@ async fn twenty_rapid_changes_of_scale_delete_nothing_that_is_wanted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_written_when_nothing_changes() {
-    let world = World::new(cluster_or_skip!(), "quiet").await;
+async fn each_of_twenty_changes_of_scale_deletes_only_what_it_has_to() {
+    let world = World::new(cluster_or_skip!(), "steps").await;
     let _controller = world.controller();
-    world.apply(service("llm", 2, roles("a"))).await;
+    let sized = |sets: i32, pods: i32| service("llm", sets, json!([role("a", pods, "i")]));
+    world.apply(sized(2, 2)).await;
+    world.until_ready("llm").await;
+    let deaths = watch_deaths(&world).await;
+    let (mut sets, mut pods, mut expected) = (2, 2, 0);
+    for turn in 0..20 {
+        // The next one is written as soon as the controller has acted on this one, ready or not.
+        let (next_sets, next_pods) = if turn % 2 == 0 {
+            (2 + (turn * 7) % 3, pods)
+        } else {
+            (sets, 1 + (turn * 5) % 3)
+        };
+        let stay = sets.min(next_sets);
+        expected += (sets - stay) * pods + stay * (pods - next_pods).max(0);
+        (sets, pods) = (next_sets, next_pods);
+        world.apply(sized(sets, pods)).await;
+        world
+            .until(&format!("turn {turn}: {sets} times {pods}"), || async {
+                let here = world.pods_of("a").await.len();
+                (i32::try_from(here) == Ok(sets * pods)).then_some(())
+            })
+            .await;
+    }
     world.until_ready("llm").await;
     world.until_quiet().await;
-    let writes = || {
-        let audit = std::fs::read_to_string(world.cluster.home().join("audit.log")).unwrap();
-        let here = format!("\"namespace\":\"{}\"", world.namespace);
-        let by_us =
-            |line: &&str| line.contains(&here) && line.contains("kvtide-system:kvtide-control");
-        let reads = [
-            "\"verb\":\"get\"",
-            "\"verb\":\"list\"",
-            "\"verb\":\"watch\"",
-        ];
-        audit
-            .lines()
-            .filter(by_us)
-            .filter(|line| !reads.iter().any(|read| line.contains(read)))
-            .count()
+    let deaths = deaths.lock().unwrap();
+    assert_eq!(
+        i32::try_from(deaths.len()),
+        Ok(expected),
+        "by uid: {deaths:?}"
+    );
+}
+
+/// Uids of the world's pods that were asked to go, as a watch saw it.
+async fn watch_deaths(world: &World) -> Arc<Mutex<BTreeSet<String>>> {
+    let deaths: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+    let (pods, seen) = (world.pods(), deaths.clone());
+    let (begun, beginning) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut begun = Some(begun);
+        let events = watcher(pods, watcher::Config::default()).default_backoff();
+        let mut events = events.boxed();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Apply(pod)) if pod.metadata.deletion_timestamp.is_some() => {
+                    seen.lock().unwrap().extend(pod.uid());
+                }
+                Ok(Event::Delete(pod)) => seen.lock().unwrap().extend(pod.uid()),
+                Ok(Event::InitDone) => {
+                    if let Some(begun) = begun.take() {
+                        begun.send(()).unwrap();
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
+    beginning.await.unwrap();
+    deaths
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_killed_while_it_scales_pauses_or_rolls_back_is_no_loss() {
+    let world = World::new(cluster_or_skip!(), "midway").await;
+    let mut controller = world.controller();
+    let sized = |sets: i32, image: &str| service("llm", sets, json!([role("a", 2, image)]));
+    world.apply(sized(2, "a")).await;
+    world.until_ready("llm").await;
+    let first = uids(&world.all(&world.pods()).await);
+    let until_more_than = async |pods: usize| {
+        world
+            .until("some of it is done", || async {
+                (world.all(&world.pods()).await.len() > pods).then_some(())
+            })
+            .await;
     };
-    let before = writes();
-    assert!(before > 0, "the audit log counts");
+    // Scaling out.
+    world.kubectl(&["scale", "stormservice/llm", "--replicas=8"]);
+    until_more_than(4).await;
+    controller.kill();
+    controller = world.controller();
+    world.until_ready("llm").await;
+    let pods = uids(&world.all(&world.pods()).await);
+    assert_eq!(pods.len(), 16);
+    assert!(first.iter().all(|uid| pods.contains(uid)));
+    // Scaling in.
+    world.kubectl(&["scale", "stormservice/llm", "--replicas=2"]);
+    world
+        .until("some of it is done", || async {
+            let sets = world.all(&world.role_sets()).await;
+            let going =
+                |set: &kvtide_control::api::RoleSet| set.metadata.deletion_timestamp.is_some();
+            (sets.len() < 8 || sets.iter().any(going)).then_some(())
+        })
+        .await;
+    controller.kill();
+    controller = world.controller();
+    world
+        .until("four pods are left", || async {
+            (world.all(&world.pods()).await.len() == 4).then_some(())
+        })
+        .await;
+    assert_eq!(uids(&world.all(&world.pods()).await), first);
+
+    // A pause in the middle of a rollout, unknown to the process that began it.
+    world.apply(sized(2, "b")).await;
+    world
+        .until("the rollout has begun", || async {
+            let here = uids(&world.all(&world.pods()).await);
+            first.iter().any(|uid| !here.contains(uid)).then_some(())
+        })
+        .await;
+    controller.kill();
+    let mut paused = sized(2, "b");
+    paused["spec"]["paused"] = json!(true);
+    world.apply(paused).await;
+    controller = world.controller();
+    world
+        .until("the pause is seen", || async {
+            let service = world.services().get("llm").await.ok()?;
+            let status = service.status?;
+            let observed = status.observed_generation == service.metadata.generation;
+            observed.then_some(())
+        })
+        .await;
+    world.until_quiet().await;
+    let kept = uids(&world.all(&world.pods()).await);
+    assert!(
+        first.iter().any(|uid| kept.contains(uid)),
+        "the second RoleSet waits"
+    );
+    // Going back, and killed in the middle of that.
+    world.apply(sized(2, "a")).await;
+    world
+        .until("going back has begun", || async {
+            let here = uids(&world.all(&world.pods()).await);
+            kept.iter().any(|uid| !here.contains(uid)).then_some(())
+        })
+        .await;
+    controller.kill();
+    let _again = world.controller();
+    world.until_ready("llm").await;
+    for pod in world.all(&world.pods()).await {
+        assert_eq!(pod.spec.unwrap().containers[0].image.as_deref(), Some("a"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_written_when_nothing_changes() {
+    let world = World::alone(cluster_or_skip!(), "quiet").await;
+    let group = world.cluster.home().join("quiet-group.json");
+    let definition = pod_group_crd("scheduling.x-k8s.io", "v1alpha1");
+    std::fs::write(&group, definition.to_string()).unwrap();
+    world.kubectl(&["apply", "-f", group.to_str().unwrap()]);
+    let crd = "crd/podgroups.scheduling.x-k8s.io";
+    world.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", crd]);
+    let _controller = world.controller();
+    world.apply(service("llm", 2, roles("a"))).await;
+    let strategy = json!({"coschedulingSchedulingStrategy": {}});
+    let fields = json!({"podGroupSize": 2, "schedulingStrategy": strategy});
+    let gang = json!([role_with("p", 2, "a", fields)]);
+    world.apply(service("gang", 2, gang)).await;
+    world.until_ready("gang").await;
+    world.until_ready("llm").await;
+    world.until_quiet().await;
+    let before = world.writes();
+    assert!(!before.is_empty(), "the audit log counts");
     // Restarting looks at everything once more, and still there is nothing to do.
     let _again = world.controller();
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(writes(), before);
+    assert_eq!(world.writes(), before);
 }

@@ -2,12 +2,12 @@
 //! anything; the schedulers themselves do not run.
 
 use kube::ResourceExt;
-use kube::api::{Api, ApiResource, DynamicObject};
+use kube::api::{Api, ApiResource, DynamicObject, ObjectMeta};
 use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
-use crate::world::{World, condition, pod_group_crd, role, role_with, service};
+use crate::world::{World, condition, pod_group_crd, role, role_with, service, uids};
 
 const KINDS: [(&str, &str); 3] = [
     ("scheduling.godel.kubewharf.io", "v1alpha1"),
@@ -58,6 +58,17 @@ async fn pods_are_ganged_where_the_scheduler_is_installed_and_run_without_where_
     world.kubectl(&["delete", "stormservice", "none", "--timeout=80s"]);
     controller.kill();
 
+    too_late(&world).await;
+    let _controller = world.controller_with(&[
+        "--leader-elect=false",
+        "--coscheduling-scheduler-name=gang-scheduler",
+    ]);
+    whole_role_set(&world).await;
+    each_pod_set(&world).await;
+    not_ours(&world).await;
+}
+
+fn install(world: &World) {
     for (group, version) in KINDS {
         let file = world.cluster.home().join(format!("{group}.json"));
         std::fs::write(&file, pod_group_crd(group, version).to_string()).unwrap();
@@ -65,12 +76,85 @@ async fn pods_are_ganged_where_the_scheduler_is_installed_and_run_without_where_
         let crd = format!("crd/podgroups.{group}");
         world.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]);
     }
-    let _controller = world.controller_with(&[
-        "--leader-elect=false",
-        "--coscheduling-scheduler-name=gang-scheduler",
-    ]);
-    whole_role_set(&world).await;
-    each_pod_set(&world).await;
+}
+
+fn volcano_group(meta: &ObjectMeta) -> Option<&String> {
+    meta.annotations
+        .as_ref()?
+        .get("scheduling.k8s.io/group-name")
+}
+
+/// The kind is installed while pods run: what replaces them must not wait for a gang that they are not
+/// in. What is made as a whole is ganged.
+async fn too_late(world: &World) {
+    let mut controller = world.controller();
+    world
+        .apply(ganged("late", &json!({"volcanoSchedulingStrategy": {}})))
+        .await;
+    world.until_ready("late").await;
+    install(world);
+    world
+        .until("it is noticed", || async {
+            let set = world.all(&world.role_sets()).await.pop()?;
+            let conditions = set.status?.conditions;
+            let condition = conditions
+                .iter()
+                .find(|condition| condition.kind == "PodGroupUnavailable")?;
+            (condition.reason == "PodsOutside").then_some(())
+        })
+        .await;
+    let first = world.all(&world.role_sets()).await[0].name_any();
+    let doomed = world.pods_of("router").await.remove(0);
+    world.kubectl(&["delete", "pod", &doomed.name_any(), "--wait=false"]);
+    world
+        .until("the router is replaced", || async {
+            let router = world.pods_of("router").await;
+            (router.len() == 1 && router[0].uid() != doomed.uid()).then_some(())
+        })
+        .await;
+    world.until_ready("late").await;
+    world.kubectl(&["scale", "stormservice/late", "--replicas=2"]);
+    world.until_ready("late").await;
+    for pod in world.all(&world.pods()).await {
+        let set = &pod.labels()["roleset-name"];
+        let expected = (*set != first).then_some(set);
+        assert_eq!(volcano_group(&pod.metadata), expected, "{}", pod.name_any());
+    }
+    assert_eq!(groups(world, KINDS[2]).await.len(), 1);
+    world.kubectl(&["delete", "stormservice", "late", "--timeout=80s"]);
+    controller.kill();
+}
+
+/// A PodGroup that is somebody else's is not touched, and says so.
+async fn not_ours(world: &World) {
+    let coscheduling = json!({"coschedulingSchedulingStrategy": {}});
+    let mut none = ganged("llm", &coscheduling);
+    none["spec"]["replicas"] = json!(0);
+    world.apply(none).await;
+    let uid = world.services().get("llm").await.unwrap().uid().unwrap();
+    let name = kvtide_control::core::names::role_set("llm", &uid, 0);
+    world
+        .apply(json!({
+            "apiVersion": "scheduling.x-k8s.io/v1alpha1", "kind": "PodGroup",
+            "metadata": {"name": name}, "spec": {"minMember": 42},
+        }))
+        .await;
+    world.apply(ganged("llm", &coscheduling)).await;
+    world
+        .until("it says so", || async {
+            let set = world.role_sets().get_opt(&name).await.ok()??;
+            let conditions = set.status?.conditions;
+            let failure = conditions
+                .iter()
+                .find(|condition| condition.kind == "ReplicaFailure")?;
+            failure.message.contains("somebody else").then_some(())
+        })
+        .await;
+    assert_eq!(world.all(&world.pods()).await.len(), 0);
+    let found = groups(world, KINDS[1]).await;
+    assert_eq!(found[0].data["spec"]["minMember"], 42);
+    world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
+    assert_eq!(groups(world, KINDS[1]).await.len(), 1, "nor deleted");
 }
 
 /// One PodGroup for the RoleSet, by each scheduler in turn.
@@ -125,6 +209,20 @@ async fn whole_role_set(world: &World) {
             })
             .await;
         world.until_ready("llm").await;
+        // One that somebody deletes is made again.
+        let pods = uids(&world.all(&world.pods()).await);
+        let lost = groups(world, kind).await[0].uid();
+        let plural = format!("podgroups.{}", kind.0);
+        world.kubectl(&["delete", &plural, &set]);
+        world
+            .until("the PodGroup is there again", || async {
+                let found = groups(world, kind).await;
+                let found = found.first()?;
+                let same = found.data["spec"]["minMember"] == 7;
+                (found.uid() != lost && same).then_some(())
+            })
+            .await;
+        assert_eq!(uids(&world.all(&world.pods()).await), pods);
         world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
         assert_eq!(
             groups(world, kind).await.len(),

@@ -1,15 +1,11 @@
 //! A StormService's life: made, scaled, rolled, paused, rolled back, deleted.
 
-use std::sync::{Arc, Mutex};
-
-use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, watcher};
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
+use crate::film::{Film, Scene, Shot};
 use crate::world::{World, condition, role, role_with, service, uids};
 
 /// The roles of the announcement.
@@ -107,27 +103,6 @@ async fn a_change_of_one_role_touches_that_role_alone() {
     );
 }
 
-/// Roles in the order in which pods of the new image appear.
-fn watch_order(world: &World, image: &'static str) -> Arc<Mutex<Vec<String>>> {
-    let order: Arc<Mutex<Vec<String>>> = Arc::default();
-    let (pods, seen) = (world.pods(), order.clone());
-    tokio::spawn(async move {
-        let events = watcher(pods, watcher::Config::default())
-            .default_backoff()
-            .applied_objects();
-        let mut events = Box::pin(events);
-        while let Some(Ok(pod)) = events.next().await {
-            let new = images(std::slice::from_ref(&pod)) == [image];
-            let role = pod.labels().get("role-name").cloned().unwrap_or_default();
-            let mut seen = seen.lock().unwrap();
-            if new && !seen.contains(&role) {
-                seen.push(role);
-            }
-        }
-    });
-    order
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn roles_roll_in_their_order() {
     let world = World::new(cluster_or_skip!(), "order").await;
@@ -141,15 +116,143 @@ async fn roles_roll_in_their_order() {
                 image,
                 json!({"upgradeOrder": 2, "podGroupSize": 2})
             ),
-            role_with("router", 1, image, json!({"upgradeOrder": 1})),
+            role_with("router", 2, image, json!({"upgradeOrder": 1})),
         ])
     };
     world.apply(service("llm", 1, roles("a"))).await;
     world.until_ready("llm").await;
-    let order = watch_order(&world, "b");
+    let film = Film::start(&world).await;
     world.apply(service("llm", 1, roles("b"))).await;
     world.until_ready("llm").await;
-    assert_eq!(*order.lock().unwrap(), ["router", "prefill", "decode"]);
+    // A role is begun only when the one before it is completely new and ready.
+    let begun = |scene: &Scene, role: &str| scene.of(role).any(|pod| pod.image == "b");
+    let over = |scene: &Scene, role: &str| {
+        let mut pods = scene.of(role).filter(|pod| !pod.going).peekable();
+        pods.peek().is_some() && pods.all(|pod| pod.image == "b" && pod.ready)
+    };
+    let scenes = film.scenes();
+    for scene in &scenes {
+        assert!(
+            !begun(scene, "prefill") || over(scene, "router"),
+            "{scene:?}"
+        );
+        assert!(
+            !begun(scene, "decode") || over(scene, "prefill"),
+            "{scene:?}"
+        );
+    }
+    assert!(scenes.iter().any(|scene| over(scene, "decode")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parallel_roles_roll_at_once_and_interleaved_ones_step_by_step() {
+    let world = World::new(cluster_or_skip!(), "orders").await;
+    let _controller = world.controller();
+    for order in ["Parallel", "Interleave"] {
+        let ordered = |image: &str| {
+            let roles = json!([role("a", 3, image), role("b", 3, image)]);
+            let mut service = service("llm", 1, roles);
+            service["spec"]["template"]["spec"]["updateStrategy"] = json!(order);
+            service
+        };
+        world.apply(ordered("a")).await;
+        world.until_ready("llm").await;
+        let film = Film::start(&world).await;
+        world.apply(ordered("b")).await;
+        world.until_ready("llm").await;
+        let scenes = film.scenes();
+        let ready = |scene: &Scene, role: &str| {
+            let new = |pod: &&Shot| pod.image == "b" && pod.ready && !pod.going;
+            scene.of(role).filter(new).count()
+        };
+        let begun =
+            |scene: &Scene, role: &str| scene.of(role).filter(|pod| pod.image == "b").count();
+        for scene in &scenes {
+            for role in ["a", "b"] {
+                let serving = scene.of(role).filter(|pod| pod.ready && !pod.going);
+                assert!(serving.count() >= 2, "{order}, one at a time: {scene:?}");
+            }
+            if order == "Interleave" {
+                let level = ready(scene, "a").min(ready(scene, "b"));
+                let ahead = begun(scene, "a").max(begun(scene, "b"));
+                assert!(ahead <= level + 1, "a step ahead: {scene:?}");
+            }
+        }
+        let amid = |scene: &Scene, role: &str| (1..3).contains(&begun(scene, role));
+        let both = |scene: &Scene| amid(scene, "a") && amid(scene, "b");
+        assert!(scenes.iter().any(both), "{order}: both roll at once");
+        world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn role_sets_are_changed_in_place_no_more_at_once_than_may_be_unavailable() {
+    let world = World::new(cluster_or_skip!(), "several").await;
+    let _controller = world.controller();
+    let budgeted = |image: &str| {
+        let mut service = service("llm", 5, json!([role("a", 1, image)]));
+        service["spec"]["updateStrategy"] = json!({"maxUnavailable": 2});
+        service
+    };
+    // Also where none of them is ready.
+    for (from, to) in [("a", "never-ready"), ("never-ready", "b")] {
+        world.apply(budgeted(from)).await;
+        world
+            .until(&format!("it runs {from}"), || async {
+                let new = |pod: &&Pod| images(std::slice::from_ref(*pod)) == [from];
+                let pods = world.pods_of("a").await;
+                // What is never ready keeps the rest waiting: two of five.
+                let wanted = if from == "a" { 5 } else { 2 };
+                (pods.iter().filter(new).count() == wanted).then_some(())
+            })
+            .await;
+        world.until_quiet().await;
+        let film = Film::start(&world).await;
+        world.apply(budgeted(to)).await;
+        if to == "b" {
+            world.until_ready("llm").await;
+        } else {
+            world
+                .until("two are taken", || async {
+                    let new = |pod: &&Pod| images(std::slice::from_ref(*pod)) == [to];
+                    let pods = world.pods_of("a").await;
+                    (pods.iter().filter(new).count() == 2).then_some(())
+                })
+                .await;
+            world.until_quiet().await;
+        }
+        for scene in film.scenes() {
+            let serving = scene.of("a").filter(|pod| pod.ready && !pod.going);
+            assert!(serving.count() >= 3, "{from} to {to}: {scene:?}");
+            let under_way = scene.of("a").filter(|pod| pod.image == to && !pod.ready);
+            assert!(under_way.count() <= 2, "{from} to {to}: {scene:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_surge_alone_takes_no_capacity() {
+    let world = World::new(cluster_or_skip!(), "surge").await;
+    let _controller = world.controller();
+    let surging = |image: &str| {
+        let mut service = service("llm", 2, json!([role("a", 2, image)]));
+        service["spec"]["updateStrategy"] = json!({"maxSurge": 1});
+        service
+    };
+    world.apply(surging("a")).await;
+    world.until_ready("llm").await;
+    let sets = uids(&world.all(&world.role_sets()).await);
+    let film = Film::start(&world).await;
+    world.apply(surging("b")).await;
+    world.until_ready("llm").await;
+    assert_eq!(images(&world.pods_of("a").await), ["b", "b", "b", "b"]);
+    assert_eq!(uids(&world.all(&world.role_sets()).await), sets);
+    let scenes = film.scenes();
+    for scene in &scenes {
+        let serving = scene.of("a").filter(|pod| pod.ready && !pod.going);
+        assert!(serving.count() >= 4, "{scene:?}");
+    }
+    assert!(scenes.iter().any(|scene| scene.of("a").count() > 4));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -340,4 +443,32 @@ async fn an_invalid_object_gets_a_condition_and_no_writes() {
         None
     );
     assert!(!controller.log().contains("panicked"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_orphaned_stays() {
+    let world = World::new(cluster_or_skip!(), "orphan").await;
+    let _controller = world.controller();
+    world.apply(service("llm", 1, announced("a"))).await;
+    world.until_ready("llm").await;
+    let (pods, groups) = (
+        uids(&world.all(&world.pods()).await),
+        uids(&world.all(&world.pod_sets()).await),
+    );
+    let doomed = ["stormservice", "roleset", "podset"];
+    for kind in doomed {
+        world.kubectl(&["delete", kind, "--all", "--cascade=orphan", "--timeout=80s"]);
+        world.until_quiet().await;
+        assert_eq!(
+            uids(&world.all(&world.pods()).await),
+            pods,
+            "after each {kind} went"
+        );
+        if kind != "podset" {
+            assert_eq!(uids(&world.all(&world.pod_sets()).await), groups);
+        }
+    }
+    for pod in world.all(&world.pods()).await {
+        assert_eq!(pod.metadata.owner_references, None, "nobody's any more");
+    }
 }

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod cluster;
+mod film;
 mod kubelet;
 mod world;
 
@@ -16,6 +17,7 @@ mod gangs;
 mod life;
 mod recovery;
 mod rules;
+mod schema;
 
 /// The cluster, or the end of the test.
 macro_rules! cluster_or_skip {

@@ -1,8 +1,14 @@
 //! Pods that fail, vanish or lose their node, and what becomes of their groups.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
 use kvtide_control::api::PodSetPhase;
 use serde_json::{Value, json};
 
@@ -80,6 +86,7 @@ async fn full_recreate_takes_the_whole_group_and_never_mixes_two() {
     let mut controller = world.controller();
     world.apply(service("llm", 1, group("FullRecreate"))).await;
     world.until_ready("llm").await;
+    let mixtures = watch_mixtures(&world).await;
     // A restarted container is enough.
     let first = uids(&world.pods_of("p").await);
     let restarted = status(true, &json!({"running": {}}), 1);
@@ -95,6 +102,100 @@ async fn full_recreate_takes_the_whole_group_and_never_mixes_two() {
     controller.kill();
     let _again = world.controller();
     until_recovered(&world, &second, 0).await;
+    let mixtures = mixtures.lock().unwrap();
+    assert!(mixtures.generations >= 3, "the watch saw both recoveries");
+    assert_eq!(mixtures.found, Vec::<String>::new(), "half old, half new");
+}
+
+/// What a watch saw of a group of three pods.
+#[derive(Debug, Default)]
+struct Mixtures {
+    /// Groups of three that were complete one after the other.
+    generations: usize,
+    /// Pods that were made while one of the group before was there.
+    found: Vec<String>,
+}
+
+async fn watch_mixtures(world: &World) -> Arc<Mutex<Mixtures>> {
+    let mixtures: Arc<Mutex<Mixtures>> = Arc::default();
+    let (pods, seen) = (world.pods(), mixtures.clone());
+    let (begun, beginning) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut begun = Some(begun);
+        let mut here: BTreeSet<String> = BTreeSet::new();
+        // Whether the pods that are there are a group that was complete.
+        let mut complete = false;
+        let events = watcher(pods, watcher::Config::default()).default_backoff();
+        let mut events = events.boxed();
+        while let Some(event) = events.next().await {
+            let mut seen = seen.lock().unwrap();
+            match event {
+                Ok(Event::Apply(pod) | Event::InitApply(pod)) => {
+                    if here.insert(pod.uid().unwrap()) && complete {
+                        seen.found.push(pod.name_any());
+                    }
+                    if here.len() == 3 && !complete {
+                        complete = true;
+                        seen.generations += 1;
+                    }
+                }
+                Ok(Event::Delete(pod)) => {
+                    here.remove(&pod.uid().unwrap());
+                    complete &= !here.is_empty();
+                }
+                Ok(Event::InitDone) => {
+                    if let Some(begun) = begun.take() {
+                        begun.send(()).unwrap();
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
+    beginning.await.unwrap();
+    mixtures
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_from_before_full_recreate_was_set_take_nothing() {
+    let world = World::new(cluster_or_skip!(), "baseline").await;
+    let mut controller = world.controller();
+    world
+        .apply(service("llm", 1, group("ReplaceUnhealthy")))
+        .await;
+    world.until_ready("llm").await;
+    let pods = world.pods_of("p").await;
+    let restart = async |nth: usize, restarts: i32| {
+        let restarted = status(true, &json!({"running": {}}), restarts);
+        let name = pods[nth].name_any();
+        set_status(&world.client, &world.namespace, &name, &restarted)
+            .await
+            .unwrap();
+    };
+    restart(1, 2).await;
+    world.apply(service("llm", 1, group("FullRecreate"))).await;
+    world
+        .until("the PodSet takes the policy", || async {
+            let set = world.all(&world.pod_sets()).await.pop()?;
+            let noted = set
+                .annotations()
+                .contains_key("control.kvtide.io/restarts-before");
+            (set.spec.recovery_policy?.recreates_all() && noted).then_some(())
+        })
+        .await;
+    world.until_quiet().await;
+    assert_eq!(uids(&world.pods_of("p").await), uids(&pods));
+    controller.kill();
+    let _again = world.controller();
+    world.until_ready("llm").await;
+    world.until_quiet().await;
+    assert_eq!(
+        uids(&world.pods_of("p").await),
+        uids(&pods),
+        "it was noted where it lasts"
+    );
+    restart(1, 3).await;
+    until_recovered(&world, &uids(&pods), 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

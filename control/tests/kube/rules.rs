@@ -1,9 +1,12 @@
 //! What the API server refuses by the CRDs' own rules, and what the printed columns show.
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, PostParams};
+use kvtide_control::api::PodSet;
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
-use crate::world::{World, role, role_with, service};
+use crate::world::{World, condition, role, role_with, service, with_definitions};
 
 /// What `kubectl apply` says to an object.
 fn refused(world: &World, object: &Value) -> String {
@@ -125,4 +128,59 @@ async fn defaults_do_not_change_what_was_written() {
         role["template"]["spec"]["containers"][0],
         json!({"name": "c", "image": "i"})
     );
+}
+
+/// The definitions without what bounds names, as AIBrix's are.
+fn without_bounds(definition: &mut CustomResourceDefinition) {
+    let schema = definition.spec.versions[0].schema.as_mut().unwrap();
+    let schema = schema.open_api_v3_schema.as_mut().unwrap();
+    schema.x_kubernetes_validations = None;
+    schema.properties.as_mut().unwrap().remove("metadata");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_stored_before_a_rule_is_served_and_deleted() {
+    let world = World::alone(cluster_or_skip!(), "ratchet").await;
+    let group = role_with("prefill", 1, "i", json!({"podGroupSize": 2}));
+    let long = "a".repeat(24);
+    let finalizer = json!(["orchestration.aibrix.ai/stormservice-finalizer"]);
+    let mut too_long = service(&"b".repeat(64), 1, json!([role("a", 1, "i")]));
+    too_long["metadata"]["finalizers"] = finalizer;
+    too_long["spec"]["selector"] = json!({"matchLabels": {"app": "b"}});
+    too_long["spec"]["template"]["metadata"]["labels"] = json!({"app": "b"});
+    let set_name = "c".repeat(70);
+    with_definitions(&world, without_bounds, async || {
+        world
+            .apply(service(&long, 1, json!([group.clone()])))
+            .await;
+        world.apply(too_long.clone()).await;
+        let set = json!({
+            "apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "PodSet",
+            "metadata": {"name": set_name, "finalizers": ["orchestration.aibrix.ai/podset-finalizer"]},
+            "spec": {"podGroupSize": 2, "template": {"spec": {"containers": []}}},
+        });
+        let set: PodSet = serde_json::from_value(set).unwrap();
+        let sets: Api<PodSet> = Api::namespaced(world.client.clone(), &world.namespace);
+        sets.create(&PostParams::default(), &set).await.unwrap();
+    })
+    .await;
+    let fresh = service(&"d".repeat(24), 1, json!([group.clone()]));
+    let said = refused(&world, &fresh);
+    assert!(said.contains("27 characters together"), "{said}");
+
+    let _controller = world.controller();
+    world.until_ready(&long).await;
+    let image = role_with("prefill", 1, "j", json!({"podGroupSize": 2}));
+    world.apply(service(&long, 1, json!([image]))).await;
+    world.until_ready(&long).await;
+
+    world
+        .until("the other is called invalid", || async {
+            let status = world.services().get(&"b".repeat(64)).await.ok()?.status?;
+            (condition(&status.conditions, "Invalid") == Some(true)).then_some(())
+        })
+        .await;
+    world.kubectl(&["delete", "podset", &set_name, "--timeout=80s"]);
+    world.kubectl(&["delete", "stormservice", "--all", "--timeout=80s"]);
+    assert_eq!(world.all(&world.pods()).await.len(), 0);
 }

@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Client, Resource, ResourceExt};
@@ -228,6 +229,21 @@ impl World {
         versions.join(" ")
     }
 
+    /// Requests of controllers about this namespace so far that write, by the API server's audit log.
+    pub(crate) fn writes(&self) -> Vec<String> {
+        let audit = std::fs::read_to_string(self.cluster.home().join("audit.log")).unwrap();
+        let here = format!("\"namespace\":\"{}\"", self.namespace);
+        let by_us =
+            |line: &&str| line.contains(&here) && line.contains("kvtide-system:kvtide-control");
+        let request = |line: &str| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            let verb = line["verb"].as_str()?;
+            let write = !["get", "list", "watch"].contains(&verb);
+            write.then(|| format!("{verb} {}", line["requestURI"].as_str().unwrap_or_default()))
+        };
+        audit.lines().filter(by_us).filter_map(request).collect()
+    }
+
     /// Pods of a role that are not going.
     pub(crate) async fn pods_of(&self, role: &str) -> Vec<Pod> {
         let labelled = ListParams::default().labels(&format!("role-name={role}"));
@@ -353,6 +369,33 @@ impl Drop for Controller {
         }
         self.kill();
     }
+}
+
+/// Runs `work` while other definitions of our kinds are installed: ours, changed by `change`. The
+/// world must have the API server alone.
+pub(crate) async fn with_definitions<T>(
+    world: &World,
+    change: impl Fn(&mut CustomResourceDefinition),
+    work: impl AsyncFnOnce() -> T,
+) -> T {
+    let install = async |change: &dyn Fn(&mut CustomResourceDefinition)| {
+        let api: Api<CustomResourceDefinition> = Api::all(world.client.clone());
+        for mut definition in kvtide_control::api::crds::definitions().unwrap() {
+            change(&mut definition);
+            let name = definition.name_any();
+            let stored = api.get(&name).await.unwrap();
+            definition.metadata.resource_version = stored.resource_version();
+            api.replace(&name, &PostParams::default(), &definition)
+                .await
+                .unwrap();
+        }
+        // The API server takes a new schema into use a little later, and says so by nothing.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    };
+    install(&change).await;
+    let outcome = work().await;
+    install(&|_| {}).await;
+    outcome
 }
 
 /// A StormService; `roles` as in a manifest.

@@ -1,0 +1,180 @@
+//! A RoleSet as its StormService wants it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int;
+use serde_json::{Value, json};
+
+use super::budget::Budget;
+use super::canonical::canonical;
+use crate::api::{
+    RoleSet, RoleSetSpec, RoleSetTemplate, RolloutBudget, StormService, UpdateType, keys,
+};
+
+/// Labels or annotations.
+pub type Marks = BTreeMap<String, String>;
+
+/// The spec of a RoleSet of this StormService: the template's, with the present replica counts, and
+/// where RoleSets may not be missing, roles that surge.
+#[must_use]
+pub fn set_spec(service: &StormService, template: &RoleSetTemplate) -> RoleSetSpec {
+    let spec = template.spec.clone().unwrap_or_default();
+    let mut spec = with_present_replicas(service, spec);
+    let strategy = service.spec.update_strategy.clone().unwrap_or_default();
+    let replicas = service.spec.replicas.unwrap_or(1);
+    let budget = Budget::resolve(&strategy.budget, replicas).ok();
+    let rolling = strategy.kind.unwrap_or_default() == UpdateType::RollingUpdate;
+    let surges = |budget: &Budget| rolling && budget.unavailable == 0 && replicas > 0;
+    let Some(budget) = budget.filter(surges) else {
+        return spec;
+    };
+    for role in &mut spec.roles {
+        let written = role.update_strategy.as_ref();
+        if written.is_none_or(|own| own.max_surge.is_none() && own.max_unavailable.is_none()) {
+            role.update_strategy = Some(RolloutBudget {
+                max_surge: Some(Int(budget.surge)),
+                max_unavailable: Some(Int(0)),
+            });
+        }
+    }
+    spec
+}
+
+/// A spec with the replica counts that the StormService has now: a RoleSet of an older revision keeps
+/// all the rest.
+#[must_use]
+pub fn with_present_replicas(service: &StormService, mut spec: RoleSetSpec) -> RoleSetSpec {
+    let present = service.spec.template.spec.as_ref();
+    for role in &mut spec.roles {
+        let same = present.and_then(|spec| spec.roles.iter().find(|other| other.name == role.name));
+        if let Some(same) = same {
+            role.replicas = same.replicas;
+        }
+    }
+    spec
+}
+
+/// Labels and annotations of a RoleSet of a revision.
+#[must_use]
+pub fn set_marks(
+    service: &StormService,
+    template: &RoleSetTemplate,
+    revision: &str,
+) -> (Marks, Marks) {
+    let name = service.metadata.name.as_deref().unwrap_or_default();
+    let metadata = template.metadata.clone().unwrap_or_default();
+    let mut labels = metadata.labels.unwrap_or_default();
+    labels.insert(keys::STORM_SERVICE_NAME.into(), name.to_owned());
+    labels.insert(keys::STORM_SERVICE_REVISION.into(), revision.to_owned());
+    let mut annotations = metadata.annotations.unwrap_or_default();
+    annotations.insert(keys::ROLE_SET_REVISION.into(), revision.to_owned());
+    (labels, annotations)
+}
+
+/// Whether one has to be written for the other: not for what the API server fills in, nor for what
+/// Go's JSON leaves out.
+#[must_use]
+pub fn differs(left: &RoleSet, right: &RoleSet) -> bool {
+    let form = |set: &RoleSet| {
+        let mut spec = serde_json::to_value(&set.spec).unwrap_or_default();
+        // The API server fills it in.
+        if spec.get("updateStrategy").is_none() {
+            spec["updateStrategy"] = json!("Sequential");
+        }
+        for role in spec
+            .pointer_mut("/roles")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            if role.get("replicas").is_none() {
+                role["replicas"] = json!(1);
+            }
+        }
+        canonical(&spec)
+    };
+    left.metadata.labels != right.metadata.labels
+        || left.metadata.annotations != right.metadata.annotations
+        || left.spec != right.spec && form(left) != form(right)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(strategy: &Value, roles: &Value) -> StormService {
+        let spec = json!({
+            "replicas": 2, "selector": {}, "updateStrategy": strategy,
+            "template": {"metadata": {"labels": {"app": "llm"}}, "spec": {"roles": roles}},
+        });
+        StormService::new("llm", serde_json::from_value(spec).unwrap())
+    }
+
+    #[test]
+    fn roles_surge_where_role_sets_may_not_be_missing() {
+        let own = json!({"maxUnavailable": 2});
+        let surge = json!({"maxSurge": 1, "maxUnavailable": 0});
+        // The StormService's strategy, the role's, and what the RoleSet's role gets.
+        let table = [
+            (json!({}), Value::Null, Value::Null),
+            (json!({"maxSurge": 1}), Value::Null, surge.clone()),
+            (json!({"maxSurge": 1}), json!({}), surge),
+            (json!({"maxSurge": 1}), own.clone(), own),
+            (
+                json!({"maxSurge": 1, "maxUnavailable": 1}),
+                Value::Null,
+                Value::Null,
+            ),
+            (
+                json!({"type": "InPlaceUpdate", "maxSurge": 1}),
+                Value::Null,
+                Value::Null,
+            ),
+        ];
+        for (strategy, of_role, expected) in table {
+            let role = json!({"name": "a", "updateStrategy": of_role});
+            let service = service(&strategy, &json!([role]));
+            let spec = set_spec(&service, &service.spec.template);
+            let got = serde_json::to_value(&spec.roles[0].update_strategy).unwrap();
+            assert_eq!(got, expected, "{strategy} {of_role}");
+        }
+    }
+
+    #[test]
+    fn an_older_revision_keeps_all_but_the_number_of_replicas() {
+        let service = service(&json!({}), &json!([{"name": "a", "replicas": 5}]));
+        let old = json!({"roles": [
+            {"name": "a", "replicas": 1, "stateful": true}, {"name": "gone", "replicas": 3},
+        ]});
+        let spec = with_present_replicas(&service, serde_json::from_value(old).unwrap());
+        assert_eq!(spec.roles[0].replicas, Some(5));
+        assert!(spec.roles[0].stateful);
+        assert_eq!(spec.roles[1].replicas, Some(3));
+    }
+
+    #[test]
+    fn only_what_means_something_else_is_written() {
+        let set = |spec: Value| RoleSet::new("r", serde_json::from_value(spec).unwrap());
+        let plain = set(json!({"roles": [{"name": "a"}]}));
+        let filled = json!({"updateStrategy": "Sequential", "roles": [
+            {"name": "a", "replicas": 1, "updateStrategy": {}, "template": {"metadata": {}}}]});
+        assert!(!differs(&plain, &set(filled)));
+        assert!(differs(
+            &plain,
+            &set(json!({"roles": [{"name": "a", "replicas": 0}]}))
+        ));
+        let mut labelled = plain.clone();
+        labelled.metadata.labels = Some([("a".to_owned(), "b".to_owned())].into());
+        assert!(differs(&plain, &labelled));
+    }
+
+    #[test]
+    fn a_role_set_says_whose_it_is_and_of_which_revision() {
+        let service = service(&json!({}), &json!([]));
+        let (labels, annotations) = set_marks(&service, &service.spec.template, "llm-1");
+        assert_eq!(labels["app"], "llm");
+        assert_eq!(labels[keys::STORM_SERVICE_NAME], "llm");
+        assert_eq!(labels[keys::STORM_SERVICE_REVISION], "llm-1");
+        assert_eq!(annotations[keys::ROLE_SET_REVISION], "llm-1");
+    }
+}

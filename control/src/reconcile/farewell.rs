@@ -1,0 +1,54 @@
+//! What a deleted object does with its children.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// Garbage collection's finalizer of an object whose children are to stay: `kubectl delete
+/// --cascade=orphan` sets it together with the deletion time.
+const ORPHAN: &str = "orphan";
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Farewell {
+    /// They go first.
+    TakeChildren,
+    /// They stay. Our finalizer goes at once: once garbage collection has taken its own, nothing says
+    /// any more that they were to stay, and a cache may still show them as ours.
+    LeaveChildren,
+    /// Our finalizer is gone, and with it our part.
+    Over,
+}
+
+impl Farewell {
+    /// Of an object that is being deleted.
+    pub(super) fn of(meta: &ObjectMeta, finalizer: &str) -> Self {
+        let finalizers = meta.finalizers.as_deref().unwrap_or_default();
+        let has = |wanted: &str| finalizers.iter().any(|held| held == wanted);
+        match (has(finalizer), has(ORPHAN)) {
+            (false, _) => Self::Over,
+            (true, true) => Self::LeaveChildren,
+            (true, false) => Self::TakeChildren,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_stay_when_they_are_to_be_orphaned() {
+        let table: [(&[&str], Farewell); 4] = [
+            (&["ours"], Farewell::TakeChildren),
+            (&["ours", "somebody's"], Farewell::TakeChildren),
+            (&["orphan", "ours"], Farewell::LeaveChildren),
+            (&["orphan"], Farewell::Over),
+        ];
+        for (finalizers, expected) in table {
+            let meta = ObjectMeta {
+                finalizers: Some(finalizers.iter().map(ToString::to_string).collect()),
+                ..ObjectMeta::default()
+            };
+            assert_eq!(Farewell::of(&meta, "ours"), expected, "{finalizers:?}");
+        }
+    }
+}

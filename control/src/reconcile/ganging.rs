@@ -1,0 +1,120 @@
+//! How the pods of a RoleSet or PodSet are scheduled together, if they are.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::Resource;
+use kube::runtime::events::EventType;
+
+use super::conditions::POD_GROUP_UNAVAILABLE;
+use super::context::Context;
+use super::error::Error;
+use super::gangs;
+use crate::api::{Condition, Scheduler, SchedulingStrategy, set_condition};
+use crate::core::pod::Gang;
+
+/// When to ask again whether a PodGroup kind was installed.
+const ASK_AGAIN: Duration = Duration::from_secs(15);
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ganging {
+    /// No gang is asked for.
+    None,
+    /// One is asked for, and its kind is not installed.
+    Unavailable(Scheduler),
+    /// Its kind was installed when pods ran already. What is made beside them does not join: it would
+    /// wait for a full gang that never comes.
+    TooLate(Scheduler),
+    /// One by this scheduler.
+    Of(Scheduler),
+}
+
+impl Ganging {
+    /// What holds for an object with this metadata; `siblings` are the pods, or PodSets, of the gang
+    /// that are there and stay.
+    pub(super) async fn of<'a, K: Resource<DynamicType = ()>>(
+        meta: &ObjectMeta,
+        strategy: Option<&SchedulingStrategy>,
+        mut siblings: impl Iterator<Item = &'a ObjectMeta>,
+        context: &Context,
+    ) -> Result<Self, Error> {
+        let Some(scheduler) = strategy.and_then(SchedulingStrategy::scheduler) else {
+            return Ok(Self::None);
+        };
+        let installed = context
+            .gangs
+            .is_installed(&context.client, scheduler)
+            .await?;
+        let name = meta.name.as_deref().unwrap_or_default();
+        let gang = Gang {
+            scheduler,
+            name,
+            scheduler_name: None,
+        };
+        let ganging = if !installed {
+            Self::Unavailable(scheduler)
+        } else if siblings.any(|sibling| !gang.includes(sibling)) {
+            Self::TooLate(scheduler)
+        } else {
+            Self::Of(scheduler)
+        };
+        if let Some((_, note)) = ganging.excuse() {
+            context
+                .tell::<K>(meta, EventType::Warning, POD_GROUP_UNAVAILABLE, note)
+                .await;
+        }
+        Ok(ganging)
+    }
+
+    /// The gang that new pods join.
+    pub(super) fn gang<'a>(self, name: &'a str, context: &'a Context) -> Option<Gang<'a>> {
+        let Self::Of(scheduler) = self else {
+            return None;
+        };
+        let coscheduling = context.settings.coscheduling_scheduler_name.as_deref();
+        Some(Gang {
+            scheduler,
+            name,
+            scheduler_name: gangs::scheduler_name(scheduler, coscheduling),
+        })
+    }
+
+    /// When to ask again.
+    pub(super) fn look_again(self) -> Option<Duration> {
+        matches!(self, Self::Unavailable(_)).then_some(ASK_AGAIN)
+    }
+
+    /// Why there is no gang although one is asked for: a reason and a message.
+    fn excuse(self) -> Option<(&'static str, String)> {
+        match self {
+            Self::None | Self::Of(_) => None,
+            Self::Unavailable(scheduler) => {
+                let (group, version) = scheduler.api_version();
+                let message = format!(
+                    "the kind PodGroup of {group}/{version} is not installed: pods are scheduled \
+                     one by one until it is"
+                );
+                Some(("NotInstalled", message))
+            }
+            Self::TooLate(scheduler) => {
+                let (group, version) = scheduler.api_version();
+                let message = format!(
+                    "pods run that are not in a PodGroup of {group}/{version}: what replaces them is \
+                     scheduled one by one as well, until all of them are gone at once"
+                );
+                Some(("PodsOutside", message))
+            }
+        }
+    }
+
+    /// Says so.
+    pub(super) fn set_condition(self, all: &mut Vec<Condition>, now: &Time) {
+        match self.excuse() {
+            Some((reason, message)) => {
+                set_condition(all, POD_GROUP_UNAVAILABLE, true, reason, message, now);
+            }
+            None => all.retain(|condition| condition.kind != POD_GROUP_UNAVAILABLE),
+        }
+    }
+}

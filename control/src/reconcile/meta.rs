@@ -1,0 +1,42 @@
+//! What all reconcilers read of an object's metadata.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::{Value, json};
+
+/// Namespace and name.
+pub(super) fn names_of(meta: &ObjectMeta) -> (&str, &str) {
+    (
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+    )
+}
+
+/// The uid.
+pub(super) fn uid_of(meta: &ObjectMeta) -> &str {
+    meta.uid.as_deref().unwrap_or_default()
+}
+
+/// A label, empty where there is none.
+pub(super) fn label<'a>(meta: &'a ObjectMeta, key: &str) -> &'a str {
+    let labels = meta.labels.as_ref();
+    labels
+        .and_then(|labels| labels.get(key))
+        .map_or("", String::as_str)
+}
+
+/// An annotation.
+pub(super) fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    let annotations = meta.annotations.as_ref()?;
+    annotations.get(key).map(String::as_str)
+}
+
+/// A patch of metadata that adds a finalizer where it is missing, and is empty where it is not. It is of
+/// the version that was looked at: a finalizer that somebody just added is not lost.
+pub(super) fn finalizer_patch(meta: &ObjectMeta, finalizer: &str) -> Value {
+    let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+    if finalizers.iter().any(|held| held == finalizer) {
+        return json!({"metadata": {}});
+    }
+    finalizers.push(finalizer.to_owned());
+    json!({"metadata": {"finalizers": finalizers, "resourceVersion": meta.resource_version}})
+}

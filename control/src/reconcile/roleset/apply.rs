@@ -1,0 +1,238 @@
+//! Brings the replicas of a RoleSet to the plan: deletes, changes and creates pods and PodSets.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+use super::observe::{Observed, is_group};
+use crate::api::{PodSet, PodSetSpec, RoleSet, RoleSpec, keys};
+use crate::core::pod::{Marks, Place};
+use crate::core::restarts::Baseline;
+use crate::core::role_plan::RolePlan;
+use crate::core::{names, pod_group};
+use crate::reconcile::apply::{Doomed, owner_reference, resource};
+use crate::reconcile::context::Context;
+use crate::reconcile::error::Error;
+use crate::reconcile::ganging::Ganging;
+use crate::reconcile::gangs::Wanted;
+use crate::reconcile::meta::{annotation, label, names_of, uid_of};
+
+/// Labels of a RoleSet that its pods inherit, as in AIBrix.
+const INHERITED_LABELS: [&str; 2] = ["name", "previous-owner"];
+
+/// Candidates for names of plain pods; far more than a role's replicas.
+const PLAIN_NAMES_MAX: u32 = 1 << 20;
+
+fn replica_name(set: &str, role: &RoleSpec, hash: &str, index: i32) -> String {
+    if is_group(role) {
+        names::pod_set(set, &role.name, hash, index)
+    } else {
+        names::indexed_pod(set, &role.name, hash, index)
+    }
+}
+
+pub(super) async fn apply(
+    set: &RoleSet,
+    observed: &Observed,
+    plans: &[RolePlan],
+    gang: &Ganging,
+    context: &Context,
+) -> Result<(), Error> {
+    let (namespace, name) = names_of(&set.metadata);
+    let owner = owner_reference::<RoleSet>(&set.metadata);
+    // The PodGroup first: a pod that is seen before its group is scheduled alone.
+    if let (Ganging::Of(_), Some(strategy)) = (gang, &set.spec.scheduling_strategy) {
+        let wanted = Wanted {
+            parent: uid_of(&set.metadata),
+            namespace,
+            name,
+            label: (keys::ROLE_SET_NAME, name),
+            owner: &owner,
+            strategy,
+            members: pod_group::role_set_members(&set.spec),
+        };
+        if context
+            .gangs
+            .ensure(&context.writer, &context.ledger, wanted)
+            .await?
+        {
+            tracing::debug!(%namespace, %name, "applied the PodGroup");
+        }
+    }
+    // Deletions before creations: what is created may need the room.
+    let mut doomed_pods = Vec::new();
+    let mut doomed_groups = Vec::new();
+    let planned = set.spec.roles.iter().zip(plans).flat_map(|(role, plan)| {
+        let units = observed.roles.get(&role.name);
+        plan.delete
+            .iter()
+            .filter_map(move |&at| units.and_then(|units| units.units.get(at)))
+    });
+    for unit in planned
+        .chain(&observed.orphans)
+        .filter(|unit| unit.meta.uid.is_some())
+    {
+        let doomed = if unit.is_group {
+            &mut doomed_groups
+        } else {
+            &mut doomed_pods
+        };
+        doomed.push(Doomed::of(&unit.meta));
+    }
+    context
+        .writer
+        .delete_all(&resource::<Pod>(), namespace, doomed_pods)
+        .await?;
+    context
+        .writer
+        .delete_all(&resource::<PodSet>(), namespace, doomed_groups)
+        .await?;
+    update_groups(set, observed, context).await?;
+    for (role, plan) in set.spec.roles.iter().zip(plans) {
+        create(set, role, observed, plan, gang, &owner, context).await?;
+    }
+    Ok(())
+}
+
+/// What of a PodSet can change while its pods live: how it recovers, and the numbers of its gang.
+async fn update_groups(set: &RoleSet, observed: &Observed, context: &Context) -> Result<(), Error> {
+    let (namespace, _) = names_of(&set.metadata);
+    let mut changed = Vec::new();
+    for group in &observed.pod_sets {
+        let name = label(&group.metadata, keys::ROLE_NAME);
+        let role = set
+            .spec
+            .roles
+            .iter()
+            .find(|role| role.name == name && is_group(role));
+        let hash = label(&group.metadata, keys::ROLE_TEMPLATE_HASH);
+        let current = observed
+            .roles
+            .get(name)
+            .is_some_and(|units| units.hash == hash);
+        let (Some(role), true, false) = (role, current, context.is_going(&group.metadata)) else {
+            continue;
+        };
+        let wanted_policy = role.recovery_policy.unwrap_or_default();
+        let has_policy = group.spec.recovery_policy.unwrap_or_default();
+        let same_policy = wanted_policy.recreates_all() == has_policy.recreates_all();
+        if !same_policy || role.scheduling_strategy != group.spec.scheduling_strategy {
+            let mut group = group.clone();
+            group.spec.recovery_policy = Some(wanted_policy);
+            group.spec.scheduling_strategy = role.scheduling_strategy.clone();
+            changed.push(group);
+        }
+    }
+    context.writer.replace_all(namespace, changed).await
+}
+
+async fn create(
+    set: &RoleSet,
+    role: &RoleSpec,
+    observed: &Observed,
+    plan: &RolePlan,
+    gang: &Ganging,
+    owner: &Value,
+    context: &Context,
+) -> Result<(), Error> {
+    let Some(units) = observed
+        .roles
+        .get(&role.name)
+        .filter(|_| !plan.create.is_empty())
+    else {
+        return Ok(());
+    };
+    let (namespace, name) = names_of(&set.metadata);
+    let uid = uid_of(&set.metadata);
+    let gang = gang.gang(name, context);
+    let place = |index: Option<i32>| Place {
+        service: label(&set.metadata, keys::STORM_SERVICE_NAME),
+        role_set: name,
+        role_set_index: annotation(&set.metadata, keys::ROLE_SET_INDEX),
+        role: &role.name,
+        hash: &units.hash,
+        index,
+        gang: gang.clone(),
+    };
+    let labels = set.metadata.labels.iter().flatten();
+    let inherited = Marks {
+        labels: labels
+            .filter(|(key, _)| INHERITED_LABELS.contains(&key.as_str()))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        ..Marks::default()
+    };
+    let taken: BTreeSet<&str> = units
+        .units
+        .iter()
+        .filter_map(|unit| unit.meta.name.as_deref())
+        .collect();
+    let mut plain = (0..PLAIN_NAMES_MAX)
+        .map(|nth| names::plain_pod(name, uid, &role.name, &units.hash, nth))
+        .filter(|candidate| !taken.contains(candidate.as_str()));
+    let mut objects = Vec::with_capacity(plan.create.len());
+    for &index in &plan.create {
+        let replica = match index {
+            Some(index) => replica_name(name, role, &units.hash, index),
+            None => plain.next().unwrap_or_default(),
+        };
+        let place = place(index);
+        objects.push(if is_group(role) {
+            build_group(&replica, role, &place, owner)?
+        } else {
+            place.pod(&replica, &role.template, owner, &inherited)
+        });
+    }
+    let (kind, resource) = if is_group(role) {
+        ("PodSet", resource::<PodSet>())
+    } else {
+        ("Pod", resource::<Pod>())
+    };
+    context
+        .writer
+        .create_all(uid, kind, &resource, namespace, objects)
+        .await
+}
+
+/// A PodSet. Its pods inherit its labels and annotations.
+fn build_group(
+    name: &str,
+    role: &RoleSpec,
+    place: &Place<'_>,
+    owner: &Value,
+) -> Result<Value, Error> {
+    let mut template = role.template.clone();
+    template
+        .0
+        .insert("spec".into(), Value::Object(place.pod_spec(&role.template)));
+    let policy = role.recovery_policy.unwrap_or_default();
+    let mut marks = place.marks(Marks::default());
+    if policy.recreates_all() {
+        let none = Baseline::default().write();
+        marks.annotations.insert(keys::RESTARTS_BEFORE.into(), none);
+    }
+    let spec = PodSetSpec {
+        pod_group_size: role.pod_group_size.unwrap_or(1),
+        template,
+        stateful: role.stateful,
+        recovery_policy: Some(policy),
+        scheduling_strategy: role.scheduling_strategy.clone(),
+    };
+    let spec = serde_json::to_value(spec).map_err(|source| Error::Build {
+        kind: "PodSet",
+        source,
+    })?;
+    Ok(json!({
+        "apiVersion": format!("{}/{}", crate::api::GROUP, crate::api::VERSION),
+        "kind": "PodSet",
+        "metadata": {
+            "name": name,
+            "labels": marks.labels,
+            "annotations": marks.annotations,
+            "ownerReferences": [owner],
+            "finalizers": [keys::POD_SET_FINALIZER],
+        },
+        "spec": spec,
+    }))
+}

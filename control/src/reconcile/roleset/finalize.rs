@@ -1,0 +1,77 @@
+//! The end of a RoleSet: its pods and PodSets first.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::controller::Action;
+
+use crate::api::{PodSet, RoleSet, SchedulingStrategy, keys};
+use crate::reconcile::apply::{Doomed, resource};
+use crate::reconcile::context::Context;
+use crate::reconcile::error::Error;
+use crate::reconcile::farewell::Farewell;
+use crate::reconcile::meta::{names_of, uid_of};
+
+/// Lets a deleted RoleSet go once its pods and PodSets are gone. Of one that cannot be decoded no
+/// `strategy` is known: its PodGroup follows by its owner reference.
+pub(super) async fn finalize(
+    meta: &ObjectMeta,
+    strategy: Option<&SchedulingStrategy>,
+    context: &Context,
+) -> Result<Action, Error> {
+    let kind = resource::<RoleSet>();
+    match Farewell::of(meta, keys::ROLE_SET_FINALIZER) {
+        Farewell::Over => return Ok(Action::await_change()),
+        Farewell::LeaveChildren => {
+            context
+                .writer
+                .release(&kind, meta, keys::ROLE_SET_FINALIZER)
+                .await?;
+            return Ok(Action::await_change());
+        }
+        Farewell::TakeChildren => {}
+    }
+    let (namespace, name) = names_of(meta);
+    let uid = uid_of(meta);
+    let pods = context.pods_of(uid);
+    let groups = context.pod_sets.owned_by(uid);
+    let doomed = |metas: Vec<&ObjectMeta>| -> Vec<Doomed> {
+        metas
+            .into_iter()
+            .filter(|meta| !context.is_going(meta))
+            .map(Doomed::of)
+            .collect()
+    };
+    let pod_metas = pods.iter().map(|pod| &pod.metadata).collect();
+    let group_metas = groups
+        .iter()
+        .map(|group| kube::Resource::meta(group.as_ref()))
+        .collect();
+    context
+        .writer
+        .delete_all(&resource::<PodSet>(), namespace, doomed(group_metas))
+        .await?;
+    context
+        .writer
+        .delete_all(&resource::<Pod>(), namespace, doomed(pod_metas))
+        .await?;
+    let unseen = ["Pod", "PodSet"]
+        .into_iter()
+        .any(|kind| !context.ledger.unseen(uid, kind, |_| false).is_empty());
+    if !pods.is_empty() || !groups.is_empty() || unseen {
+        return Ok(Action::requeue(Duration::from_secs(30)));
+    }
+    if let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) {
+        let group = (namespace, name);
+        context
+            .gangs
+            .remove(&context.client, &context.writer, group, uid, scheduler)
+            .await?;
+    }
+    context
+        .writer
+        .release(&kind, meta, keys::ROLE_SET_FINALIZER)
+        .await?;
+    Ok(Action::await_change())
+}

@@ -1,0 +1,129 @@
+//! RoleSet: roles made of pods or of PodSets.
+
+mod apply;
+mod finalize;
+mod observe;
+mod prepare;
+mod status;
+
+use std::sync::Arc;
+
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+
+use crate::api::{RoleSet, set_condition};
+use crate::core::budget::CREATIONS_MAX;
+use crate::core::role_plan::{ReplicaState, RolePlan};
+use crate::core::rollout::{self};
+use crate::core::validate::{self, Violation};
+use crate::reconcile::apply::resource;
+use crate::reconcile::conditions;
+use crate::reconcile::context::Context;
+use crate::reconcile::error::{self, Error};
+use crate::reconcile::ganging::Ganging;
+use crate::reconcile::undecodable::undecodable;
+use apply::apply;
+use finalize::finalize;
+use observe::{Observed, Unit, build, dereference};
+use prepare::prepare;
+use status::{note_observed, status_of};
+
+/// Reconciles one RoleSet.
+///
+/// # Errors
+///
+/// When the API server refuses something; the object is tried again.
+pub async fn reconcile(
+    object: Arc<DeserializeGuard<RoleSet>>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let set = match &object.0 {
+        Ok(set) => set,
+        Err(invalid) if invalid.metadata.deletion_timestamp.is_some() => {
+            return finalize(&invalid.metadata, None, &context).await;
+        }
+        Err(invalid) => {
+            return undecodable::<RoleSet>(&context, invalid).await;
+        }
+    };
+    let set = context.ledger.with_newest_status(set);
+    let set = set.as_ref();
+    if set.metadata.deletion_timestamp.is_some() {
+        let strategy = set.spec.scheduling_strategy.as_ref();
+        return finalize(&set.metadata, strategy, &context).await;
+    }
+    let violations = validate::role_set(&set.spec);
+    if !violations.is_empty() {
+        return invalid(set, &violations, &context).await;
+    }
+    let mut observed = dereference(set, &context);
+    if prepare(set, &observed, &context).await? {
+        // The watch shows the object again, with its marks.
+        return Ok(Action::await_change());
+    }
+    let gang = gang(set, &observed, &context).await?;
+    let entries = build(set, &mut observed);
+    let plans = rollout::plan(set.spec.update_strategy.unwrap_or_default(), &entries);
+    let applied = apply(set, &observed, &plans, &gang, &context).await;
+    let changed = plans.iter().any(|plan| !plan.is_empty()) || !observed.orphans.is_empty();
+    // What was just created or deleted is told of when the watch shows it.
+    let failure = error::failure(&applied);
+    if !changed || failure.is_some() {
+        let status = status_of(set, &entries, &gang, failure, &context);
+        let kind = resource::<RoleSet>();
+        context
+            .writer
+            .status(&kind, &set.metadata, set.status.as_ref(), &status)
+            .await?;
+    }
+    applied?;
+    let full = |plan: &RolePlan| i32::try_from(plan.create.len()) == Ok(CREATIONS_MAX);
+    let more = plans.iter().any(full).then_some(super::NEXT_CREATIONS);
+    let again = observed.look_again.into_iter();
+    let again = again.chain(more).chain(gang.look_again()).min();
+    Ok(again.map_or_else(Action::await_change, Action::requeue))
+}
+
+async fn invalid(
+    set: &RoleSet,
+    violations: &[Violation],
+    context: &Context,
+) -> Result<Action, Error> {
+    let mut status = set.status.clone().unwrap_or_default();
+    let now = context.now();
+    let message = validate::describe(violations);
+    note_observed(set, &mut status, context);
+    let all = &mut status.conditions;
+    set_condition(
+        all,
+        conditions::INVALID,
+        true,
+        "Invalid",
+        message.clone(),
+        &now,
+    );
+    context
+        .tell::<RoleSet>(&set.metadata, EventType::Warning, "Invalid", message)
+        .await;
+    let kind = resource::<RoleSet>();
+    context
+        .writer
+        .status(&kind, &set.metadata, set.status.as_ref(), &status)
+        .await?;
+    Ok(Action::await_change())
+}
+
+/// How all pods of the RoleSet are scheduled together.
+async fn gang(set: &RoleSet, observed: &Observed, context: &Context) -> Result<Ganging, Error> {
+    let strategy = set.spec.scheduling_strategy.as_ref();
+    let stays = |unit: &&Unit| {
+        matches!(
+            unit.replica.state,
+            ReplicaState::Waiting | ReplicaState::Ready
+        )
+    };
+    let units = observed.roles.values().flat_map(|role| &role.units);
+    let siblings = units.filter(stays).map(|unit| &unit.meta);
+    Ganging::of::<RoleSet>(&set.metadata, strategy, siblings, context).await
+}

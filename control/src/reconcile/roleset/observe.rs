@@ -1,0 +1,257 @@
+//! What there is of a RoleSet, and the roles as the planner takes them: reads the caches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use crate::api::{PodSet, PodSetPhase, RoleSet, RoleSpec, keys};
+use crate::core::adoption::{self};
+use crate::core::budget::Budget;
+use crate::core::revision;
+use crate::core::role_plan::{Replica, ReplicaState, RoleView};
+use crate::core::rollout::RoleEntry;
+use crate::reconcile::context::{Context, seconds};
+use crate::reconcile::meta::{annotation, label, uid_of};
+use crate::reconcile::observed::ObservedPod;
+
+/// One replica that is there.
+pub(super) struct Unit {
+    pub(super) meta: ObjectMeta,
+    pub(super) is_group: bool,
+    pub(super) hash: String,
+    pub(super) replica: Replica,
+}
+
+pub(super) struct RoleUnits {
+    pub(super) hash: String,
+    pub(super) units: Vec<Unit>,
+}
+
+pub(super) struct Observed {
+    pub(super) roles: BTreeMap<String, RoleUnits>,
+    /// Replicas of roles that the spec no longer has.
+    pub(super) orphans: Vec<Unit>,
+    pub(super) pod_sets: Vec<PodSet>,
+    pub(super) started: BTreeSet<String>,
+    pub(super) look_again: Option<Duration>,
+}
+
+pub(super) fn is_group(role: &RoleSpec) -> bool {
+    role.pod_group_size.unwrap_or(1) > 1
+}
+
+fn is_indexed(role: &RoleSpec) -> bool {
+    is_group(role) || role.stateful
+}
+
+pub(super) fn dereference(set: &RoleSet, context: &Context) -> Observed {
+    let uid = uid_of(&set.metadata);
+    let now = context.now();
+    let mut look_again: Option<Duration> = None;
+    let mut units = Vec::new();
+    let pods = context.pods_of(uid);
+    for pod in &pods {
+        let unit = pod_unit(pod, &now, context);
+        if let ReplicaState::Going { overdue: false } = unit.replica.state {
+            let left = seconds(pod.metadata.deletion_timestamp.as_ref()) - now.0.as_second();
+            let left = Duration::from_secs(left.max(0).unsigned_abs() + 1);
+            look_again = Some(look_again.map_or(left, |at| at.min(left)));
+        }
+        units.push(unit);
+    }
+    let groups: Vec<_> = context.pod_sets.owned_by(uid);
+    let mut pod_sets = Vec::new();
+    for group in &groups {
+        match &group.0 {
+            Ok(group) => {
+                units.push(group_unit(&group.metadata, is_ready(group), context));
+                pod_sets.push(group.clone());
+            }
+            // It says so itself. It holds its place: a second one would be one too many.
+            Err(broken) => units.push(group_unit(&broken.metadata, false, context)),
+        }
+    }
+    let cached = |uid: &str| {
+        pods.iter()
+            .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
+            || groups
+                .iter()
+                .any(|group| kube::Resource::meta(group.as_ref()).uid.as_deref() == Some(uid))
+    };
+    for (kind, is_group) in [("Pod", false), ("PodSet", true)] {
+        let unseen = context.ledger.unseen(uid, kind, cached);
+        units.extend(
+            unseen
+                .iter()
+                .map(|meta| unit(meta, is_group, ReplicaState::Waiting)),
+        );
+    }
+    let known = |name: &str| set.spec.roles.iter().any(|role| role.name == name);
+    let (mine, orphans) = units
+        .into_iter()
+        .partition::<Vec<Unit>, _>(|unit| known(label(&unit.meta, keys::ROLE_NAME)));
+    let mut roles: BTreeMap<String, RoleUnits> = BTreeMap::new();
+    for role in &set.spec.roles {
+        let entry = RoleUnits {
+            hash: revision::role_hash(role),
+            units: Vec::new(),
+        };
+        roles.insert(role.name.clone(), entry);
+    }
+    for unit in mine {
+        if let Some(role) = roles.get_mut(label(&unit.meta, keys::ROLE_NAME)) {
+            role.units.push(unit);
+        }
+    }
+    let adopted = adoption::read(annotation(&set.metadata, keys::ADOPTED_HASHES));
+    let adopted = adopted.unwrap_or_default();
+    for (name, role) in &mut roles {
+        role.hash = adoption::effective_hash(&adopted, name, &role.hash);
+    }
+    let started = annotation(&set.metadata, keys::STARTED_ROLES).unwrap_or_default();
+    let mut started: BTreeSet<String> = started
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect();
+    started.extend(
+        roles
+            .iter()
+            .filter(|(_, role)| !role.units.is_empty())
+            .map(|(name, _)| name.clone()),
+    );
+    let orphans = orphans
+        .into_iter()
+        .filter(|unit| !context.is_going(&unit.meta))
+        .collect();
+    Observed {
+        roles,
+        orphans,
+        pod_sets,
+        started,
+        look_again,
+    }
+}
+
+fn index_of(meta: &ObjectMeta) -> Option<i32> {
+    let index = annotation(meta, keys::ROLE_REPLICA_INDEX)
+        .or_else(|| Some(label(meta, keys::ROLE_REPLICA_INDEX)));
+    index.and_then(|index| index.parse().ok())
+}
+
+fn pod_unit(pod: &ObservedPod, now: &Time, context: &Context) -> Unit {
+    let state = if context.is_going(&pod.metadata) {
+        let end = pod.metadata.deletion_timestamp.as_ref();
+        ReplicaState::Going {
+            overdue: end.is_some_and(|end| end.0 < now.0),
+        }
+    } else if pod.is_finished() {
+        ReplicaState::Finished
+    } else if pod.is_ready() {
+        ReplicaState::Ready
+    } else {
+        ReplicaState::Waiting
+    };
+    unit(&pod.metadata, false, state)
+}
+
+fn is_ready(group: &PodSet) -> bool {
+    let status = group.status.as_ref();
+    status.is_some_and(|status| {
+        status.phase == Some(PodSetPhase::Ready) && status.ready_pods >= group.spec.pod_group_size
+    })
+}
+
+fn group_unit(meta: &ObjectMeta, is_ready: bool, context: &Context) -> Unit {
+    let state = if context.is_going(meta) {
+        ReplicaState::Going { overdue: false }
+    } else if is_ready {
+        ReplicaState::Ready
+    } else {
+        ReplicaState::Waiting
+    };
+    unit(meta, true, state)
+}
+
+fn unit(meta: &ObjectMeta, is_group: bool, state: ReplicaState) -> Unit {
+    Unit {
+        meta: meta.clone(),
+        is_group,
+        hash: label(meta, keys::ROLE_TEMPLATE_HASH).to_owned(),
+        replica: Replica {
+            index: index_of(meta),
+            updated: false,
+            state,
+            created_s: seconds(meta.creation_timestamp.as_ref()),
+        },
+    }
+}
+
+/// The roles as the pure planner takes them. Marks which replicas are up to date.
+pub(super) fn build(set: &RoleSet, observed: &mut Observed) -> Vec<RoleEntry> {
+    let sizes: BTreeMap<String, i32> = observed
+        .pod_sets
+        .iter()
+        .map(|group| {
+            (
+                group.metadata.name.clone().unwrap_or_default(),
+                group.spec.pod_group_size,
+            )
+        })
+        .collect();
+    let mut entries = Vec::with_capacity(set.spec.roles.len());
+    for role in &set.spec.roles {
+        let Some(units) = observed.roles.get_mut(&role.name) else {
+            continue;
+        };
+        let replicas = role.replicas.unwrap_or(1).max(0);
+        let written = role.update_strategy.clone().unwrap_or_default();
+        let budget = Budget::resolve(&written, replicas).unwrap_or(Budget {
+            surge: 0,
+            unavailable: 1,
+        }); // Validated above.
+        for unit in &mut units.units {
+            let right_kind = unit.is_group == is_group(role);
+            let name = unit.meta.name.as_deref().unwrap_or_default();
+            let size = sizes.get(name).copied();
+            let right_size = size.is_none_or(|size| Some(size) == role.pod_group_size);
+            unit.replica.updated = right_kind && right_size && unit.hash == units.hash;
+            if !right_kind {
+                // It has no slot among those of the other kind.
+                unit.replica.index = None;
+            }
+        }
+        let view = RoleView {
+            replicas,
+            budget,
+            indexed: is_indexed(role),
+            units: units
+                .units
+                .iter()
+                .map(|unit| unit.replica.clone())
+                .collect(),
+        };
+        entries.push(RoleEntry {
+            upgrade_order: role.upgrade_order,
+            may_start: true,
+            view,
+        });
+    }
+    let ready: BTreeSet<&str> = set
+        .spec
+        .roles
+        .iter()
+        .zip(&entries)
+        .filter(|(_, entry)| entry.view.ready() >= entry.view.replicas)
+        .map(|(role, _)| role.name.as_str())
+        .collect();
+    for (role, entry) in set.spec.roles.iter().zip(&mut entries) {
+        entry.may_start = observed.started.contains(&role.name)
+            || role
+                .dependencies
+                .iter()
+                .all(|name| ready.contains(name.as_str()));
+    }
+    entries
+}

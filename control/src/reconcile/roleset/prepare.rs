@@ -1,0 +1,84 @@
+//! Finalizer and marks of a RoleSet: one that a user or AIBrix made lacks them.
+
+use kube::runtime::events::EventType;
+use serde_json::json;
+
+use super::observe::{Observed, is_group};
+use crate::api::{RoleSet, keys};
+use crate::core::adoption::{self, Adopted, AdoptedHashes};
+use crate::core::revision;
+use crate::reconcile::apply::resource;
+use crate::reconcile::context::Context;
+use crate::reconcile::error::Error;
+use crate::reconcile::meta::{annotation, finalizer_patch, names_of};
+
+/// Puts finalizer and marks on a RoleSet that lacks them: one that a user or AIBrix made. Returns
+/// whether anything was written.
+pub(super) async fn prepare(
+    set: &RoleSet,
+    observed: &Observed,
+    context: &Context,
+) -> Result<bool, Error> {
+    let meta = &set.metadata;
+    let (namespace, name) = names_of(meta);
+    let mut patch = finalizer_patch(meta, keys::ROLE_SET_FINALIZER);
+    if annotation(meta, keys::ADOPTED_HASHES).is_none() {
+        let adopted = adopt(set, observed);
+        patch["metadata"]["annotations"][keys::ADOPTED_HASHES] = json!(adoption::write(&adopted));
+        if !adopted.is_empty() {
+            let note = "took over the pods of this RoleSet as they are".to_owned();
+            context
+                .tell::<RoleSet>(meta, EventType::Normal, "Adopted", note)
+                .await;
+        }
+    }
+    let depends = set
+        .spec
+        .roles
+        .iter()
+        .any(|role| !role.dependencies.is_empty());
+    if depends && !observed.started.is_empty() {
+        let started: Vec<&str> = observed.started.iter().map(String::as_str).collect();
+        let started = started.join(",");
+        if annotation(meta, keys::STARTED_ROLES) != Some(&started) {
+            patch["metadata"]["annotations"][keys::STARTED_ROLES] = json!(started);
+        }
+    }
+    if patch["metadata"]
+        .as_object()
+        .is_some_and(serde_json::Map::is_empty)
+    {
+        return Ok(false);
+    }
+    context
+        .writer
+        .merge(&resource::<RoleSet>(), namespace, name, &patch)
+        .await?;
+    Ok(true)
+}
+
+fn adopt(set: &RoleSet, observed: &Observed) -> AdoptedHashes {
+    let status = set.status.clone().unwrap_or_default();
+    let mut adopted = AdoptedHashes::new();
+    for role in &set.spec.roles {
+        let Some(units) = observed.roles.get(&role.name) else {
+            continue;
+        };
+        let replicas: Vec<(String, i64)> = units
+            .units
+            .iter()
+            .filter(|unit| !unit.hash.is_empty() && unit.is_group == is_group(role))
+            .map(|unit| (unit.hash.clone(), unit.replica.created_s))
+            .collect();
+        let counted = status
+            .roles
+            .iter()
+            .find(|counted| counted.name == role.name);
+        let chosen = adoption::choose(&replicas, counted);
+        let of = revision::role_hash(role);
+        if let Some(hash) = chosen.filter(|hash| *hash != of) {
+            adopted.insert(role.name.clone(), Adopted { hash, of });
+        }
+    }
+    adopted
+}

@@ -1,0 +1,68 @@
+//! The status of a RoleSet: counts, no writes.
+
+use crate::api::{RoleSet, RoleSetStatus, RoleStatus, set_condition};
+use crate::core::rollout::RoleEntry;
+use crate::reconcile::conditions;
+use crate::reconcile::context::Context;
+use crate::reconcile::error::Error;
+use crate::reconcile::ganging::Ganging;
+use crate::reconcile::schema::note_generation;
+use crate::reconcile::status::note_failure;
+
+pub(super) fn note_observed(set: &RoleSet, status: &mut RoleSetStatus, context: &Context) {
+    note_generation(
+        &mut status.observed_generation,
+        &mut status.conditions,
+        set.metadata.generation,
+        context.schema.gap().role_set_generation,
+        &context.now(),
+    );
+}
+
+pub(super) fn status_of(
+    set: &RoleSet,
+    entries: &[RoleEntry],
+    gang: &Ganging,
+    failure: Option<&Error>,
+    context: &Context,
+) -> RoleSetStatus {
+    let now = context.now();
+    let mut status = set.status.clone().unwrap_or_default();
+    note_observed(set, &mut status, context);
+    status.roles = set
+        .spec
+        .roles
+        .iter()
+        .zip(entries)
+        .map(|(role, entry)| RoleStatus {
+            name: role.name.clone(),
+            ..entry.view.status()
+        })
+        .collect();
+    let waiting: Vec<&str> = set
+        .spec
+        .roles
+        .iter()
+        .zip(entries)
+        .filter(|(_, entry)| entry.view.ready() < entry.view.replicas)
+        .map(|(role, _)| role.name.as_str())
+        .collect();
+    let is_ready = waiting.is_empty();
+    let done = entries.iter().all(|entry| entry.view.is_done());
+    let all = &mut status.conditions;
+    all.retain(|condition| condition.kind != conditions::INVALID);
+    let (reason, message) = if is_ready {
+        ("AllRolesReady", String::new())
+    } else {
+        (
+            "RolesNotReady",
+            format!("not ready: {}", waiting.join(", ")),
+        )
+    };
+    set_condition(all, conditions::READY, is_ready, reason, message, &now);
+    let reason = if done { "Complete" } else { "RolesChanging" };
+    set_condition(all, conditions::PROGRESSING, !done, reason, "", &now);
+    gang.set_condition(all, &now);
+    note_failure(all, failure, &now);
+    status
+}

@@ -1,0 +1,143 @@
+//! Brings the RoleSets of a StormService to the plan: deletes, changes and creates them.
+
+use kube::runtime::events::EventType;
+use serde_json::{Value, json};
+
+use super::observe::Observed;
+use super::revisions::Revisions;
+use crate::api::{RoleSet, RoleSetTemplate, StormService, keys};
+use crate::core::names;
+use crate::core::role_set::{differs, set_marks, set_spec, with_present_replicas};
+use crate::core::service_plan::{Revision, ServicePlan};
+use crate::reconcile::apply::{Doomed, owner_reference, resource};
+use crate::reconcile::context::Context;
+use crate::reconcile::error::Error;
+use crate::reconcile::meta::{names_of, uid_of};
+
+fn build_set(
+    service: &StormService,
+    index: i32,
+    template: &RoleSetTemplate,
+    revision: &str,
+) -> Result<Value, Error> {
+    let (_, name) = names_of(&service.metadata);
+    let (labels, mut annotations) = set_marks(service, template, revision);
+    annotations.insert(keys::ROLE_SET_INDEX.into(), index.to_string());
+    annotations.insert(keys::ADOPTED_HASHES.into(), "{}".into());
+    let spec =
+        serde_json::to_value(set_spec(service, template)).map_err(|source| Error::Build {
+            kind: "RoleSet",
+            source,
+        })?;
+    Ok(json!({
+        "apiVersion": format!("{}/{}", crate::api::GROUP, crate::api::VERSION),
+        "kind": "RoleSet",
+        "metadata": {
+            "name": names::role_set(name, uid_of(&service.metadata), index),
+            "labels": labels,
+            "annotations": annotations,
+            "ownerReferences": [owner_reference::<StormService>(&service.metadata)],
+            "finalizers": [keys::ROLE_SET_FINALIZER],
+        },
+        "spec": spec,
+    }))
+}
+
+/// Returns whether RoleSets were rewritten.
+pub(super) async fn apply(
+    service: &StormService,
+    observed: &Observed,
+    plan: &ServicePlan,
+    revisions: &Revisions,
+    context: &Context,
+) -> Result<bool, Error> {
+    let (namespace, _) = names_of(&service.metadata);
+    let uid = uid_of(&service.metadata);
+    let kind = resource::<RoleSet>();
+    tell_of_scaling(service, observed, plan, context).await;
+    // Deletions before creations: what is created may need the room.
+    let doomed = plan
+        .delete
+        .iter()
+        .filter_map(|&at| observed.sets.get(at))
+        .map(|owned| Doomed::of(&owned.set.metadata))
+        .collect();
+    context.writer.delete_all(&kind, namespace, doomed).await?;
+    let changed = changed_sets(service, observed, plan, revisions);
+    let rewritten = !changed.is_empty();
+    context.writer.replace_all(namespace, changed).await?;
+    let mut objects = Vec::with_capacity(plan.create.len());
+    for &(index, revision) in &plan.create {
+        let (template, revision) = match revision {
+            Revision::Update => (&service.spec.template, &revisions.update),
+            Revision::Current => (&revisions.current_template, &revisions.current),
+        };
+        objects.push(build_set(service, index, template, revision)?);
+    }
+    context
+        .writer
+        .create_all(uid, "RoleSet", &kind, namespace, objects)
+        .await?;
+    Ok(rewritten)
+}
+
+async fn tell_of_scaling(
+    service: &StormService,
+    observed: &Observed,
+    plan: &ServicePlan,
+    context: &Context,
+) {
+    if plan.create.is_empty() && plan.delete.is_empty() {
+        return;
+    }
+    let wanted = service.spec.replicas.unwrap_or(1);
+    let there = observed
+        .sets
+        .iter()
+        .filter(|owned| !owned.view.going)
+        .count();
+    if i32::try_from(there) != Ok(wanted) {
+        let note = format!("scaling from {there} to {wanted} RoleSets");
+        let meta = &service.metadata;
+        context
+            .tell::<StormService>(meta, EventType::Normal, "Scaling", note)
+            .await;
+    }
+}
+
+/// RoleSets to write: those that take the present revision now, and those whose replica counts (or
+/// anything else that follows from the StormService) are not what they should be.
+fn changed_sets(
+    service: &StormService,
+    observed: &Observed,
+    plan: &ServicePlan,
+    revisions: &Revisions,
+) -> Vec<RoleSet> {
+    let mut changed = Vec::new();
+    for (at, owned) in observed.sets.iter().enumerate() {
+        if owned.view.going || !owned.readable || plan.delete.contains(&at) {
+            continue;
+        }
+        let mut set = owned.set.clone();
+        let adopted = set.metadata.annotations.as_ref();
+        if adopted.is_none_or(|all| !all.contains_key(keys::ADOPTED_HASHES)) {
+            continue; // The RoleSet's own controller looks at it first.
+        }
+        if owned.view.updated || plan.update.contains(&at) {
+            set.spec = set_spec(service, &service.spec.template);
+            let (labels, annotations) =
+                set_marks(service, &service.spec.template, &revisions.update);
+            set.metadata.labels.get_or_insert_default().extend(labels);
+            set.metadata
+                .annotations
+                .get_or_insert_default()
+                .extend(annotations);
+        } else {
+            set.spec = with_present_replicas(service, set.spec);
+        }
+        if differs(&set, &owned.set) {
+            changed.push(set);
+        }
+    }
+    changed
+}

@@ -1,0 +1,78 @@
+//! The end of a StormService: its RoleSets first.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use kube::runtime::controller::Action;
+
+use crate::api::{RoleSet, StormService, keys};
+use crate::reconcile::Key;
+use crate::reconcile::apply::{Doomed, resource};
+use crate::reconcile::context::Context;
+use crate::reconcile::error::Error;
+use crate::reconcile::farewell::Farewell;
+use crate::reconcile::informer::owner_uid;
+use crate::reconcile::meta::{names_of, uid_of};
+
+/// Lets a deleted StormService go once its RoleSets are gone. Metadata is enough, so one that cannot
+/// be decoded goes as well.
+pub(super) async fn finalize(meta: &ObjectMeta, context: &Context) -> Result<Action, Error> {
+    let kind = resource::<StormService>();
+    match Farewell::of(meta, keys::STORM_SERVICE_FINALIZER) {
+        Farewell::Over => return Ok(Action::await_change()),
+        Farewell::LeaveChildren => {
+            context
+                .writer
+                .release(&kind, meta, keys::STORM_SERVICE_FINALIZER)
+                .await?;
+            return Ok(Action::await_change());
+        }
+        Farewell::TakeChildren => {}
+    }
+    let (namespace, name) = names_of(meta);
+    let uid = uid_of(meta);
+    let sets = context.role_sets.owned_by(uid);
+    let doomed = sets
+        .iter()
+        .map(|set| set.as_ref().meta())
+        .filter(|meta| !context.is_going(meta))
+        .map(Doomed::of)
+        .collect();
+    context
+        .writer
+        .delete_all(&resource::<RoleSet>(), namespace, doomed)
+        .await?;
+    let unseen = context.ledger.unseen(uid, "RoleSet", |_| false);
+    if !sets.is_empty() || !unseen.is_empty() {
+        return Ok(Action::requeue(Duration::from_secs(30)));
+    }
+    let key = Key {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    };
+    let headless = context.headless.get(&key);
+    if let Some(headless) = headless.filter(|found| owner_uid(&found.metadata) == Some(uid)) {
+        let doomed = Doomed::of(&headless.metadata);
+        context
+            .writer
+            .delete(&resource::<Service>(), namespace, &doomed, false)
+            .await?;
+    }
+    let revisions = context.revisions.owned_by(uid);
+    let doomed = revisions
+        .iter()
+        .map(|stored| Doomed::of(&stored.metadata))
+        .collect();
+    context
+        .writer
+        .delete_all(&resource::<ControllerRevision>(), namespace, doomed)
+        .await?;
+    context
+        .writer
+        .release(&kind, meta, keys::STORM_SERVICE_FINALIZER)
+        .await?;
+    Ok(Action::await_change())
+}

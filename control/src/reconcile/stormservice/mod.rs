@@ -1,0 +1,130 @@
+//! StormService: RoleSets, the headless Service and revisions.
+
+mod apply;
+mod finalize;
+mod headless;
+mod observe;
+mod revisions;
+mod status;
+
+use std::sync::Arc;
+
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+
+use crate::api::{StormService, keys, set_condition};
+use crate::core::budget::CREATIONS_MAX;
+use crate::core::validate::{self, Violation};
+use crate::reconcile::apply::resource;
+use crate::reconcile::conditions;
+use crate::reconcile::context::Context;
+use crate::reconcile::error::{self, Error};
+use crate::reconcile::meta::{finalizer_patch, names_of};
+use crate::reconcile::undecodable::undecodable;
+use apply::apply;
+use finalize::finalize;
+use headless::sync_headless;
+use observe::{dereference, mark, view_of};
+use revisions::{sync_revisions, trim_history};
+use status::status_of;
+
+/// Reconciles one StormService.
+///
+/// # Errors
+///
+/// When the API server refuses something; the object is tried again.
+pub async fn reconcile(
+    object: Arc<DeserializeGuard<StormService>>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let service = match &object.0 {
+        Ok(service) => service,
+        Err(invalid) if invalid.metadata.deletion_timestamp.is_some() => {
+            return finalize(&invalid.metadata, &context).await;
+        }
+        Err(invalid) => return undecodable::<StormService>(&context, invalid).await,
+    };
+    let service = context.ledger.with_newest_status(service);
+    let service = service.as_ref();
+    if service.metadata.deletion_timestamp.is_some() {
+        return finalize(&service.metadata, &context).await;
+    }
+    let (namespace, name) = names_of(&service.metadata);
+    let violations = validate::stormservice(name, &service.spec);
+    let Some(template_spec) = service
+        .spec
+        .template
+        .spec
+        .as_ref()
+        .filter(|_| violations.is_empty())
+    else {
+        return invalid(service, &violations, &context).await;
+    };
+    let patch = finalizer_patch(&service.metadata, keys::STORM_SERVICE_FINALIZER);
+    if patch["metadata"]
+        .as_object()
+        .is_some_and(|fields| !fields.is_empty())
+    {
+        let kind = resource::<StormService>();
+        context.writer.merge(&kind, namespace, name, &patch).await?;
+        return Ok(Action::await_change());
+    }
+    let mut observed = dereference(service, &context);
+    let revisions = sync_revisions(service, &observed, &context).await?;
+    let headless = sync_headless(service, &context).await;
+    mark(&mut observed, template_spec, &revisions, &context);
+    let view = view_of(service, &observed);
+    let plan = view.plan();
+    let applied = apply(service, &observed, &plan, &revisions, &context).await;
+    let failure = error::failure(&headless).or(error::failure(&applied));
+    let rewritten = applied.as_ref().is_ok_and(|rewritten| *rewritten);
+    let changed = !plan.create.is_empty() || !plan.delete.is_empty() || rewritten;
+    // What was just written is told of when the watch shows it.
+    if !changed || failure.is_some() {
+        let status = status_of(service, &observed, &revisions, failure, &context);
+        let kind = resource::<StormService>();
+        context
+            .writer
+            .status(&kind, &service.metadata, service.status.as_ref(), &status)
+            .await?;
+    }
+    headless?;
+    applied?;
+    trim_history(service, &observed, &revisions, &context).await?;
+    let more = i32::try_from(plan.create.len()) == Ok(CREATIONS_MAX);
+    Ok(if more {
+        Action::requeue(super::NEXT_CREATIONS)
+    } else {
+        Action::await_change()
+    })
+}
+
+async fn invalid(
+    service: &StormService,
+    violations: &[Violation],
+    context: &Context,
+) -> Result<Action, Error> {
+    let now = context.now();
+    let message = validate::describe(violations);
+    let mut status = service.status.clone().unwrap_or_default();
+    status.observed_generation = service.metadata.generation;
+    let all = &mut status.conditions;
+    set_condition(
+        all,
+        conditions::INVALID,
+        true,
+        "Invalid",
+        message.clone(),
+        &now,
+    );
+    context
+        .tell::<StormService>(&service.metadata, EventType::Warning, "Invalid", message)
+        .await;
+    let kind = resource::<StormService>();
+    context
+        .writer
+        .status(&kind, &service.metadata, service.status.as_ref(), &status)
+        .await?;
+    Ok(Action::await_change())
+}

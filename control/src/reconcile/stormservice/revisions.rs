@@ -1,0 +1,182 @@
+//! The revisions of a StormService: which one its template is, and which are kept.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use kube::runtime::events::EventType;
+use serde_json::{Value, json};
+
+use super::observe::Observed;
+use crate::api::{RoleSetTemplate, StormService};
+use crate::core::{names, revision};
+use crate::reconcile::apply::{Doomed, owner_reference, resource};
+use crate::reconcile::context::Context;
+use crate::reconcile::error::Error;
+use crate::reconcile::meta::{names_of, uid_of};
+
+/// Names tried when a revision's is taken by other data.
+const COLLISIONS_MAX: i32 = 5;
+
+/// Label of a ControllerRevision with its hash, as Kubernetes' own controllers use it.
+const REVISION_HASH: &str = "controller.kubernetes.io/hash";
+
+/// The revisions that matter, by name, and their templates.
+pub(super) struct Revisions {
+    pub(super) update: String,
+    pub(super) current: String,
+    /// The template of `current`, with the present replica counts.
+    pub(super) current_template: RoleSetTemplate,
+    pub(super) collisions: i32,
+}
+
+pub(super) async fn sync_revisions(
+    service: &StormService,
+    observed: &Observed,
+    context: &Context,
+) -> Result<Revisions, Error> {
+    let status = service.status.clone().unwrap_or_default();
+    let wanted = revision::data(&service.spec.template);
+    let identity = revision::identity(&wanted);
+    let newest = observed.revisions.last();
+    let mut collisions = status.collision_count.unwrap_or(0);
+    let same = observed
+        .revisions
+        .iter()
+        .rev()
+        .find(|stored| revision::identity(&stored.data) == identity);
+    let next = newest.map_or(1, |newest| newest.revision.saturating_add(1));
+    let update = match same {
+        Some(same) => {
+            let name = same.metadata.name.clone().unwrap_or_default();
+            if newest.is_some_and(|newest| newest.metadata.name != same.metadata.name) {
+                // Going back: the old revision becomes the newest.
+                let (namespace, _) = names_of(&service.metadata);
+                let kind = resource::<ControllerRevision>();
+                let patch = json!({"revision": next});
+                context
+                    .writer
+                    .merge(&kind, namespace, &name, &patch)
+                    .await?;
+                let note = format!("went back to revision {name}");
+                let meta = &service.metadata;
+                context
+                    .tell::<StormService>(meta, EventType::Normal, "Rollout", note)
+                    .await;
+            }
+            name
+        }
+        None => create_revision(service, &wanted, next, &mut collisions, context).await?,
+    };
+    let current = observed
+        .revisions
+        .iter()
+        .find(|stored| stored.metadata.name.as_deref() == Some(status.current_revision.as_str()));
+    let (current, current_template) = match current {
+        Some(stored) if status.current_revision != update => {
+            let template = revision::template(&stored.data).map_err(|source| Error::Revision {
+                name: status.current_revision.clone(),
+                source,
+            })?;
+            (status.current_revision.clone(), template)
+        }
+        _ => (update.clone(), service.spec.template.clone()),
+    };
+    Ok(Revisions {
+        update,
+        current,
+        current_template,
+        collisions,
+    })
+}
+
+async fn create_revision(
+    service: &StormService,
+    data: &Value,
+    number: i64,
+    collisions: &mut i32,
+    context: &Context,
+) -> Result<String, Error> {
+    let (namespace, name) = names_of(&service.metadata);
+    let uid = uid_of(&service.metadata);
+    let kind = resource::<ControllerRevision>();
+    let first = *collisions;
+    loop {
+        let hash = revision::hash(data, *collisions);
+        let revision_name = names::revision(name, &hash);
+        if context
+            .ledger
+            .unseen(uid, "ControllerRevision", |_| false)
+            .iter()
+            .any(|meta| meta.name.as_ref() == Some(&revision_name))
+        {
+            return Ok(revision_name);
+        }
+        let object = json!({
+            "apiVersion": "apps/v1",
+            "kind": "ControllerRevision",
+            "metadata": {
+                "name": revision_name,
+                "labels": {"name": name, REVISION_HASH: hash},
+                "ownerReferences": [owner_reference::<StormService>(&service.metadata)],
+            },
+            "data": data,
+            "revision": number,
+        });
+        let made = context
+            .writer
+            .create(uid, "ControllerRevision", &kind, namespace, object)
+            .await;
+        match made {
+            Ok(_) => return Ok(revision_name),
+            Err(Error::NameTaken { .. }) if *collisions - first < COLLISIONS_MAX => {
+                *collisions += 1
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+pub(super) async fn trim_history(
+    service: &StormService,
+    observed: &Observed,
+    revisions: &Revisions,
+    context: &Context,
+) -> Result<(), Error> {
+    let limit = service
+        .spec
+        .revision_history_limit
+        .unwrap_or(revision::HISTORY_LIMIT_DEFAULT);
+    let mut used: BTreeSet<&str> = observed
+        .sets
+        .iter()
+        .map(|owned| owned.revision.as_str())
+        .collect();
+    used.extend([revisions.update.as_str(), revisions.current.as_str()]);
+    let known: Vec<(String, i64)> = observed
+        .revisions
+        .iter()
+        .filter(|stored| !context.is_going(&stored.metadata))
+        .map(|stored| {
+            (
+                stored.metadata.name.clone().unwrap_or_default(),
+                stored.revision,
+            )
+        })
+        .collect();
+    let surplus = revision::surplus(&known, &used, limit);
+    let doomed = observed
+        .revisions
+        .iter()
+        .filter(|stored| {
+            surplus
+                .iter()
+                .any(|name| stored.metadata.name.as_ref() == Some(name))
+        })
+        .map(|stored| Doomed::of(&stored.metadata))
+        .collect();
+    let (namespace, _) = names_of(&service.metadata);
+    context
+        .writer
+        .delete_all(&resource::<ControllerRevision>(), namespace, doomed)
+        .await
+}

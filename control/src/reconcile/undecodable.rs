@@ -1,0 +1,40 @@
+//! A stored object that the types cannot hold.
+
+use kube::Resource;
+use kube::core::error_boundary::InvalidObject;
+use kube::runtime::controller::Action;
+use serde_json::json;
+
+use super::apply::resource;
+use super::conditions;
+use super::context::Context;
+use super::error::Error;
+use super::meta::{names_of, uid_of};
+
+/// It is told so, and left alone until it is deleted.
+///
+/// # Errors
+///
+/// When the API server refuses.
+pub(super) async fn undecodable<K: Resource<DynamicType = ()>>(
+    context: &Context,
+    invalid: &InvalidObject,
+) -> Result<Action, Error> {
+    let meta = &invalid.metadata;
+    let message = format!("the stored object cannot be read: {}", invalid.error);
+    let uid = uid_of(meta);
+    if context.ledger.tell(uid, conditions::INVALID, &message) {
+        let (namespace, name) = names_of(meta);
+        tracing::warn!(kind = %K::kind(&()), %namespace, %name, error = %invalid.error, "not readable");
+        let now = context.now();
+        let status = json!({"status": {"conditions": [{
+            "type": conditions::INVALID, "status": "True", "reason": "Unreadable",
+            "message": message, "lastTransitionTime": now, "lastUpdateTime": now,
+        }]}});
+        context
+            .writer
+            .merge_status(&resource::<K>(), namespace, name, &status)
+            .await?;
+    }
+    Ok(Action::await_change())
+}

@@ -1,0 +1,143 @@
+//! Other CRDs of the same names, and stored objects that cannot be decoded.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, ApiResource, DynamicObject, PostParams};
+use kube::core::GroupVersionKind;
+use serde_json::{Value, json};
+
+use crate::cluster_or_skip;
+use crate::film::{Film, Scene};
+use crate::world::{World, condition, role, service, with_definitions};
+
+/// The definitions less the fields that AIBrix v0.5.0's lack.
+fn like_aibrix(definition: &mut CustomResourceDefinition) {
+    let mut value = serde_json::to_value(&*definition).unwrap();
+    let schema = &mut value["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let role_set = "/properties/spec";
+    let of_service = "/properties/spec/properties/template/properties/spec";
+    let mut remove = |path: &str, field: &str| {
+        if let Some(Value::Object(fields)) = schema.pointer_mut(path) {
+            fields.remove(field);
+        }
+    };
+    if definition.spec.names.kind != "StormService" {
+        remove("/properties/status/properties", "observedGeneration");
+    }
+    for spec in [role_set, of_service] {
+        remove(spec, "x-kubernetes-validations");
+        remove(
+            &format!("{spec}/properties/roles/items"),
+            "x-kubernetes-validations",
+        );
+        for field in ["recoveryPolicy", "dependencies"] {
+            remove(&format!("{spec}/properties/roles/items/properties"), field);
+        }
+    }
+    *definition = serde_json::from_value(value).unwrap();
+}
+
+/// RoleSets with a pod that serves.
+fn serving(scene: &Scene) -> usize {
+    let pods = scene.all().filter(|pod| pod.ready && !pod.going);
+    let sets: BTreeSet<&str> = pods.map(|pod| pod.role_set.as_str()).collect();
+    sets.len()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_definitions_of_aibrix_rollouts_wait_and_nothing_is_written_in_vain() {
+    let world = World::alone(cluster_or_skip!(), "foreign").await;
+    let roles = |image: &str| json!([role("a", 1, image)]);
+    let ours = with_definitions(&world, like_aibrix, async || {
+        let controller = world.controller();
+        world.apply(service("llm", 3, roles("a"))).await;
+        let ready = world.until_ready("llm").await;
+        let conditions = ready.status.unwrap().conditions;
+        assert_eq!(condition(&conditions, "SchemaOutdated"), Some(true));
+        let film = Film::start(&world).await;
+        world.apply(service("llm", 3, roles("b"))).await;
+        world.until_ready("llm").await;
+        let fewest = film.scenes().iter().map(serving).min();
+        assert_eq!(fewest, Some(2), "one RoleSet at a time");
+        world.until_quiet().await;
+        // Only looks at objects that changed were seen so far: a new controller looks at all.
+        let before = world.writes();
+        let _again = world.controller();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(world.writes(), before);
+        controller
+    })
+    .await;
+    // The right ones are installed while the controller runs.
+    world
+        .until("the condition goes", || async {
+            let status = world.services().get("llm").await.ok()?.status?;
+            (condition(&status.conditions, "SchemaOutdated").is_none()).then_some(())
+        })
+        .await;
+    world
+        .until("the field is used", || async {
+            let sets = world.all(&world.role_sets()).await;
+            let observed = |set: &kvtide_control::api::RoleSet| {
+                let status = set.status.as_ref();
+                status.is_some_and(|status| status.observed_generation == set.metadata.generation)
+            };
+            sets.iter().all(observed).then_some(())
+        })
+        .await;
+    drop(ours);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_that_cannot_be_decoded_stops_nothing() {
+    let world = World::alone(cluster_or_skip!(), "decode").await;
+    // Kinds in a looser form than the types have.
+    let loose = |definition: &mut CustomResourceDefinition| {
+        let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let version = &mut definition.spec.versions[0];
+        let schema = json!({"openAPIV3Schema": schema});
+        version.schema = serde_json::from_value(schema).unwrap();
+    };
+    with_definitions(&world, loose, async || {
+        let kinds = ["StormService", "RoleSet", "PodSet"];
+        for kind in kinds {
+            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(
+                "orchestration.aibrix.ai",
+                "v1alpha1",
+                kind,
+            ));
+            let api: Api<DynamicObject> =
+                Api::namespaced_with(world.client.clone(), &world.namespace, &resource);
+            let finalizer = format!("orchestration.aibrix.ai/{}-finalizer", kind.to_lowercase());
+            let object = json!({
+                "apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": kind,
+                "metadata": {"name": "broken", "finalizers": [finalizer]},
+                "spec": {"roles": 7, "podGroupSize": "many", "selector": 3, "template": "none"},
+            });
+            let object = serde_json::from_value(object).unwrap();
+            api.create(&PostParams::default(), &object).await.unwrap();
+        }
+        let controller = world.controller();
+        world
+            .apply(service("llm", 1, json!([role("a", 1, "a")])))
+            .await;
+        world.until_ready("llm").await;
+        world
+            .apply(service("llm", 2, json!([role("a", 2, "b")])))
+            .await;
+        world.until_ready("llm").await;
+        for kind in kinds {
+            let stored = world.kubectl(&["get", kind, "broken", "-o", "json"]);
+            let stored: Value = serde_json::from_str(&stored).unwrap();
+            assert_eq!(stored["spec"]["selector"], 3, "it is left as it is");
+            let invalid = &stored["status"]["conditions"][0];
+            assert_eq!(invalid["type"], "Invalid", "and told so: {stored}");
+            world.kubectl(&["delete", kind, "broken", "--timeout=60s"]);
+        }
+        world.kubectl(&["delete", "stormservice", "llm", "--timeout=60s"]);
+        assert!(!controller.log().contains("panicked"));
+    })
+    .await;
+}
