@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::batch::run::retry::Verdict;
 use crate::batch::state::Usage;
@@ -45,6 +45,10 @@ const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A pause that lasts so long is one that others may use the job slot for.
 const STALLED: Duration = Duration::from_secs(2);
+/// The share of the time that a request takes over which the next ones are spread.
+const SPREAD: f64 = 0.9;
+/// Starts that would be closer than this are not kept apart: no timer is so exact.
+const APART_MIN: Duration = Duration::from_millis(1);
 /// Models that metrics tell apart. Clients choose the names, and each label is kept for ever.
 const LABELS_MAX: usize = 64;
 /// The label of all others.
@@ -164,6 +168,8 @@ struct Health {
     /// Pauses since the last answer. Requests that failed together make one.
     pauses: u32,
     latency: Latency,
+    /// When the next request may be sent at the earliest.
+    next_start: Instant,
 }
 
 impl Engine {
@@ -177,6 +183,7 @@ impl Engine {
                 answers: 0,
                 pauses: 0,
                 latency: Latency::new(options.latency_tolerance),
+                next_start: Instant::now(),
             }),
             tenants: AtomicUsize::new(0),
         }
@@ -184,6 +191,24 @@ impl Engine {
 
     fn lock(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When a request may be sent that has its turn now. Requests that were sent together end
+    /// together, and the next would be sent together again: a burst of prompts, for which whoever
+    /// arrives then waits. So the starts of as many as the limit allows are spread over the time that
+    /// one takes, or a little less, which pulls bursts apart and keeps the limit in use.
+    fn start(&self) -> Instant {
+        let mut health = self.lock();
+        let start = health.next_start.max(Instant::now());
+        let others = u32::try_from(self.gate.limit()).unwrap_or(u32::MAX);
+        let apart = health.latency.typical().mul_f64(SPREAD) / others.max(1);
+        health.next_start = start
+            + if apart < APART_MIN {
+                Duration::ZERO
+            } else {
+                apart
+            };
+        start
     }
 
     fn succeeded(&self, began: Instant, usage: &Usage) {
@@ -258,6 +283,7 @@ impl Pace {
             let mine = self.gate.enter().await;
             let shared = self.engine.gate.enter().await;
             if self.gate.closed_until().is_none() {
+                sleep_until(self.engine.start()).await;
                 return Turn {
                     pace: Arc::clone(self),
                     began: Instant::now(),
@@ -386,6 +412,22 @@ mod tests {
         }
         assert!(limits(&other).1 < 8);
         assert_eq!(limits(&other).0, 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_end_together_do_not_start_together_again() {
+        let pace = paces(8, 8).of("m", "a");
+        for _ in 0..2 {
+            window(&pace, 8, Verdict::Success, 8 * SECOND).await;
+        }
+        let began = Instant::now();
+        let mut starts = Vec::new();
+        for _ in 0..8 {
+            starts.push((pace.turn().await, began.elapsed()));
+        }
+        let apart = |n: usize| starts[n + 1].1 - starts[n].1;
+        assert!((0..7).all(|n| apart(n) > SECOND / 2), "{starts:?}");
+        assert!(began.elapsed() < 8 * SECOND, "the limit stays in use");
     }
 
     #[tokio::test(start_paused = true)]

@@ -49,6 +49,8 @@ pub(super) struct Latency {
     /// How many times longer than at its best an answer may take.
     tolerance: f64,
     average: Average,
+    /// Seconds that an answer takes, whatever its work.
+    seconds: Average,
     best: f64,
     best_at: Option<Instant>,
     best_lasts: Duration,
@@ -81,11 +83,17 @@ impl Latency {
         Latency {
             tolerance,
             average: Average::default(),
+            seconds: Average::default(),
             best: f64::INFINITY,
             best_at: None,
             best_lasts: BEST_AGE,
             probe: None,
         }
+    }
+
+    /// How long an answer takes; zero while none was seen.
+    pub(super) fn typical(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds.value)
     }
 
     /// Takes an answer that was asked for at `began` and has come `now`, under `limit`.
@@ -96,7 +104,9 @@ impl Latency {
         usage: &Usage,
         limit: usize,
     ) -> Judgement {
-        let sample = now.duration_since(began).as_secs_f64() / work(usage);
+        let seconds = now.duration_since(began).as_secs_f64();
+        self.seconds.add(seconds);
+        let sample = seconds / work(usage);
         if let Some(probe) = &mut self.probe {
             // What began before has run beside too many others.
             if began < probe.began {
