@@ -106,13 +106,32 @@ def measured(rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def interference(runs: int, run_s: float) -> dict[str, Any]:
-    """How much a batch in the background lengthens what interactive callers wait."""
-    found = Interference(runs, run_s).measure()
+def interference(runs: int, run_s: float, priority: bool) -> list[dict[str, Any]]:
+    """How much longer interactive callers wait beside a batch, and what the batch gets done."""
+    found = Interference(runs, run_s, priority).measure()
     alone, beside = found.p99_ms(found.alone), found.p99_ms(found.beside)
+    how = "" if priority else ", an engine without priorities"
     baseline = f"{alone:.1f} ms alone, {len(found.alone)} and {len(found.beside)} samples"
-    name = "interactive TTFT, p99, while a batch runs"
-    return row(name, 100 * (beside / alone - 1), "% longer", "≤ 5", baseline)
+    longer = 100 * (beside / alone - 1)
+    ttft = f"interactive TTFT, p99, while a batch runs{how}"
+    medians = [statistics.median(samples) for samples in (found.alone, found.beside)]
+    return [
+        row(ttft, longer, "% longer", "≤ 5" if priority else "", baseline),
+        row(
+            f"the same, median{how}",
+            100 * (medians[1] / medians[0] - 1),
+            "% longer",
+            "",
+            f"{medians[0]:.1f} ms alone",
+        ),
+        row(
+            f"the batch meanwhile{how}",
+            statistics.mean(found.batch_per_s),
+            "requests/s",
+            "",
+            "38 if it filled the engine",
+        ),
+    ]
 
 
 def main() -> None:
@@ -122,9 +141,18 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=int, default=5, help="pairs of runs without and with a batch"
     )
-    parser.add_argument("--run-s", type=float, default=12.5, help="seconds of one run")
+    parser.add_argument("--run-s", type=float, default=26, help="seconds of one run")
+    parser.add_argument("--only", choices=["echo", "interactive"], help="measure only this")
     options = parser.parse_args()
-    rows = [*measured(options.rounds), interference(options.runs, options.run_s)]
+    rows: list[dict[str, Any]] = []
+    if options.only != "interactive":
+        rows += measured(options.rounds)
+    if options.only != "echo":
+        for priority in (True, False):
+            rows += interference(options.runs, options.run_s, priority)
+    if options.only:
+        print(table(rows))
+        return
     OUT.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     machines = " and ".join(sorted({row["machine"] for row in rows}))
     caption = f"By `make bench-batch` on {machines}, everything on the same cores."

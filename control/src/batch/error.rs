@@ -37,6 +37,14 @@ pub enum Failure {
         /// The quota.
         quota_bytes: u64,
     },
+    /// There are as many live batches as there may be.
+    #[error("{live} {whose} batches are waiting or in progress")]
+    Crowded {
+        /// How many there are.
+        live: u64,
+        /// Whose, as a message puts it.
+        whose: &'static str,
+    },
     /// The task was stopped, because the server shuts down.
     #[error("the server is shutting down")]
     Stopped,

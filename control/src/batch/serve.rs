@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
@@ -16,12 +17,12 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::batch::blobs::{Blobs, Local, Objects};
-use crate::batch::http::{Access, App, HttpLimits, router};
+use crate::batch::http::{Access, App, HttpLimits, Reservations, listen, router};
 use crate::batch::id;
 use crate::batch::run::{
     Bell, JobOptions, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream, sweep_for_ever,
 };
-use crate::batch::store::{Metadata, Postgres, Sqlite};
+use crate::batch::store::{Metadata, Places, Postgres, Sqlite};
 use crate::keys::Keys;
 use crate::telemetry;
 
@@ -61,7 +62,8 @@ pub struct ServeArgs {
     /// File of API keys, see `kvtide-control batch key`.
     #[arg(long, env = "KVTIDE_API_KEYS")]
     pub keys: Option<PathBuf>,
-    /// Serve everybody who can connect, without keys, also beyond this machine.
+    /// Serve everybody who can connect, without keys, also beyond this machine. Managing users needs a
+    /// key then.
     #[arg(long, env = "KVTIDE_BATCH_ANONYMOUS", conflicts_with = "keys")]
     pub anonymous: bool,
 
@@ -75,10 +77,11 @@ pub struct ServeArgs {
     #[arg(long, env = "KVTIDE_BATCH_REQUESTS_PER_MODEL", default_value_t = 256, value_parser = count())]
     pub requests_per_model: u32,
     /// Requests in flight when a model is first used.
-    #[arg(long, env = "KVTIDE_BATCH_REQUESTS_AT_FIRST", default_value_t = 16, value_parser = count())]
+    #[arg(long, env = "KVTIDE_BATCH_REQUESTS_AT_FIRST", default_value_t = 4, value_parser = count())]
     pub requests_at_first: u32,
-    /// How many times longer than at its best an answer may take before fewer are asked for at once.
-    #[arg(long, env = "KVTIDE_BATCH_LATENCY_TOLERANCE", default_value_t = 3.0)]
+    /// How many times longer than at its best an answer may take before fewer are asked for at once. More
+    /// gets batches done sooner, at the expense of whoever else uses the engine.
+    #[arg(long, env = "KVTIDE_BATCH_LATENCY_TOLERANCE", default_value_t = 1.1)]
     pub latency_tolerance: f64,
     /// Attempts for one request.
     #[arg(long, env = "KVTIDE_BATCH_ATTEMPTS", default_value_t = 5, value_parser = count())]
@@ -111,6 +114,9 @@ pub struct ServeArgs {
     /// Batches of all tenants that may wait or be in progress.
     #[arg(long, env = "KVTIDE_BATCH_BATCHES", default_value_t = 10_000)]
     pub batches: u64,
+    /// Of these, batches of one tenant.
+    #[arg(long, env = "KVTIDE_BATCH_BATCHES_PER_TENANT", default_value_t = 2_000)]
+    pub batches_per_tenant: u64,
     /// MiB of files for each tenant whose key names no other quota.
     #[arg(long, env = "KVTIDE_BATCH_STORAGE_MIB")]
     pub storage_mib: Option<u64>,
@@ -171,16 +177,21 @@ impl ServeArgs {
         HttpLimits {
             file_bytes_max: self.file_mib.saturating_mul(1 << 20),
             storage_bytes: self.storage_mib.map(|mib| mib.saturating_mul(1 << 20)),
-            batches_max: self.batches,
+            places: Places {
+                all: self.batches,
+                tenant: self.batches_per_tenant,
+            },
         }
     }
 
     fn access(&self) -> Result<Access, AnyError> {
         let Some(path) = &self.keys else {
-            if !self.listen.ip().is_loopback() && !self.anonymous {
+            let loopback = self.listen.ip().is_loopback();
+            if !loopback && !self.anonymous {
                 return Err(Refusal::Open(self.listen).into());
             }
-            return Ok(Access::Open);
+            // Whoever can reach loopback is on this machine already.
+            return Ok(Access::Open { admin: loopback });
         };
         let keys = Keys::open(path)?;
         if keys.is_empty() {
@@ -231,6 +242,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
     if args.latency_tolerance.is_nan() || args.latency_tolerance <= 1.0 {
         return Err(Refusal::Tolerance.into());
     }
+    raise_file_limit();
     let access = args.access()?;
     let upstream = Arc::new(args.upstream()?);
     let _lock = lock(&args.data)?;
@@ -270,20 +282,17 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
         upstream,
         bell,
         limits: args.http_limits(),
+        reservations: Reservations::default(),
         metrics,
     });
     tracing::info!(%address, upstream = args.upstream, "the batch API is served");
-    let stop = shutdown.clone();
-    let serving = axum::serve(listener, router(app))
-        .with_graceful_shutdown(async move { stop.cancelled().await })
-        .into_future();
-    let mut serving = tokio::spawn(serving);
+    let mut serving = tokio::spawn(listen(listener, router(app), shutdown.clone(), HTTP_GRACE));
     let mut failed = tokio::select! {
         signal = wait_for_signal() => {
             tracing::info!(signal = signal?, "shutting down");
             None
         }
-        ended = &mut serving => return Ok(ended??),
+        ended = &mut serving => return Ok(ended?),
         error = first_end(&mut parts) => Some(error),
     };
     shutdown.cancel();
@@ -292,13 +301,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
             failed.get_or_insert(too_early(ended));
         }
     }
-    if tokio::time::timeout(HTTP_GRACE, &mut serving)
-        .await
-        .is_err()
-    {
-        tracing::info!("requests that were still being answered are cut off");
-        serving.abort();
-    }
+    serving.await?;
     failed.map_or(Ok(()), Err)
 }
 
@@ -315,6 +318,19 @@ fn too_early(ended: Result<(), JoinError>) -> AnyError {
     match ended {
         Ok(()) => "a part of the server has ended by itself".into(),
         Err(error) => format!("a part of the server has failed: {error}").into(),
+    }
+}
+
+/// Takes all the file descriptors that the system lets this process have: each request in flight needs
+/// one or two, and many systems begin with 1024.
+fn raise_file_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let limit = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -99,6 +99,7 @@ class Server:
     options: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    listen: str = "127.0.0.1"
     process: subprocess.Popen | None = None
     preexec: Callable[[], None] | None = None
 
@@ -120,7 +121,7 @@ class Server:
             if self.preexec:
                 self.preexec()
 
-        command: list[str | Path] = [CONTROL, "batch", "--listen", f"127.0.0.1:{self.port}"]
+        command: list[str | Path] = [CONTROL, "batch", "--listen", f"{self.listen}:{self.port}"]
         command += ["--data", self.data, "--backoff-ms", "20", *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -543,3 +543,14 @@ def test_users_are_created_read_updated_and_deleted(shared: Server) -> None:
     assert call("Read", name="ann").status_code == 404
     assert call("Rename", name="ann").status_code == 404
     assert call("Create", rpm=1).status_code == 400
+
+
+def test_a_form_whose_boundary_never_comes_is_refused_early(shared: Server) -> None:
+    for start in (b"", b'--b\r\nContent-Disposition: form-data; name="file"; x="'):
+        answer = httpx.post(
+            f"{shared.url}/v1/files",
+            content=start + b"x" * 5_000_000,
+            headers={"content-type": "multipart/form-data; boundary=b"},
+        )
+        assert answer.status_code == 400
+        assert "before its first part or in the head of one" in answer.json()["error"]["message"]

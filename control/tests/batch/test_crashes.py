@@ -124,6 +124,7 @@ def test_a_full_disk_stops_a_batch_and_loses_nothing(data: Path) -> None:
             everything = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
             resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, everything)
             check(client, batch, ids)
+            assert len(mock.seen()["requests"]) == 60, "what was answered is not asked for again"
         finally:
             if running.process:
                 running.kill()
@@ -139,6 +140,20 @@ def test_an_upload_that_does_not_fit_is_refused_and_leaves_nothing(data: Path) -
         assert list((data / "scratch").iterdir()) == []
         small = client.files.create(file=jsonl([line("a")]), purpose="batch")
         assert client.files.retrieve(small.id).bytes == small.bytes
+    finally:
+        if running.process:
+            running.kill()
+
+
+def test_the_server_takes_all_the_file_descriptors_that_it_may_have(data: Path) -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1024))
+
+    running = Server(data, [], preexec=few)
+    try:
+        running.start()
+        assert running.process is not None
+        assert resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE) == (1024, 1024)
     finally:
         if running.process:
             running.kill()

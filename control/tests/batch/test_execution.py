@@ -209,7 +209,10 @@ def test_what_is_left_when_the_window_ends_is_told(data: Path, tmp_path: Path) -
             (text,) = db.execute("SELECT doc FROM batches").fetchone()
             document = json.loads(text)
             document["expires_at"] = int(time.time()) + 1
-            db.execute("UPDATE batches SET doc = ?", (json.dumps(document),))
+            db.execute(
+                "UPDATE batches SET doc = ?, due_at = ?",
+                (json.dumps(document), document["expires_at"]),
+            )
         db.close()
         running.start()
         batch = ended(client, batch)
@@ -269,3 +272,97 @@ def test_a_second_server_in_the_same_directory_is_refused(shared: Server) -> Non
     assert second.process is not None
     assert second.process.wait(30) == 1
     assert "another server works in" in second.log.read_text()
+
+
+def test_a_batch_that_waits_behind_another_is_cancelled_at_once(data: Path) -> None:
+    with mock_upstream() as mock, server(data, mock.url, "--jobs", "1") as running:
+        client = running.client()
+        first = submit(client, [line(str(n), "[slow 60000]") for n in range(3)])
+        wait_until("a start", lambda: client.batches.retrieve(first.id).status == "in_progress")
+        ids = [str(n) for n in range(40)]
+        waiting = submit(client, [line(name) for name in ids])
+        wait_until(
+            "its validation", lambda: client.batches.retrieve(waiting.id).request_counts.total
+        )
+        assert client.batches.cancel(waiting.id).status == "cancelling"
+        batch = ended(client, waiting, patience_s=10)
+        assert batch.status == "cancelled"
+        assert batch.output_file_id is None
+        assert all_ids(client, batch) == sorted(ids)
+        codes = {item["error"]["code"] for item in results(client, batch.error_file_id)}
+        assert codes == {"batch_cancelled"}
+        assert batch.request_counts is not None
+        assert (batch.request_counts.total, batch.request_counts.failed) == (40, 40)
+        assert client.batches.retrieve(first.id).status == "in_progress"
+        assert len(mock.seen()["requests"]) == 3
+
+
+def test_a_batch_that_waits_behind_another_expires_in_time(data: Path) -> None:
+    with mock_upstream() as mock, server(data, mock.url, "--jobs", "1") as running:
+        client = running.client()
+        batches = [submit(client, [line("a", "[slow 60000]")]) for _ in range(2)]
+        for batch in batches:
+            total = lambda: client.batches.retrieve(batch.id).request_counts.total  # noqa: B023, E731
+            wait_until("its validation", total)
+        running.kill()
+        with sqlite3.connect(data / "batch.sqlite") as db:
+            (text,) = db.execute(
+                "SELECT doc FROM batches WHERE id = ?", (batches[1].id,)
+            ).fetchone()
+            document = json.loads(text)
+            document["expires_at"] = int(time.time()) + 1
+            db.execute(
+                "UPDATE batches SET doc = ?, due_at = ? WHERE id = ?",
+                (json.dumps(document), document["expires_at"], batches[1].id),
+            )
+        db.close()
+        running.start()
+        late = ended(client, batches[1], patience_s=20)
+        assert late.status == "expired"
+        assert all_ids(client, late) == ["a"]
+        assert client.batches.retrieve(batches[0].id).status == "in_progress"
+
+
+def test_a_model_that_is_down_holds_up_no_other(data: Path) -> None:
+    """It has all job slots, and gives one up when somebody else can use it."""
+    with mock_upstream() as mock, server(data, mock.url, "--jobs", "2") as running:
+        client = running.client()
+        dead = [line(str(n), "[status 503 -1]", model="dead") for n in range(20)]
+        down = [submit(client, dead) for _ in range(4)]
+        wait_until("the model to be asked", lambda: len(mock.contents()) > 8)
+        live = ended(client, submit(client, [line(str(n)) for n in range(20)]))
+        assert live.status == "completed"
+        for batch in down:
+            assert client.batches.retrieve(batch.id).status == "in_progress"
+
+
+def test_requests_that_wait_out_a_pause_take_no_memory_of_others(data: Path) -> None:
+    with mock_upstream() as mock, server(data, mock.url, "--memory-mib", "16") as running:
+        client = running.client()
+        long = "x" * 200_000
+        paused = [line(str(n), f"[retry 429 -1 600]{long}", model="paused") for n in range(200)]
+        waits = submit(client, paused)
+        wait_until("a refusal", lambda: mock.seen()["requests"])
+        live = ended(client, submit(client, [line(str(n), long) for n in range(50)]))
+        assert live.status == "completed"
+        assert client.batches.retrieve(waits.id).status == "in_progress"
+
+
+def test_answers_that_cannot_be_kept_for_a_while_are_not_asked_for_again(data: Path) -> None:
+    with mock_upstream() as mock, server(data, mock.url) as running:
+        client = running.client()
+        scratch = data / "scratch"
+        ids = [str(n) for n in range(40)]
+        file = upload(client, jsonl([line(name, "[huge 100000]") for name in ids]))
+        # As good as a full disk for what is to be kept there.
+        scratch.rename(data / "elsewhere")
+        batch = client.batches.create(
+            input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        said = "results cannot be recorded"
+        wait_until("trouble", lambda: said in running.log.read_text())
+        held = len(mock.seen()["requests"])
+        assert held < 40, "no further requests meanwhile"
+        (data / "elsewhere").rename(scratch)
+        assert ended(client, batch).status == "completed"
+        assert sorted(Counter(r["id"] for r in mock.seen()["requests"]).values()) == [1] * 40

@@ -6,8 +6,10 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from rig import (
     mock_upstream,
     results,
     submit,
+    upload,
     wait_until,
 )
 
@@ -218,3 +221,75 @@ def test_parts_and_deleted_files_are_removed_from_the_object_store(
     pair.first.kill()
     pair.first.start()
     wait_until("an empty bucket", lambda: not list(bucket(s3).objects.all()))  # type: ignore[attr-defined]
+
+
+def test_a_list_can_be_read_on_from_behind_what_was_deleted(pair: Pair) -> None:
+    client = pair.first.client()
+    files = {upload(client, b"x") for _ in range(7)}
+    seen = set()
+    for file in client.files.list(limit=2, order="asc"):
+        seen.add(file.id)
+        client.files.delete(file.id)
+    assert files <= seen
+    assert not files & {file.id for file in client.files.list()}
+
+
+def test_a_server_whose_database_falls_silent_notices_and_goes_on_when_it_is_back(
+    tmp_path: Path, database: str, s3: dict[str, str]
+) -> None:
+    """Neither closed nor refused: the connection's other end just says nothing any more."""
+    with silenceable(database) as (through, silent), mock_upstream("--service-ms", "20") as mock:
+        options = ["--upstream", mock.url, "--database", through, "--lease-ms", "1500"]
+        running = Server(
+            tmp_path / "one", [*options, "--blobs", f"s3://{BUCKET}/silent"], s3
+        ).start()
+        try:
+            client = running.client()
+            ids = [str(n) for n in range(300)]
+            batch = submit(client, [line(name) for name in ids])
+            wait_until(
+                "results", lambda: client.batches.retrieve(batch.id).request_counts.completed
+            )
+            silent.set()
+            ready = f"{running.url}/readyz"
+            wait_until("it to notice", lambda: httpx.get(ready, timeout=60).status_code == 503)
+            silent.clear()
+            check(client, batch.id, ids)
+        finally:
+            if running.process:
+                end(running.process)
+
+
+@contextlib.contextmanager
+def silenceable(database: str) -> Iterator[tuple[str, threading.Event]]:
+    """A way to the database, and what makes all that goes by it get stuck."""
+    silent = threading.Event()
+    port = int(database.split(":")[-1].split("/")[0])
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def carry(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if silent.is_set():
+                    # Lost for good, as when a machine between has gone.
+                    return
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def take() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", port))
+                ways.extend((near, far))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=carry, args=pair, daemon=True).start()
+
+    ways: list[socket.socket] = []
+    threading.Thread(target=take, daemon=True).start()
+    try:
+        yield database.replace(f":{port}/", f":{listener.getsockname()[1]}/"), silent
+    finally:
+        listener.close()
+        for way in ways:
+            way.close()

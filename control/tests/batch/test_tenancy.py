@@ -14,7 +14,19 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
-from rig import CONTROL, Mock, Server, ended, jsonl, line, server, submit, upload, wait_until
+from rig import (
+    CONTROL,
+    Mock,
+    Server,
+    ended,
+    jsonl,
+    line,
+    mock_upstream,
+    server,
+    submit,
+    upload,
+    wait_until,
+)
 
 QUOTA = 100_000
 
@@ -118,6 +130,94 @@ def test_uploads_at_the_same_time_do_not_pass_the_quota_together(guarded: Server
         assert sum(pool.map(attempt, range(8))) == 4
 
 
+def test_uploads_that_are_under_way_count(guarded: Server) -> None:
+    """An upload that has begun leaves less for the next, before either is there."""
+    bob = client_of(guarded, "bob-1")
+    for file in bob.files.list():
+        bob.files.delete(file.id)
+    refused: list[int] = []
+
+    def slowly() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n'
+        yield b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        yield b"x" * (QUOTA * 8 // 10)
+        scratch = guarded.data / "scratch"
+        wait_until("bytes on disk", lambda: any(f.stat().st_size for f in scratch.iterdir()))
+        with pytest.raises(openai.PermissionDeniedError) as raised:
+            upload(bob, b"x" * (QUOTA // 2))
+        refused.append(raised.value.status_code)
+        upload(bob, b"x" * (QUOTA // 10))
+        yield b"\r\n--b--\r\n"
+
+    answer = httpx.post(
+        f"{guarded.url}/v1/files",
+        content=slowly(),
+        headers={
+            "content-type": "multipart/form-data; boundary=b",
+            "authorization": "Bearer bob-1",
+        },
+        timeout=60,
+    )
+    assert (answer.status_code, refused) == (200, [403])
+
+
+def test_a_deleted_file_counts_for_as_long_as_a_batch_reads_it(guarded: Server) -> None:
+    bob = client_of(guarded, "bob-1")
+    for file in bob.files.list():
+        bob.files.delete(file.id)
+    lines = [line("slow", "[slow 60000]"), line("large", "x" * (QUOTA // 2))]
+    batch = submit(bob, lines)
+    wait_until("a start", lambda: bob.batches.retrieve(batch.id).status == "in_progress")
+    bob.files.delete(batch.input_file_id)
+    with pytest.raises(openai.PermissionDeniedError):
+        upload(bob, b"x" * (QUOTA * 6 // 10))
+    bob.batches.cancel(batch.id)
+
+
+def test_a_429_of_one_tenant_does_not_stop_another(keys: Path, tmp_path: Path) -> None:
+    with (
+        mock_upstream() as mock,
+        server(tmp_path / "data", mock.url, "--keys", str(keys)) as running,
+    ):
+        ann, bob = running.client("ann-1"), running.client("bob-1")
+        waits = submit(ann, [line("a", "[retry 429 1 600]")])
+        wait_until("a refusal", lambda: mock.seen()["requests"])
+        assert ended(bob, submit(bob, [line("b")])).status == "completed"
+        assert ann.batches.retrieve(waits.id).status == "in_progress"
+
+
+def test_a_tenant_has_so_many_batches_at_once_and_others_still_have_places(
+    keys: Path, tmp_path: Path
+) -> None:
+    options = ["--keys", str(keys), "--batches-per-tenant", "1"]
+    with mock_upstream() as mock, server(tmp_path / "data", mock.url, *options) as running:
+        ann, bob = (running.client(key, max_retries=0) for key in ("ann-1", "bob-1"))
+        order = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        file = upload(ann, jsonl([line("a", "[slow 60000]")]))
+        first = ann.batches.create(input_file_id=file, **order)  # type: ignore[call-overload]
+        with pytest.raises(openai.RateLimitError, match="1 of your batches"):
+            ann.batches.create(input_file_id=file, **order)  # type: ignore[call-overload]
+        again = ann.batches.create(input_file_id=file, extra_headers=RETRIED, **order)  # type: ignore[call-overload]
+        assert again.id == first.id
+        assert ended(bob, submit(bob, [line("b")])).status == "completed"
+
+
+def test_who_may_be_anybody_is_no_admin(tmp_path: Path) -> None:
+    with server(tmp_path / "data", "http://127.0.0.1:1") as running:
+        url = running.url
+        assert httpx.post(f"{url}/CreateUser", json={"name": "u"}).status_code == 200
+    running = Server(tmp_path / "open", ["--anonymous"])
+    running.listen = "0.0.0.0"
+    try:
+        running.start()
+        answer = httpx.post(f"{running.url}/CreateUser", json={"name": "u"})
+        assert answer.status_code == 403
+        assert list(running.client().files.list()) == []
+    finally:
+        if running.process:
+            running.kill()
+
+
 def test_users_are_managed_by_admins_only(guarded: Server) -> None:
     def create(secret: str) -> int:
         headers = {"authorization": f"Bearer {secret}"}
@@ -158,6 +258,7 @@ def test_a_file_of_keys_that_changes_is_read_again(guarded: Server, keys: Path) 
         (["--upstream", "router:8000"], "--upstream must be a URL"),
         (["--latency-tolerance", "1"], "--latency-tolerance"),
         (["--database", "mysql://x", "--blobs", "file:///tmp"], "--database must begin"),
+        (["--blobs", "memory:///"], "--blobs must be one of"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_reason(

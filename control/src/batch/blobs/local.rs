@@ -175,6 +175,27 @@ impl Blobs for Local {
         })
         .await
     }
+
+    async fn batches_with_parts(&self) -> Result<Vec<String>, Failure> {
+        let directory = self.root.join("parts");
+        blocking("parts", move || {
+            fs::read_dir(directory)?
+                .map(|entry| Ok(entry?.file_name().into_string().ok()))
+                .filter_map(Result::transpose)
+                .collect()
+        })
+        .await
+    }
+
+    async fn length(&self, key: &str) -> Result<Option<u64>, Failure> {
+        let path = self.path(key);
+        blocking(key, move || match fs::metadata(path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        })
+        .await
+    }
 }
 
 /// Removing what is not there is no error: it was removed before.
@@ -228,6 +249,8 @@ struct Tail {
     key: String,
     file: File,
     length: u64,
+    /// The directories whose entries lead to the file and may not be durable yet.
+    to_sync: Vec<PathBuf>,
 }
 
 impl Tail {
@@ -240,9 +263,8 @@ impl Tail {
             .create_new(true)
             .write(true)
             .open(&path)?;
-        sync_directory(directory)?;
-        sync_directory(&root.join("parts"))?;
         Ok(Tail {
+            to_sync: vec![root.join("parts"), directory.to_owned()],
             key,
             file,
             length: 0,
@@ -250,6 +272,11 @@ impl Tail {
     }
 
     fn append(&mut self, pieces: &[Piece]) -> io::Result<Extent> {
+        // Here, and not where the file is made: what failed is done again, and the file is made once.
+        while let Some(directory) = self.to_sync.last() {
+            sync_directory(directory)?;
+            self.to_sync.pop();
+        }
         let offset = self.length;
         // After an append that failed half way, its bytes are written over.
         self.file.seek(SeekFrom::Start(offset))?;
@@ -393,6 +420,19 @@ mod tests {
         assert_eq!((extent.offset, extent.bytes), (5, 5));
         let written = fs::read(directory.path().join("parts/1.output")).unwrap();
         assert!(written.starts_with(b"kept\nnext\n"));
+    }
+
+    #[test]
+    fn a_directory_that_could_not_be_synced_is_no_obstacle_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut tail = Tail::create(directory.path(), "batch/1.output".into()).unwrap();
+        tail.append(&[memory("a\n")]).unwrap_err();
+        fs::create_dir(directory.path().join("parts")).unwrap();
+        tail.append(&[memory("a\n")]).unwrap();
+        assert_eq!(
+            fs::read(directory.path().join("batch/1.output")).unwrap(),
+            b"a\n"
+        );
     }
 
     #[tokio::test]

@@ -101,6 +101,10 @@ pub trait Blobs: Send + Sync {
     fn scratch(&self) -> Result<fs::File, Failure>;
     /// Ids of the files whose bytes are there and older than `age`, known to the database or not.
     async fn stored_files(&self, age: Duration) -> Result<Vec<String>, Failure>;
+    /// The batches for which parts are there, known to the database or not.
+    async fn batches_with_parts(&self) -> Result<Vec<String>, Failure>;
+    /// How many bytes a blob has; none if it is not there.
+    async fn length(&self, key: &str) -> Result<Option<u64>, Failure>;
 }
 
 /// Where the results of a batch are.

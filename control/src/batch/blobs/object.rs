@@ -38,6 +38,8 @@ const PART_BYTES: usize = 8 << 20;
 /// Parts of one object under way at once: with [`PART_BYTES`], 16 MiB of memory.
 const PARTS_AT_ONCE: usize = 2;
 const WHAT: &str = "the object store";
+/// What keeps bytes, and what this program was built for.
+const SCHEMES: [&str; 3] = ["s3", "s3a", "file"];
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -54,6 +56,12 @@ impl Objects {
     /// # Errors
     /// When the URL names no store, or its settings are not complete.
     pub fn open(url: &Url, scratch: &LocalPath) -> Result<Objects, Failure> {
+        if !SCHEMES.contains(&url.scheme()) {
+            return Err(Failure::internal(
+                "opening the object store",
+                format!("--blobs must be one of {SCHEMES:?}, not {}", url.scheme()),
+            ));
+        }
         let settings: HashMap<String, String> = env::vars()
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
             .filter(|(name, _)| name.starts_with("aws_"))
@@ -196,6 +204,25 @@ impl Blobs for Objects {
             .try_collect()
             .await
             .map_err(Failure::when(WHAT))
+    }
+
+    async fn batches_with_parts(&self) -> Result<Vec<String>, Failure> {
+        let parts = self.path("parts");
+        let found = self.store.list_with_delimiter(Some(&parts)).await;
+        let found = found.map_err(Failure::when(WHAT))?;
+        Ok(found
+            .common_prefixes
+            .iter()
+            .filter_map(|prefix| prefix.filename().map(str::to_owned))
+            .collect())
+    }
+
+    async fn length(&self, key: &str) -> Result<Option<u64>, Failure> {
+        match self.store.head(&self.path(key)).await {
+            Ok(object) => Ok(Some(object.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(Failure::internal(WHAT, error)),
+        }
     }
 }
 

@@ -21,7 +21,10 @@ pub enum Access {
     /// By their API keys.
     Keys(Arc<Keys>),
     /// Not at all.
-    Open,
+    Open {
+        /// Whether whoever calls may manage users, too.
+        admin: bool,
+    },
 }
 
 /// Whoever calls.
@@ -36,11 +39,11 @@ impl Access {
     fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let keys = match self {
             Access::Keys(keys) => keys,
-            Access::Open => {
+            Access::Open { admin } => {
                 return Ok(Caller {
                     tenant: ONLY_TENANT.to_owned(),
                     storage_bytes: None,
-                    admin: true,
+                    admin: *admin,
                 });
             }
         };

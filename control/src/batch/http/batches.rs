@@ -48,12 +48,6 @@ pub(super) async fn create(
         );
         return Err(ApiError::invalid("input_file_id", "invalid_value", message));
     }
-    let live = app.metadata.queue().await?.live;
-    if live >= app.limits.batches_max {
-        return Err(ApiError::busy(format!(
-            "{live} batches are waiting or in progress: try again when some have ended."
-        )));
-    }
     let digest = serde_json::to_vec(&order)
         .map_err(crate::batch::error::Failure::when("writing a document"))?;
     let create = Create {
@@ -61,7 +55,8 @@ pub(super) async fn create(
         is_retry: is_retry(&headers),
     };
     let batch = Batch::new(id::fresh("batch_")?, caller.tenant, order, clock::now());
-    let batch = app.metadata.add_batch(batch, create).await?;
+    let places = app.limits.places;
+    let batch = app.metadata.add_batch(batch, create, places).await?;
     app.bell.batch_added();
     tracing::info!(batch = batch.id, tenant = batch.tenant, "batch created");
     Ok(Json(objects::batch(&batch)))

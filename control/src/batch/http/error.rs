@@ -152,6 +152,9 @@ impl From<Failure> for ApiError {
                     "Your files may take {quota_bytes} bytes together: delete some first."
                 ))
             },
+            Failure::Crowded { live, whose } => ApiError::busy(format!(
+                "{live} {whose} batches are waiting or in progress: try again when some have ended."
+            )),
             failure => {
                 // The details are the operator's.
                 tracing::error!(error = %failure, "a request failed");

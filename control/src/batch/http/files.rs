@@ -13,6 +13,8 @@ use crate::batch::file::{File, Purpose};
 use crate::batch::http::auth::Caller;
 use crate::batch::http::page::{Limits, Listing};
 use crate::batch::http::{ApiError, App, objects};
+use crate::batch::run::remove_file;
+use crate::batch::store::Deletion;
 
 /// OpenAI's limits.
 const LIMITS: Limits = Limits {
@@ -81,8 +83,16 @@ pub(super) async fn delete(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    if !app.metadata.delete_file(&caller.tenant, &id).await? {
-        return Err(no_such_file(&id));
+    match app.metadata.delete_file(&caller.tenant, &id).await? {
+        Deletion::Unknown => return Err(no_such_file(&id)),
+        // It goes when its batch has ended.
+        Deletion::InUse => {}
+        Deletion::Unused => {
+            let removed = remove_file(app.metadata.as_ref(), app.blobs.as_ref(), &id).await;
+            if let Err(error) = removed {
+                tracing::warn!(file = id, %error, "a deleted file was left for the next sweep");
+            }
+        }
     }
     Ok(Json(json!({"id": id, "object": "file", "deleted": true})))
 }

@@ -5,9 +5,11 @@ mod batches;
 mod error;
 mod files;
 mod health;
+mod listen;
 mod models;
 mod objects;
 mod page;
+mod reserve;
 mod upload;
 mod users;
 
@@ -22,10 +24,12 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::batch::blobs::Blobs;
 use crate::batch::run::{Bell, Upstream};
-use crate::batch::store::Metadata;
+use crate::batch::store::{Metadata, Places};
 
 pub use auth::{Access, ONLY_TENANT};
 pub use error::ApiError;
+pub use listen::listen;
+pub use reserve::Reservations;
 
 /// Bytes of a JSON body; a create has a few hundred.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -37,8 +41,8 @@ pub struct HttpLimits {
     pub file_bytes_max: u64,
     /// Bytes of all files of a tenant whose key names no other quota; none is no limit.
     pub storage_bytes: Option<u64>,
-    /// Batches of all tenants that have not ended.
-    pub batches_max: u64,
+    /// Batches that have not ended.
+    pub places: Places,
 }
 
 /// What the handlers work with.
@@ -55,6 +59,8 @@ pub struct App {
     pub bell: Arc<Bell>,
     /// Bounds.
     pub limits: HttpLimits,
+    /// Of uploads that are under way.
+    pub reservations: Reservations,
     /// What `/metrics` shows.
     pub metrics: PrometheusHandle,
 }

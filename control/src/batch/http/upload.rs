@@ -1,6 +1,8 @@
 //! `POST /v1/files`: a multipart form, whose file goes to the blob store while it arrives.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Json;
@@ -17,6 +19,7 @@ use crate::batch::clock::{self, Seconds};
 use crate::batch::error::Failure;
 use crate::batch::file::{self, BATCH_FILE_KEPT_S, File, KEPT_MAX_S, KEPT_MIN_S, Purpose};
 use crate::batch::http::auth::Caller;
+use crate::batch::http::reserve::Reservation;
 use crate::batch::http::{ApiError, App, is_retry, objects};
 use crate::batch::id;
 use crate::batch::input::FILE_BYTES_MAX;
@@ -28,6 +31,12 @@ const FIELD_BYTES_MAX: usize = 4 << 10;
 const FIELDS_MAX: usize = 32;
 /// Bytes of a file's name.
 const FILENAME_BYTES_MAX: usize = 512;
+/// Bytes of a form before its first part and in the head of each, which are kept in memory.
+const OUTSIDE_BYTES_MAX: usize = 64 << 10;
+/// Bytes given to the form's reader at once: it takes in all that it is given.
+const CHUNK_BYTES: usize = 16 << 10;
+/// Bytes of an upload after which the quota is looked up again: others are entered meanwhile.
+const QUOTA_CHECKED_EVERY: u64 = 1 << 20;
 /// What is read of an upload after it was refused, so that the client reads the answer instead of
 /// failing at writing.
 const DRAINED_BYTES_MAX: usize = 256 << 20;
@@ -51,6 +60,7 @@ struct Stored {
     bytes: u64,
     digest: blake3::Hash,
     writer: Box<dyn BlobWriter>,
+    reservation: Option<Reservation>,
 }
 
 pub(super) async fn create(
@@ -78,33 +88,77 @@ pub(super) async fn create(
 
 /// The body of a request; what is left of it can be read after the form was given up.
 #[derive(Clone)]
-struct Arriving(Arc<Mutex<BodyDataStream>>);
+struct Arriving {
+    body: Arc<Mutex<BodyDataStream>>,
+    /// Bytes that may still arrive before something has to come of them.
+    allowed: Arc<AtomicUsize>,
+}
+
+/// Why a form is not read on.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(
+        "it has more than {OUTSIDE_BYTES_MAX} bytes before its first part or in the head of one; is \
+         its boundary that of the Content-Type?"
+    )]
+    Outside,
+    #[error(transparent)]
+    Body(#[from] axum::Error),
+}
 
 impl Arriving {
     fn new(body: Body) -> Arriving {
-        Arriving(Arc::new(Mutex::new(body.into_data_stream())))
+        Arriving {
+            body: Arc::new(Mutex::new(body.into_data_stream())),
+            allowed: Arc::new(AtomicUsize::new(usize::MAX)),
+        }
     }
 
-    fn stream(&self) -> impl Stream<Item = Result<Bytes, axum::Error>> + Send + use<> {
-        let body = Arc::clone(&self.0);
+    /// Only so many bytes are read from now on.
+    fn allow(&self, bytes: usize) {
+        self.allowed.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What arrives, in pieces. Between two of them it says that it has to be waited for: whoever
+    /// reads then looks at what he has, instead of taking in ever more.
+    fn stream(&self) -> impl Stream<Item = Result<Bytes, Broken>> + Send + use<> {
+        let (body, allowed) = (Arc::clone(&self.body), Arc::clone(&self.allowed));
+        let mut rest = Bytes::new();
+        let mut paused = true;
         futures_util::stream::poll_fn(move |context| {
-            // Only one of form and drain reads, and neither panics while it does.
-            let mut body = body.lock().unwrap_or_else(PoisonError::into_inner);
-            body.poll_next_unpin(context)
+            paused = !paused;
+            if paused {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if rest.is_empty() {
+                // Only one of form and drain reads, and neither panics while it does.
+                let mut body = body.lock().unwrap_or_else(PoisonError::into_inner);
+                let next = body.poll_next_unpin(context);
+                rest = match next {
+                    Poll::Ready(Some(Ok(chunk))) => chunk,
+                    other => {
+                        paused = true;
+                        return other.map(|end| end.map(|chunk| chunk.map_err(Broken::Body)));
+                    }
+                };
+            }
+            let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
+            let left = allowed.load(Ordering::Relaxed).checked_sub(chunk.len());
+            Poll::Ready(Some(match left {
+                Some(left) => {
+                    allowed.store(left, Ordering::Relaxed);
+                    Ok(chunk)
+                }
+                None => Err(Broken::Outside),
+            }))
         })
     }
 
     async fn drain(self) {
-        let mut bytes = 0;
+        self.allow(DRAINED_BYTES_MAX);
         let mut rest = Box::pin(self.stream());
-        let reading = async {
-            while let Some(Ok(chunk)) = rest.next().await {
-                bytes += chunk.len();
-                if bytes > DRAINED_BYTES_MAX {
-                    break;
-                }
-            }
-        };
+        let reading = async { while let Some(Ok(_)) = rest.next().await {} };
         // A client that is slower than this sees a closed connection.
         tokio::time::timeout(DRAINED_WITHIN, reading).await.ok();
     }
@@ -119,7 +173,7 @@ async fn receive(
 ) -> Result<File, ApiError> {
     let mut form = Multipart::new(arriving.stream(), boundary);
     let mut fields = Form::default();
-    match read_form(app, caller, &mut form, &mut fields).await {
+    match read_form(app, caller, arriving, &mut form, &mut fields).await {
         Ok(()) => finish(app, caller, headers, fields).await,
         Err(error) => {
             if let Some(stored) = fields.file {
@@ -133,21 +187,24 @@ async fn receive(
 async fn read_form(
     app: &App,
     caller: &Caller,
+    arriving: &Arriving,
     form: &mut Multipart<'_>,
     fields: &mut Form,
 ) -> Result<(), ApiError> {
     for _ in 0..FIELDS_MAX {
+        arriving.allow(OUTSIDE_BYTES_MAX);
         let Some(mut field) = patiently(form.next_field()).await? else {
             return Ok(());
         };
+        arriving.allow(usize::MAX);
         let target = match field.name() {
             Some("file") => {
                 if fields.file.is_some() {
                     let message = "The form has several files: send one at a time.";
                     return Err(ApiError::invalid("file", "invalid_value", message));
                 }
-                let limit = byte_limit(app, caller, fields.purpose.as_deref()).await?;
-                fields.file = Some(store(app, field, limit).await?);
+                let bytes_max = bytes_max(app, fields.purpose.as_deref());
+                fields.file = Some(store(app, caller, field, bytes_max).await?);
                 continue;
             }
             Some("purpose") => &mut fields.purpose,
@@ -168,9 +225,15 @@ async fn read_form(
 async fn patiently<T>(reading: impl Future<Output = multer::Result<T>>) -> Result<T, ApiError> {
     match tokio::time::timeout(SILENCE, reading).await {
         Ok(Ok(read)) => Ok(read),
-        Ok(Err(error)) => Err(ApiError::request(format!(
-            "The multipart form cannot be read: {error}."
-        ))),
+        Ok(Err(error)) => {
+            // What is wrong with the body is in the cause.
+            let reason = match &error {
+                multer::Error::StreamReadFailed(cause) => cause.to_string(),
+                error => error.to_string(),
+            };
+            let message = format!("The multipart form cannot be read: {reason}.");
+            Err(ApiError::request(message))
+        }
         Err(_) => Err(ApiError::request("The upload has stopped.")),
     }
 }
@@ -189,70 +252,108 @@ async fn text(field: &mut Field<'_>) -> Result<String, ApiError> {
         .map_err(|_| ApiError::invalid(&name, "invalid_value", format!("'{name}' is not UTF-8.")))
 }
 
-/// Bytes that this file may have, and what the client is told beyond them.
-struct ByteLimit {
-    bytes: u64,
-    by_quota: Option<u64>,
-}
-
-async fn byte_limit(
-    app: &App,
-    caller: &Caller,
-    purpose: Option<&str>,
-) -> Result<ByteLimit, ApiError> {
-    // OpenAI's clients send the purpose first. Where it comes later, it is looked at again then.
-    let bytes = match purpose {
+/// Bytes that this file may have. OpenAI's clients send the purpose first; where it comes later, it is
+/// looked at again then.
+fn bytes_max(app: &App, purpose: Option<&str>) -> u64 {
+    match purpose {
         Some("batch") | None => FILE_BYTES_MAX,
         Some(_) => app.limits.file_bytes_max,
-    };
-    let Some(quota) = app.quota_bytes(caller) else {
-        return Ok(ByteLimit {
-            bytes,
-            by_quota: None,
-        });
-    };
-    let left = quota.saturating_sub(app.metadata.stored_bytes(&caller.tenant).await?);
-    Ok(ByteLimit {
-        bytes: bytes.min(left),
-        by_quota: (left < bytes).then_some(quota),
-    })
+    }
 }
 
-async fn store(app: &App, mut field: Field<'_>, limit: ByteLimit) -> Result<Stored, ApiError> {
+/// What is left of the caller's quota for files that are under way.
+struct Quota<'a> {
+    app: &'a App,
+    caller: &'a Caller,
+    bytes: u64,
+    /// What the database knew when it was last asked.
+    stored: u64,
+    /// Bytes that may arrive before it is asked again.
+    good_for: u64,
+    reservation: Reservation,
+}
+
+impl<'a> Quota<'a> {
+    /// None where the caller may store as much as there is room for.
+    async fn of(app: &'a App, caller: &'a Caller) -> Result<Option<Quota<'a>>, Failure> {
+        let Some(bytes) = app.quota_bytes(caller) else {
+            return Ok(None);
+        };
+        let mut quota = Quota {
+            app,
+            caller,
+            bytes,
+            stored: 0,
+            good_for: 0,
+            reservation: app.reservations.begin(&caller.tenant),
+        };
+        quota.look().await?;
+        Ok(Some(quota))
+    }
+
+    async fn look(&mut self) -> Result<(), Failure> {
+        self.stored = self.app.metadata.stored_bytes(&self.caller.tenant).await?;
+        self.good_for = QUOTA_CHECKED_EVERY;
+        Ok(())
+    }
+
+    /// So many bytes have arrived.
+    async fn take(&mut self, bytes: u64) -> Result<(), Failure> {
+        let mut fresh = self.good_for < bytes;
+        if fresh {
+            self.look().await?;
+        }
+        loop {
+            let left = self.bytes.saturating_sub(self.stored);
+            if self.reservation.grow(bytes, left) {
+                self.good_for = self.good_for.saturating_sub(bytes);
+                return Ok(());
+            }
+            if fresh {
+                return Err(Failure::Quota {
+                    quota_bytes: self.bytes,
+                });
+            }
+            self.look().await?;
+            fresh = true;
+        }
+    }
+}
+
+async fn store<'a>(
+    app: &'a App,
+    caller: &'a Caller,
+    mut field: Field<'_>,
+    bytes_max: u64,
+) -> Result<Stored, ApiError> {
     let filename = field.file_name().unwrap_or("upload").to_owned();
     if filename.len() > FILENAME_BYTES_MAX {
         let message = format!("The file's name may have at most {FILENAME_BYTES_MAX} bytes.");
         return Err(ApiError::invalid("file", "invalid_value", message));
     }
+    let mut quota = Quota::of(app, caller).await?;
     let id = id::fresh("file-")?;
     let mut writer = app.blobs.create(&file::blob_key(&id)).await?;
     let mut hasher = blake3::Hasher::new();
     let mut bytes = 0u64;
-    loop {
-        let chunk = match patiently(field.chunk()).await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => break,
-            Err(error) => {
-                writer.abandon().await;
-                return Err(error);
+    let arrived = async {
+        while let Some(chunk) = patiently(field.chunk()).await? {
+            bytes = bytes.saturating_add(chunk.len() as u64);
+            if bytes > bytes_max {
+                let message = format!("The file may have at most {bytes_max} bytes.");
+                return Err(ApiError::too_large("file", message));
             }
-        };
-        bytes = bytes.saturating_add(chunk.len() as u64);
-        if bytes > limit.bytes {
-            writer.abandon().await;
-            return Err(match limit.by_quota {
-                Some(quota_bytes) => Failure::Quota { quota_bytes }.into(),
-                None => ApiError::too_large(
-                    "file",
-                    format!("The file may have at most {} bytes.", limit.bytes),
-                ),
-            });
+            if let Some(quota) = &mut quota {
+                quota.take(chunk.len() as u64).await?;
+            }
+            hasher.update(&chunk);
+            writer.write(chunk).await?;
         }
-        hasher.update(&chunk);
-        if let Err(failure) = writer.write(chunk).await {
-            writer.abandon().await;
-            return Err(failure.into());
-        }
+        Ok(())
+    };
+    if let Err(error) = arrived.await {
+        writer.abandon().await;
+        return Err(error);
     }
     Ok(Stored {
         id,
@@ -260,6 +361,7 @@ async fn store(app: &App, mut field: Field<'_>, limit: ByteLimit) -> Result<Stor
         bytes,
         digest: hasher.finalize(),
         writer,
+        reservation: quota.map(|quota| quota.reservation),
     })
 }
 
@@ -313,6 +415,8 @@ async fn finish(
         is_retry: is_retry(headers),
     };
     let key = file.blob_key();
+    // From here on the database counts it, and would count it twice.
+    drop(stored.reservation);
     let added = app
         .metadata
         .add_file(file, create, app.quota_bytes(caller))
@@ -385,6 +489,30 @@ fn kept_s(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How many bytes a form whose boundary never comes is read for, and the error.
+    async fn never_a_boundary(pieces: usize, piece: &'static [u8]) -> (usize, String) {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&sent);
+        let body = futures_util::stream::iter(0..pieces).map(move |_| {
+            counter.fetch_add(piece.len(), Ordering::Relaxed);
+            Ok::<_, std::io::Error>(Bytes::from_static(piece))
+        });
+        let arriving = Arriving::new(Body::from_stream(body));
+        let mut form = Multipart::new(arriving.stream(), "b");
+        arriving.allow(OUTSIDE_BYTES_MAX);
+        let error = patiently(form.next_field()).await.unwrap_err();
+        (sent.load(Ordering::Relaxed), format!("{error:?}"))
+    }
+
+    #[tokio::test]
+    async fn what_is_outside_of_fields_is_not_read_without_end() {
+        for piece in [&[b'x'; 1000][..], &[b'x'; 300_000]] {
+            let (read, error) = never_a_boundary(1000, piece).await;
+            assert!(read <= OUTSIDE_BYTES_MAX + piece.len(), "{read}");
+            assert!(error.contains("more than 65536 bytes before"), "{error}");
+        }
+    }
 
     #[test]
     fn bytes_are_kept_unless_it_is_sure_that_no_file_names_them() {

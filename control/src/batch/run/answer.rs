@@ -3,7 +3,9 @@
 //! white space.
 
 use std::fs::File;
-use std::io::{BufReader, Seek, SeekFrom, Write};
+use std::io::{BufReader, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::http::{HeaderMap, Response};
@@ -11,21 +13,25 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::{Value, json};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess};
+use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout_at};
 
 use crate::batch::blobs::{Blobs, Piece};
 use crate::batch::error::Failure;
 use crate::batch::input::Object;
+use crate::batch::run::lenient::{Lenient, Value, fields};
 use crate::batch::run::retry::{Verdict, retry_after};
+use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::NoAnswer;
 use crate::batch::state::Usage;
 
 /// Bytes of an answer at most.
 pub(super) const ANSWER_BYTES_MAX: u64 = 32 << 20;
 /// Bytes of an answer that are kept in memory.
-pub(super) const MEMORY_BYTES: usize = 64 << 10;
+pub(super) const MEMORY_BYTES: usize = 32 << 10;
 /// Bytes of an answer that is no JSON that are shown.
 const EXCERPT_BYTES: usize = 2 << 10;
 
@@ -40,17 +46,78 @@ pub(super) struct Answer {
     pub(super) retry_after: Option<Duration>,
 }
 
+/// How long the upstream may take; what is waited for here does not count.
+#[derive(Debug)]
+pub(super) struct Patience {
+    timeout: Duration,
+    until: Instant,
+}
+
+impl Patience {
+    pub(super) fn new(timeout: Duration) -> Patience {
+        Patience {
+            timeout,
+            until: Instant::now() + timeout,
+        }
+    }
+
+    /// Waits for the upstream.
+    pub(super) async fn wait_for<T>(&self, reply: impl Future<Output = T>) -> Result<T, NoAnswer> {
+        timeout_at(self.until, reply)
+            .await
+            .map_err(|_| NoAnswer::TimedOut(self.timeout))
+    }
+}
+
+/// Where long answers are kept.
+pub(super) struct Keep<'a> {
+    pub(super) blobs: &'a dyn Blobs,
+    pub(super) storage: &'a Storage,
+    /// For the log.
+    pub(super) batch: &'a str,
+}
+
+impl Keep<'_> {
+    /// Tries until the disk lets it: the answer is held meanwhile, and the upstream with it.
+    async fn put(&self, scratch: &mut Option<Scratch>, bytes: BytesMut) -> Result<(), NoAnswer> {
+        let bytes = bytes.freeze();
+        let mut trouble = None;
+        loop {
+            let written = match scratch {
+                Some(scratch) => scratch.append(bytes.clone()).await,
+                None => match self.blobs.scratch() {
+                    Ok(file) => {
+                        *scratch = Some(Scratch::new(file));
+                        continue;
+                    }
+                    Err(failure) => Err(failure),
+                },
+            };
+            match written {
+                Ok(()) => return Ok(()),
+                Err(failure) => {
+                    let trouble = trouble.get_or_insert_with(|| self.storage.trouble());
+                    trouble.wait(self.batch, &failure).await;
+                }
+            }
+        }
+    }
+}
+
 /// Reads an answer to its end.
 pub(super) async fn read(
     response: Response<Incoming>,
-    blobs: &dyn Blobs,
+    keep: Keep<'_>,
+    patience: &mut Patience,
 ) -> Result<Answer, NoAnswer> {
     let (head, mut body) = response.into_parts();
     let mut spool = Spool::default();
-    while let Some(frame) = body.frame().await {
+    while let Some(frame) = patience.wait_for(body.frame()).await? {
         let frame = frame.map_err(|error| NoAnswer::Broken(error.to_string()))?;
         if let Ok(data) = frame.into_data() {
-            spool.take(data, blobs).await?;
+            let began = Instant::now();
+            spool.take(data, &keep).await?;
+            patience.until += began.elapsed();
         }
     }
     let header = |name: &str| header(&head.headers, name);
@@ -61,7 +128,7 @@ pub(super) async fn read(
     );
     let status = head.status.as_u16();
     let promised = head.status.is_success();
-    let (body, seen) = spool.finish().await?;
+    let (body, seen) = spool.finish(&keep).await?;
     let (body, seen) = match seen {
         Ok(seen) => (body, seen),
         Err(reason) if promised => return Err(NoAnswer::NotJson(reason)),
@@ -110,37 +177,51 @@ struct Seen {
 #[derive(Default)]
 struct Spool {
     memory: BytesMut,
-    scratch: Option<File>,
+    scratch: Option<Scratch>,
     bytes: u64,
 }
 
 impl Spool {
-    async fn take(&mut self, data: Bytes, blobs: &dyn Blobs) -> Result<(), NoAnswer> {
+    async fn take(&mut self, data: Bytes, keep: &Keep<'_>) -> Result<(), NoAnswer> {
         self.bytes += data.len() as u64;
         if self.bytes > ANSWER_BYTES_MAX {
             return Err(NoAnswer::TooLarge(ANSWER_BYTES_MAX));
         }
-        self.memory.extend_from_slice(&data);
-        if self.memory.len() <= MEMORY_BYTES {
-            return Ok(());
+        let together = self.memory.len() + data.len();
+        if together > MEMORY_BYTES {
+            if !self.memory.is_empty() {
+                let full = self.memory.split();
+                keep.put(&mut self.scratch, full).await?;
+            }
+            let mut data = BytesMut::from(data);
+            flatten(&mut data);
+            return keep.put(&mut self.scratch, data).await;
         }
-        let file = match self.scratch.take() {
-            Some(file) => file,
-            None => blobs.scratch()?,
-        };
-        self.scratch = Some(spill(file, self.memory.split()).await?);
+        // By powers of two, so that it never has more than it may.
+        self.memory
+            .reserve(together.next_power_of_two() - self.memory.len());
+        let before = self.memory.len();
+        self.memory.extend_from_slice(&data);
+        flatten(&mut self.memory[before..]);
         Ok(())
     }
 
     /// All bytes, and what they say if they are JSON.
-    async fn finish(mut self) -> Result<(Piece, Result<Seen, String>), Failure> {
-        let Some(file) = self.scratch.take() else {
-            flatten(&mut self.memory);
+    async fn finish(mut self, keep: &Keep<'_>) -> Result<(Piece, Result<Seen, String>), NoAnswer> {
+        if self.scratch.is_none() {
             let seen = look(&self.memory);
             return Ok((Piece::Memory(self.memory.freeze()), seen));
+        }
+        keep.put(&mut self.scratch, self.memory).await?;
+        let scratch = self
+            .scratch
+            .map(|Scratch { file, bytes }| (Arc::into_inner(file), bytes));
+        let Some((Some(file), bytes)) = scratch else {
+            return Err(Failure::internal("reading a scratch file", "it is in use").into());
         };
-        let file = spill(file, self.memory.split()).await?;
-        let bytes = self.bytes;
+        // One at a time: what an odd answer has in the place of a number is read into memory.
+        static LOOKS: Semaphore = Semaphore::const_new(1);
+        let _turn = LOOKS.acquire().await;
         let (file, seen) = spawn_blocking(move || {
             let seen = look_at_file(&file);
             (file, seen)
@@ -151,15 +232,31 @@ impl Spool {
     }
 }
 
-async fn spill(mut file: File, mut bytes: BytesMut) -> Result<File, Failure> {
-    const WHAT: &str = "writing a scratch file";
-    spawn_blocking(move || {
-        flatten(&mut bytes);
-        file.write_all(&bytes).map(|()| file)
-    })
-    .await
-    .map_err(Failure::when(WHAT))?
-    .map_err(Failure::when(WHAT))
+/// A scratch file that is written from its beginning.
+struct Scratch {
+    file: Arc<File>,
+    bytes: u64,
+}
+
+impl Scratch {
+    fn new(file: File) -> Scratch {
+        Scratch {
+            file: Arc::new(file),
+            bytes: 0,
+        }
+    }
+
+    /// What fails leaves nothing that the next attempt would not write over.
+    async fn append(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        const WHAT: &str = "writing a scratch file";
+        let (file, at, length) = (Arc::clone(&self.file), self.bytes, bytes.len() as u64);
+        spawn_blocking(move || file.write_all_at(&bytes, at))
+            .await
+            .map_err(Failure::when(WHAT))?
+            .map_err(Failure::when(WHAT))?;
+        self.bytes += length;
+        Ok(())
+    }
 }
 
 fn flatten(bytes: &mut [u8]) {
@@ -170,37 +267,111 @@ fn flatten(bytes: &mut [u8]) {
     }
 }
 
-/// The parts of a body that are read, whichever endpoint it is from.
+/// The parts of a body that are read, whichever endpoint it is from. Whatever else is there, and
+/// however much, is passed over.
 #[derive(Deserialize)]
 struct Root {
-    usage: Option<Value>,
-    error: Option<Value>,
+    #[serde(default)]
+    usage: Lenient<Counts>,
+    #[serde(default)]
+    error: Lenient<Problem>,
+}
+
+#[derive(Default, Deserialize)]
+struct Counts {
+    #[serde(default)]
+    prompt_tokens: Lenient<u64>,
+    #[serde(default)]
+    input_tokens: Lenient<u64>,
+    #[serde(default)]
+    completion_tokens: Lenient<u64>,
+    #[serde(default)]
+    output_tokens: Lenient<u64>,
+    #[serde(default)]
+    total_tokens: Lenient<u64>,
+    #[serde(default)]
+    prompt_tokens_details: Lenient<Details>,
+    #[serde(default)]
+    input_tokens_details: Lenient<Details>,
+    #[serde(default)]
+    completion_tokens_details: Lenient<Details>,
+    #[serde(default)]
+    output_tokens_details: Lenient<Details>,
+}
+
+#[derive(Default, Deserialize)]
+struct Details {
+    #[serde(default)]
+    cached_tokens: Lenient<u64>,
+    #[serde(default)]
+    reasoning_tokens: Lenient<u64>,
+}
+
+#[derive(Default, Deserialize)]
+struct Problem {
+    #[serde(default)]
+    code: Lenient<QuotaEnded>,
+}
+
+/// Whether the code is that of a quota that has ended.
+struct QuotaEnded;
+
+impl Value for QuotaEnded {
+    fn text(code: &str) -> Option<QuotaEnded> {
+        (code == "insufficient_quota").then_some(QuotaEnded)
+    }
+}
+
+impl Value for Counts {
+    fn object<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Counts>, A::Error> {
+        fields(map)
+    }
+}
+
+impl Value for Details {
+    fn object<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Details>, A::Error> {
+        fields(map)
+    }
+}
+
+impl Value for Problem {
+    fn object<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Problem>, A::Error> {
+        fields(map)
+    }
 }
 
 impl Root {
-    fn seen(&self) -> Seen {
-        let count = |names: [&str; 2]| {
-            let usage = self.usage.as_ref()?;
-            names.iter().find_map(|name| usage[*name].as_u64())
-        };
-        let detail = |names: [&str; 2], field: &str| {
-            let usage = self.usage.as_ref()?;
-            names.iter().find_map(|name| usage[*name][field].as_u64())
-        };
-        let input = count(["prompt_tokens", "input_tokens"]).unwrap_or(0);
-        let output = count(["completion_tokens", "output_tokens"]).unwrap_or(0);
-        let input_details = ["prompt_tokens_details", "input_tokens_details"];
-        let output_details = ["completion_tokens_details", "output_tokens_details"];
-        let code = self.error.as_ref().map(|error| &error["code"]);
+    fn seen(self) -> Seen {
+        let counts = self.usage.0.unwrap_or_default();
+        let input = counts.prompt_tokens.0.or(counts.input_tokens.0);
+        let output = counts.completion_tokens.0.or(counts.output_tokens.0);
+        let (input, output) = (input.unwrap_or(0), output.unwrap_or(0));
+        let prompt = counts.prompt_tokens_details.0.unwrap_or_default();
+        let prompt = prompt.or(counts.input_tokens_details.0);
+        let completion = counts.completion_tokens_details.0.unwrap_or_default();
+        let completion = completion.or(counts.output_tokens_details.0);
         Seen {
             usage: Usage {
                 input_tokens: input,
-                cached_tokens: detail(input_details, "cached_tokens").unwrap_or(0),
+                cached_tokens: prompt.cached_tokens.0.unwrap_or(0),
                 output_tokens: output,
-                reasoning_tokens: detail(output_details, "reasoning_tokens").unwrap_or(0),
-                total_tokens: count(["total_tokens"; 2]).unwrap_or(input.saturating_add(output)),
+                reasoning_tokens: completion.reasoning_tokens.0.unwrap_or(0),
+                total_tokens: counts
+                    .total_tokens
+                    .0
+                    .unwrap_or(input.saturating_add(output)),
             },
-            quota_ended: code.is_some_and(|code| code == "insufficient_quota"),
+            quota_ended: self.error.0.is_some_and(|error| error.code.0.is_some()),
+        }
+    }
+}
+
+impl Details {
+    fn or(self, other: Option<Details>) -> Details {
+        let other = other.unwrap_or_default();
+        Details {
+            cached_tokens: Lenient(self.cached_tokens.0.or(other.cached_tokens.0)),
+            reasoning_tokens: Lenient(self.reasoning_tokens.0.or(other.reasoning_tokens.0)),
         }
     }
 }
@@ -269,7 +440,7 @@ impl<R: std::io::Read> std::io::Read for Utf8Only<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use futures_util::TryStreamExt;
 
-use crate::batch::blobs::{Blobs, Extent};
+use crate::batch::blobs::{BlobWriter, Blobs, Extent};
 use crate::batch::clock::{self, Seconds};
 use crate::batch::error::Failure;
 use crate::batch::file::{BATCH_FILE_KEPT_S, File, Purpose, blob_key};
@@ -29,39 +29,28 @@ pub(super) async fn assemble(
     stream: Stream,
     lost: Lost,
 ) -> Result<Option<File>, Failure> {
-    let extents = joined(parts, stream);
+    // Where some may be lost, each is looked at for itself.
+    let extents = match lost {
+        Lost::Refused => joined(parts, stream),
+        Lost::LeftOut => there(blobs, batch, parts, stream).await?,
+    };
     if extents.is_empty() {
         return Ok(None);
     }
     let id = id::fresh("file-")?;
     let mut writer = blobs.create(&blob_key(&id)).await?;
     let mut bytes = 0;
-    for Extent {
-        key,
-        offset,
-        bytes: expected,
-    } in extents
-    {
+    for extent in extents {
         lease.check()?;
-        let mut stream = match blobs.read(&key, offset..offset + expected).await {
-            Err(Failure::Missing { key }) if lost == Lost::LeftOut => {
-                tracing::error!(batch = batch.id, key, bytes = expected, "results are lost");
-                continue;
-            }
-            found => found?,
-        };
-        let mut read = 0;
-        while let Some(piece) = stream.try_next().await? {
-            read += piece.len() as u64;
-            writer.write(piece).await?;
+        if let Err(failure) = copy(blobs, &extent, writer.as_mut()).await {
+            // What is too short is as good as not there, and stays so however often it is read.
+            return Err(if is_there(blobs, &extent).await? {
+                failure
+            } else {
+                Failure::Missing { key: extent.key }
+            });
         }
-        if read != expected {
-            return Err(Failure::internal(
-                "assembling a batch's files",
-                format!("{key} has {read} bytes where {expected} were recorded"),
-            ));
-        }
-        bytes += read;
+        bytes += extent.bytes;
     }
     if bytes == 0 {
         writer.abandon().await;
@@ -81,6 +70,63 @@ pub(super) async fn assemble(
     }))
 }
 
+async fn copy(
+    blobs: &dyn Blobs,
+    extent: &Extent,
+    writer: &mut dyn BlobWriter,
+) -> Result<(), Failure> {
+    let range = extent.offset..extent.offset + extent.bytes;
+    let mut stream = blobs.read(&extent.key, range).await?;
+    let mut read = 0;
+    while let Some(piece) = stream.try_next().await? {
+        read += piece.len() as u64;
+        writer.write(piece).await?;
+    }
+    if read == extent.bytes {
+        return Ok(());
+    }
+    Err(Failure::internal(
+        "assembling a batch's files",
+        format!(
+            "{} has {read} bytes where {} were recorded",
+            extent.key, extent.bytes
+        ),
+    ))
+}
+
+async fn is_there(blobs: &dyn Blobs, extent: &Extent) -> Result<bool, Failure> {
+    let length = blobs.length(&extent.key).await?;
+    Ok(length.is_some_and(|length| extent.offset + extent.bytes <= length))
+}
+
+/// Where those lines of one stream are that are not lost.
+async fn there(
+    blobs: &dyn Blobs,
+    batch: &Batch,
+    parts: &[Part],
+    stream: Stream,
+) -> Result<Vec<Extent>, Failure> {
+    let mut there = Vec::new();
+    for part in parts.iter().filter(|part| part.stream == stream) {
+        let extent = extent(part);
+        if is_there(blobs, &extent).await? {
+            there.push(extent);
+        } else {
+            let Extent { key, bytes, .. } = extent;
+            tracing::error!(batch = batch.id, key, bytes, "results are lost");
+        }
+    }
+    Ok(there)
+}
+
+fn extent(part: &Part) -> Extent {
+    Extent {
+        key: part.key.clone(),
+        offset: part.offset,
+        bytes: part.bytes,
+    }
+}
+
 /// Where the lines of one stream are. What was appended piece by piece is read in one go.
 fn joined(parts: &[Part], stream: Stream) -> Vec<Extent> {
     let mut joined: Vec<Extent> = Vec::new();
@@ -89,11 +135,7 @@ fn joined(parts: &[Part], stream: Stream) -> Vec<Extent> {
             Some(last) if last.key == part.key && last.offset + last.bytes == part.offset => {
                 last.bytes += part.bytes;
             }
-            _ => joined.push(Extent {
-                key: part.key.clone(),
-                offset: part.offset,
-                bytes: part.bytes,
-            }),
+            _ => joined.push(extent(part)),
         }
     }
     joined

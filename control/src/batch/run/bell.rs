@@ -22,8 +22,10 @@ impl Bell {
     /// A batch was cancelled.
     pub fn batch_cancelled(&self, id: &str) {
         let job = self.lock().get(id).and_then(Weak::upgrade);
-        if let Some(job) = job {
-            job.notify_one();
+        match job {
+            Some(job) => job.notify_one(),
+            // Perhaps nobody works on it.
+            None => self.ring(),
         }
     }
 

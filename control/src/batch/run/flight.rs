@@ -16,13 +16,15 @@ use crate::batch::blobs::Blobs;
 use crate::batch::endpoint::Endpoint;
 use crate::batch::error::Failure;
 use crate::batch::id;
-use crate::batch::input::{Entry, Request};
-use crate::batch::run::answer::{self, Answer, MEMORY_BYTES};
+use crate::batch::input::{Entry, LINE_BYTES_MAX, Request};
+use crate::batch::run::answer::{self, Answer, Keep, MEMORY_BYTES, Patience};
 use crate::batch::run::body::with_priority;
 use crate::batch::run::outcome::{Outcome, Unanswered};
 use crate::batch::run::pace::{Pace, Paces, Turn};
 use crate::batch::run::retry::{Failures, RetryPolicy, Verdict};
-use crate::batch::run::upstream::{NoAnswer, Upstream};
+use crate::batch::run::storage::Storage;
+use crate::batch::run::upstream::{NoAnswer, READ_BUFFER_BYTES, Upstream};
+use crate::batch::state::Usage;
 
 /// Unit of the memory that requests in flight share.
 const MEMORY_UNIT: u64 = 1 << 10;
@@ -32,11 +34,23 @@ pub(super) struct Traffic {
     pub(super) upstream: Arc<Upstream>,
     pub(super) blobs: Arc<dyn Blobs>,
     pub(super) paces: Paces,
+    pub(super) storage: Storage,
     /// Memory for requests and answers, in units of [`MEMORY_UNIT`].
     pub(super) memory: Arc<Semaphore>,
     pub(super) retry: RetryPolicy,
     pub(super) timeout: Duration,
     pub(super) priority: Option<i64>,
+}
+
+/// Memory that one request takes besides its line: its answer, the result that is made of it, and what
+/// the connection has read ahead. Longer answers go to scratch files.
+const ANSWER_UNITS_BYTES: u64 = 2 * MEMORY_BYTES as u64 + READ_BUFFER_BYTES as u64;
+
+/// Units of all `memory_bytes` that the requests for one model may take: half, so that a model that
+/// does not answer leaves room for others; though never less than the longest request.
+pub(super) fn memory_of_a_model(memory_bytes: u64) -> usize {
+    let longest = 2 * LINE_BYTES_MAX as u64 + ANSWER_UNITS_BYTES + MEMORY_UNIT;
+    memory_units((memory_bytes / 2).max(longest.min(memory_bytes))) as usize
 }
 
 /// Units of memory for so many bytes.
@@ -62,12 +76,13 @@ pub(super) struct Flight {
 
 /// A request that may be sent now.
 struct Ready {
-    entry: Entry,
     line: Bytes,
     turn: Turn,
-    slot: OwnedSemaphorePermit,
-    memory: OwnedSemaphorePermit,
+    memory: Memory,
 }
+
+/// A request's share of the memory.
+pub(super) type Memory = [OwnedSemaphorePermit; 2];
 
 impl Flight {
     /// Sends the requests for one model, in this order, and waits for their results.
@@ -76,15 +91,20 @@ impl Flight {
         model: String,
         entries: Vec<Entry>,
     ) -> Result<(), Failure> {
-        let pace = self.traffic.paces.of(&model);
+        let pace = self.traffic.paces.of(&model, &self.tenant);
         let mut sent = JoinSet::new();
         for entry in entries {
-            let ready = tokio::select! {
+            let prepare = async {
+                let slot = Arc::clone(&self.slots).acquire_owned().await;
+                let slot = slot.map_err(Failure::when("waiting for a request's turn"))?;
+                Ok::<_, Failure>((slot, self.prepare(&pace, entry).await?))
+            };
+            let (slot, ready) = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
-                ready = self.prepare(&pace, entry) => ready?,
+                ready = prepare => ready?,
             };
-            sent.spawn(Arc::clone(&self).request(Arc::clone(&pace), ready));
+            sent.spawn(Arc::clone(&self).request(Arc::clone(&pace), entry, ready, slot));
             while let Some(ended) = sent.try_join_next() {
                 ended.map_err(Failure::when("a request's task"))??;
             }
@@ -95,101 +115,96 @@ impl Flight {
         Ok(())
     }
 
+    /// Waits until a request may be sent, and reads it.
     async fn prepare(&self, pace: &Arc<Pace>, entry: Entry) -> Result<Ready, Failure> {
         const WHAT: &str = "waiting for a request's turn";
-        let slot = Arc::clone(&self.slots)
-            .acquire_owned()
-            .await
-            .map_err(Failure::when(WHAT))?;
-        // Memory before the turn, as for repetitions: the other way round, requests with memory and
-        // requests with turns could wait for each other.
-        let units = memory_units(u64::from(entry.bytes) + MEMORY_BYTES as u64);
-        let memory = Arc::clone(&self.traffic.memory)
-            .acquire_many_owned(units)
-            .await
-            .map_err(Failure::when(WHAT))?;
-        let line = read_line(&self.input, entry).await?;
+        let traffic = &self.traffic;
+        traffic.storage.well().await;
+        // Memory only with the turn: what waits for its turn, perhaps for hours, takes none. Whoever has
+        // memory is being answered or recorded, and waits for no turn.
         let turn = pace.turn().await;
-        Ok(Ready {
-            entry,
-            line,
-            turn,
-            slot,
-            memory,
-        })
+        let units = memory_units(self.bytes_of(entry));
+        let of_model = Arc::clone(pace.memory()).acquire_many_owned(units).await;
+        let of_all = Arc::clone(&traffic.memory).acquire_many_owned(units).await;
+        let memory = [
+            of_model.map_err(Failure::when(WHAT))?,
+            of_all.map_err(Failure::when(WHAT))?,
+        ];
+        let line = read_line(&self.input, entry).await?;
+        Ok(Ready { line, turn, memory })
     }
 
-    async fn request(self: Arc<Flight>, pace: Arc<Pace>, ready: Ready) -> Result<(), Failure> {
-        let Ready {
-            entry,
-            line,
-            turn,
-            slot,
-            memory,
-        } = ready;
+    /// Memory that a request takes while it is sent and answered.
+    fn bytes_of(&self, entry: Entry) -> u64 {
+        // A priority is put into a copy.
+        let copies = if self.traffic.priority.is_some() {
+            2
+        } else {
+            1
+        };
+        u64::from(entry.bytes) * copies + ANSWER_UNITS_BYTES
+    }
+
+    async fn request(
+        self: Arc<Flight>,
+        pace: Arc<Pace>,
+        entry: Entry,
+        ready: Ready,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<(), Failure> {
         let in_flight = metrics::gauge!("kvtide_batch_requests_in_flight");
         in_flight.increment(1.0);
-        let mut outcome = tokio::select! {
-            outcome = self.attempts(&pace, entry, &line, turn) => Some(outcome),
-            () = self.abort.cancelled() => None,
+        let outcome = tokio::select! {
+            outcome = self.attempts(&pace, entry, ready) => outcome,
+            () = self.abort.cancelled() => Ok(None),
         };
         in_flight.decrement(1.0);
         drop(slot);
-        if let Some(Ok(outcome)) = &mut outcome {
-            outcome.memory = Some(memory);
-        }
-        match outcome {
+        match outcome? {
             // Whoever closed the channel knows why.
             Some(outcome) => self
                 .outcomes
-                .send(outcome?)
+                .send(outcome)
                 .await
                 .map_err(|_| Failure::Stopped),
             None => Ok(()),
         }
     }
 
-    /// Sends a request until there is a result.
+    /// Sends a request until there is a result; none if it is not to be sent again.
     async fn attempts(
         &self,
         pace: &Arc<Pace>,
         entry: Entry,
-        line: &Bytes,
-        turn: Turn,
-    ) -> Result<Outcome, Failure> {
-        let request: Request<'_> =
-            serde_json::from_slice(line).map_err(Failure::when("reading a validated line"))?;
+        mut ready: Ready,
+    ) -> Result<Option<Outcome>, Failure> {
         let id = id::of_request(&self.batch, entry.line);
-        let body = self.body(line, request.body)?;
         let mut failures = Failures::new(pace.answers());
-        let mut turn = Some(turn);
         loop {
-            let mut current = match turn.take() {
-                Some(turn) => turn,
-                None => pace.turn().await,
+            let Ready {
+                line,
+                mut turn,
+                memory,
+            } = ready;
+            let request: Request<'_> =
+                serde_json::from_slice(&line).map_err(Failure::when("reading a validated line"))?;
+            let body = self.body(&line, request.body)?;
+            turn.begin();
+            let result = self.ask(&id, body).await;
+            let (verdict, asked_pause, usage) = match &result {
+                Ok(answer) => (answer.verdict, answer.retry_after, answer.usage),
+                Err(none) => (none.verdict(), None, Usage::default()),
             };
-            current.begin();
-            let result = self.ask(&id, body.clone()).await;
-            let (verdict, asked_pause, tokens) = match &result {
-                Ok(answer) => (
-                    answer.verdict,
-                    answer.retry_after,
-                    answer.usage.output_tokens,
-                ),
-                Err(NoAnswer::Local(_)) => {
-                    // Not the upstream's fault: nothing is learnt about it.
-                    (Verdict::Permanent, None, 0)
-                }
-                Err(none) => (none.verdict(), None, 0),
-            };
-            current.end(verdict, asked_pause, tokens);
+            turn.end(verdict, asked_pause, &usage);
             metrics::counter!("kvtide_batch_attempts_total", "verdict" => verdict.as_str())
                 .increment(1);
             let held_against = failures.add(verdict, pace.answers());
             let last = matches!(verdict, Verdict::Success | Verdict::Permanent)
                 || failures.count() >= self.traffic.retry.attempts_max;
             if last {
-                return self.outcome(&id, &request.custom_id, entry.line, result);
+                let mut outcome = self.outcome(&id, &request.custom_id, entry.line, result)?;
+                outcome.memory = Some(memory);
+                return Ok(Some(outcome));
             }
             metrics::counter!("kvtide_batch_retries_total", "verdict" => verdict.as_str())
                 .increment(1);
@@ -199,22 +214,32 @@ impl Flight {
             let nth = if held_against { count } else { 1 };
             let [random, ..] = *blake3::hash(format!("{id}{count}").as_bytes()).as_bytes();
             let pause = self.traffic.retry.pause(nth, random, asked_pause);
-            tokio::time::sleep(pause).await;
+            // The line is read again when it is sent again.
+            drop(request);
+            drop((line, result, memory));
+            let again = async {
+                tokio::time::sleep(pause).await;
+                self.prepare(pace, entry).await
+            };
+            ready = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ok(None),
+                again = again => again?,
+            };
         }
     }
 
     async fn ask(&self, id: &str, body: Bytes) -> Result<Answer, NoAnswer> {
         let traffic = &self.traffic;
-        let asking = async {
-            let response = traffic
-                .upstream
-                .send(self.endpoint, id, &self.tenant, body)
-                .await?;
-            answer::read(response, traffic.blobs.as_ref()).await
+        let mut patience = Patience::new(traffic.timeout);
+        let asking = traffic.upstream.send(self.endpoint, id, &self.tenant, body);
+        let response = patience.wait_for(asking).await??;
+        let keep = Keep {
+            blobs: traffic.blobs.as_ref(),
+            storage: &traffic.storage,
+            batch: &self.batch,
         };
-        tokio::time::timeout(traffic.timeout, asking)
-            .await
-            .unwrap_or(Err(NoAnswer::TimedOut(traffic.timeout)))
+        answer::read(response, keep, &mut patience).await
     }
 
     /// The body to send: the client's, byte for byte, unless the operator wants a priority in it.
@@ -236,7 +261,7 @@ impl Flight {
     ) -> Result<Outcome, Failure> {
         match result {
             Ok(answer) => Ok(Outcome::answered(id, custom_id, line, answer)),
-            // The batch is taken up again when the disk is well.
+            // Nothing that the upstream or the disk could mend.
             Err(NoAnswer::Local(failure)) => Err(failure),
             Err(none) => {
                 tracing::debug!(batch = self.batch, line, error = %none, "a request has failed");

@@ -20,7 +20,7 @@ use crate::batch::run::lease::Lease;
 use crate::batch::run::outcome::Unanswered;
 use crate::batch::run::recorder::{Recorder, WAITING_MAX};
 use crate::batch::state::{Batch, Change, LineError, Status};
-use crate::batch::store::{Metadata, Part, Stream};
+use crate::batch::store::{Metadata, Part, Stage, Stream};
 
 /// How long a clock that is set may go unnoticed by an expiry.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
@@ -43,6 +43,8 @@ pub struct JobOptions {
 enum Why {
     Cancelled,
     Expired,
+    /// Another batch gets the job slot.
+    MakingWay,
     ShuttingDown,
     LeaseLost,
 }
@@ -54,7 +56,12 @@ pub(super) struct Job {
     pub(super) traffic: Arc<Traffic>,
     pub(super) lease: Arc<Lease>,
     pub(super) options: JobOptions,
+    /// No further requests for this batch: another gets the job slot.
+    pub(super) make_way: CancellationToken,
+    /// No further requests.
     pub(super) shutdown: CancellationToken,
+    /// Nothing more at all.
+    pub(super) drained: CancellationToken,
 }
 
 /// The requests that are still to be sent, and where they are.
@@ -156,10 +163,16 @@ impl Job {
         Ok(())
     }
 
-    /// Sends what has no result yet, and finishes the batch.
-    pub(super) async fn run(&self, plan: Plan) -> Result<(), Failure> {
+    /// Sends what has no result yet, unless it is too late for that, and finishes the batch.
+    pub(super) async fn run(&self, plan: Plan, stage: Stage) -> Result<(), Failure> {
         let Plan { input, index } = plan;
         let batch = self.lease.batch();
+        let over = match (batch.status(), stage) {
+            (Status::Cancelling, _) => Some(Why::Cancelled),
+            // The database's clock says so.
+            (_, Stage::End) => Some(Why::Expired),
+            (_, Stage::Validate | Stage::Run) => None,
+        };
         let mut done: HashSet<u32> = HashSet::new();
         for part in self.metadata.parts(&batch.id).await? {
             done.extend(part.lines);
@@ -171,28 +184,80 @@ impl Job {
         }
         let lanes = index.by_model_and_prefix();
         if done.len() < requests {
-            self.send(&batch, &input, lanes, done).await?;
+            self.complete(&batch, &input, lanes, done, over).await?;
         }
         self.finish(requests).await
     }
 
-    async fn send(
+    /// Gets a result for every request that is not `done`: from the upstream, until it is `over`.
+    async fn complete(
         &self,
         batch: &Batch,
         input: &Arc<File>,
         mut lanes: Vec<(String, Vec<Entry>)>,
         mut done: HashSet<u32>,
+        over: Option<Why>,
     ) -> Result<(), Failure> {
         for (_, entries) in &mut lanes {
             entries.retain(|entry| !done.contains(&entry.line));
         }
-        let supervision = Supervision::new();
         let recorder = Recorder::new(
             self.blobs.part_writer(self.lease.fence()),
             Arc::clone(&self.lease),
             self.blobs.gather(),
-            supervision.abort.clone(),
+            self.traffic.storage.clone(),
+            self.drained.clone(),
         );
+        let left = lanes.clone();
+        let (recorder, why) = match over {
+            Some(why) => (recorder, Some(why)),
+            None => {
+                let (recorder, recorded, why) = self.send(batch, input, lanes, recorder).await?;
+                done.extend(recorded);
+                (recorder, why)
+            }
+        };
+        let left: Vec<Entry> = left
+            .into_iter()
+            .flat_map(|(_, entries)| entries)
+            .filter(|entry| !done.contains(&entry.line))
+            .collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let unanswered = match why {
+            Some(Why::Cancelled) => Unanswered {
+                code: "batch_cancelled",
+                message: "The batch was cancelled before this request was completed.",
+            },
+            Some(Why::Expired) => Unanswered {
+                code: "batch_expired",
+                message: "The completion window ended before this request was completed.",
+            },
+            Some(Why::MakingWay | Why::ShuttingDown | Why::LeaseLost) | None => {
+                return Err(Failure::Stopped);
+            }
+        };
+        let expired = why == Some(Why::Expired);
+        let (outcomes, results) = mpsc::channel(WAITING_MAX);
+        let (given_up, recorded) = tokio::join!(
+            give_up(&batch.id, input, &left, unanswered, expired, outcomes),
+            recorder.run(results)
+        );
+        recorded?;
+        given_up
+    }
+
+    /// Sends requests until all have results or something ends that; gives back which have results, and
+    /// what has ended it.
+    async fn send(
+        &self,
+        batch: &Batch,
+        input: &Arc<File>,
+        lanes: Vec<(String, Vec<Entry>)>,
+        recorder: Recorder,
+    ) -> Result<(Recorder, Vec<u32>, Option<Why>), Failure> {
+        let supervision = Supervision::new();
         let (outcomes, results) = mpsc::channel(WAITING_MAX);
         let flight = Arc::new(Flight {
             traffic: Arc::clone(&self.traffic),
@@ -205,7 +270,6 @@ impl Job {
             stop: supervision.stop.clone(),
             abort: supervision.abort.clone(),
         });
-        let left = lanes.clone();
         let sending = async {
             let sent = tokio::select! {
                 sent = fly(flight, lanes) => sent,
@@ -220,34 +284,7 @@ impl Job {
         let (sent, recorded) = tokio::join!(sending, recorder.run(results));
         let (recorder, recorded) = recorded?;
         sent?;
-        done.extend(recorded);
-        let left: Vec<Entry> = left
-            .into_iter()
-            .flat_map(|(_, entries)| entries)
-            .filter(|entry| !done.contains(&entry.line))
-            .collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        let why = match supervision.why.get() {
-            Some(Why::Cancelled) => Unanswered {
-                code: "batch_cancelled",
-                message: "The batch was cancelled before this request was completed.",
-            },
-            Some(Why::Expired) => Unanswered {
-                code: "batch_expired",
-                message: "The completion window ended before this request was completed.",
-            },
-            Some(Why::ShuttingDown | Why::LeaseLost) | None => return Err(Failure::Stopped),
-        };
-        let expired = supervision.why.get() == Some(&Why::Expired);
-        let (outcomes, results) = mpsc::channel(WAITING_MAX);
-        let (given_up, recorded) = tokio::join!(
-            give_up(&batch.id, input, &left, why, expired, outcomes),
-            recorder.run(results)
-        );
-        recorded?;
-        given_up
+        Ok((recorder, recorded, supervision.why.get().copied()))
     }
 
     /// Watches for what ends the sending early. Never ends by itself.
@@ -257,6 +294,10 @@ impl Job {
             () = self.shutdown.cancelled() => {
                 supervision.stop(Why::ShuttingDown, self.options.drain)
             }
+            // What is being answered would be asked for again.
+            () = self.make_way.cancelled() => {
+                supervision.stop(Why::MakingWay, self.traffic.timeout)
+            }
             () = self.expiry() => supervision.stop(Why::Expired, Duration::ZERO),
             () = self.cancellation() => {
                 supervision.stop(Why::Cancelled, self.options.cancel_grace)
@@ -265,10 +306,7 @@ impl Job {
         tokio::select! {
             () = tokio::time::sleep(grace) => {}
             () = self.lease.lost().cancelled() => {}
-            () = async {
-                self.shutdown.cancelled().await;
-                tokio::time::sleep(self.options.drain).await;
-            } => {}
+            () = self.drained.cancelled() => {}
         }
         supervision.abort.cancel();
         std::future::pending().await

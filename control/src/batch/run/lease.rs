@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::error::Failure;
@@ -19,6 +20,10 @@ use crate::batch::store::{Fence, Metadata, Part};
 const RENEWALS: u32 = 4;
 /// How often at the least: it is also how a server learns of a cancellation that another took.
 const RENEW_WITHIN: Duration = Duration::from_secs(3);
+
+fn silent() -> Failure {
+    Failure::internal("renewing a lease", "the database does not answer")
+}
 
 /// See the module's documentation.
 pub(super) struct Lease {
@@ -114,7 +119,10 @@ impl Lease {
             }
             let since = Instant::now();
             let length_ms = i64::try_from(self.length.as_millis()).unwrap_or(i64::MAX);
-            match self.metadata.renew(&self.fence, length_ms).await {
+            // A database that is silent must not keep the lease from running out here.
+            let renewal = self.metadata.renew(&self.fence, length_ms);
+            let renewed = timeout(self.length / 2, renewal).await;
+            match renewed.unwrap_or_else(|_| Err(silent())) {
                 Ok(batch) => {
                     *self.lock() = since + self.length;
                     self.batch.send_if_modified(|known| {

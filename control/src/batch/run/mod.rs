@@ -5,17 +5,21 @@ mod answer;
 mod assemble;
 mod bell;
 mod body;
+mod fair;
 mod flight;
 mod job;
 mod lease;
+mod lenient;
 mod outcome;
 mod pace;
 mod recorder;
 mod retry;
+mod storage;
 mod sweep;
 mod upstream;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -25,18 +29,20 @@ use tokio_util::sync::CancellationToken;
 use crate::batch::blobs::Blobs;
 use crate::batch::error::Failure;
 use crate::batch::state::Batch;
-use crate::batch::store::{Fence, Metadata, Stage};
+use crate::batch::store::{Fence, Metadata, Share, Stage};
 
+use fair::{Holder, who_makes_way};
 use flight::Traffic;
 use job::Job;
 use lease::Lease;
 use pace::Paces;
+use storage::Storage;
 
 pub use bell::Bell;
 pub use job::JobOptions;
 pub use pace::PaceOptions;
 pub use retry::RetryPolicy;
-pub use sweep::sweep_for_ever;
+pub use sweep::{remove_file, sweep_for_ever};
 pub use upstream::{NoAnswer, Upstream, UpstreamError};
 
 /// How often the database is asked for work that nobody has announced: what other servers have left.
@@ -45,6 +51,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_secs(3);
 /// Input files validated at once. It is work for the processor, and done quickly.
 const VALIDATIONS_AT_ONCE: usize = 1;
+/// Batches that are ended at once without sending anything: work for the disk.
+const ENDINGS_AT_ONCE: usize = 2;
+/// How long a batch that has made way for another waits for a slot at the least.
+const MADE_WAY: Duration = Duration::from_secs(5);
+/// Shares looked at when job slots are shared out anew.
+const SHARES_MAX: u32 = 64;
 
 /// What an operator can set.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +89,19 @@ pub struct Runner {
     server: String,
     jobs: Arc<Semaphore>,
     validations: Arc<Semaphore>,
+    endings: Arc<Semaphore>,
+    /// Who has a job slot, by batch.
+    holders: Mutex<HashMap<String, Held>>,
     shutdown: CancellationToken,
+    /// The time that shutting down may take is over.
+    drained: CancellationToken,
+}
+
+/// A job slot that is taken.
+struct Held {
+    share: Share,
+    since: Instant,
+    make_way: CancellationToken,
 }
 
 /// A batch that was taken, and the place that it takes.
@@ -104,7 +128,11 @@ impl Runner {
         let traffic = Traffic {
             upstream,
             blobs: Arc::clone(&blobs),
-            paces: Paces::new(options.pace),
+            paces: Paces::new(
+                options.pace,
+                flight::memory_of_a_model(options.memory_bytes),
+            ),
+            storage: Storage::default(),
             memory: Arc::new(Semaphore::new(
                 flight::memory_units(options.memory_bytes) as usize
             )),
@@ -121,7 +149,10 @@ impl Runner {
             server,
             jobs: Arc::new(Semaphore::new(options.jobs)),
             validations: Arc::new(Semaphore::new(VALIDATIONS_AT_ONCE)),
+            endings: Arc::new(Semaphore::new(ENDINGS_AT_ONCE)),
+            holders: Mutex::default(),
             shutdown,
+            drained: CancellationToken::new(),
         }
     }
 
@@ -129,9 +160,10 @@ impl Runner {
     pub async fn run(self: Arc<Runner>) {
         let mut working = JoinSet::new();
         while !self.shutdown.is_cancelled() {
-            for stage in [Stage::Validate, Stage::Run] {
+            for stage in [Stage::End, Stage::Validate, Stage::Run] {
                 self.take(stage, &mut working).await;
             }
+            self.share_out().await;
             tokio::select! {
                 () = self.shutdown.cancelled() => {}
                 () = self.bell.rung() => {}
@@ -139,8 +171,16 @@ impl Runner {
                 Some(ended) = working.join_next() => report_panic(ended),
             }
         }
-        while let Some(ended) = working.join_next().await {
-            report_panic(ended);
+        let draining = tokio::time::sleep(self.options.job.drain);
+        tokio::pin!(draining);
+        loop {
+            tokio::select! {
+                () = &mut draining, if !self.drained.is_cancelled() => self.drained.cancel(),
+                ended = working.join_next() => match ended {
+                    Some(ended) => report_panic(ended),
+                    None => return,
+                },
+            }
         }
     }
 
@@ -149,13 +189,15 @@ impl Runner {
         let places = match stage {
             Stage::Validate => &self.validations,
             Stage::Run => &self.jobs,
+            Stage::End => &self.endings,
         };
         while let Ok(place) = Arc::clone(places).try_acquire_owned() {
             let since = Instant::now();
             let lease_ms = i64::try_from(self.options.lease.as_millis()).unwrap_or(i64::MAX);
+            let last = self.traffic.paces.stalled();
             let acquired = self
                 .metadata
-                .acquire(&self.server, stage, lease_ms, 1)
+                .acquire(&self.server, stage, &last, lease_ms, 1)
                 .await;
             let (batch, fence) = match acquired {
                 Ok(mut acquired) => match acquired.pop() {
@@ -178,6 +220,44 @@ impl Runner {
         }
     }
 
+    /// Where all job slots are taken and others wait, sees to it that each gets its share.
+    async fn share_out(&self) {
+        if self.jobs.available_permits() > 0 {
+            return;
+        }
+        let waiting = match self.metadata.waiting(SHARES_MAX).await {
+            Ok(waiting) => waiting,
+            Err(error) => {
+                tracing::warn!(%error, "job slots are not shared out anew");
+                return;
+            }
+        };
+        let stalled = self.traffic.paces.stalled();
+        let held = self.lock_holders();
+        if held.values().any(|held| held.make_way.is_cancelled()) {
+            return;
+        }
+        let (ids, holders): (Vec<&String>, Vec<Holder>) = held
+            .iter()
+            .map(|(id, held)| {
+                let holder = Holder {
+                    share: held.share.clone(),
+                    held: held.since.elapsed(),
+                };
+                (id, holder)
+            })
+            .unzip();
+        if let Some(position) = who_makes_way(&holders, &waiting, &stalled) {
+            let id = ids[position];
+            tracing::info!(batch = id, "a batch makes way for another");
+            held[id].make_way.cancel();
+        }
+    }
+
+    fn lock_holders(&self) -> MutexGuard<'_, HashMap<String, Held>> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn work(self: Arc<Runner>, taken: Taken) {
         let id = taken.batch.id.clone();
         let lease = Arc::new(Lease::new(
@@ -194,7 +274,9 @@ impl Runner {
             traffic: Arc::clone(&self.traffic),
             lease: Arc::clone(&lease),
             options: self.options.job,
+            make_way: CancellationToken::new(),
             shutdown: self.shutdown.clone(),
+            drained: self.drained.clone(),
         };
         let result = tokio::select! {
             result = self.proceed(&job, taken.stage, taken.place) => result,
@@ -205,7 +287,9 @@ impl Runner {
             } => Ok(()),
         };
         let rest = match result {
-            Ok(()) | Err(Failure::Stopped) => Duration::ZERO,
+            Ok(()) => Duration::ZERO,
+            Err(Failure::Stopped) if self.shutdown.is_cancelled() => Duration::ZERO,
+            Err(Failure::Stopped) if job.make_way.is_cancelled() => MADE_WAY,
             Err(Failure::Fenced { .. }) => {
                 tracing::warn!(batch = id, "another server has taken the batch over");
                 return;
@@ -231,7 +315,7 @@ impl Runner {
             return Ok(());
         };
         let place = match stage {
-            Stage::Run => place,
+            Stage::Run | Stage::End => place,
             Stage::Validate => {
                 drop(place);
                 match Arc::clone(&self.jobs).try_acquire_owned() {
@@ -243,10 +327,37 @@ impl Runner {
         };
         // The next file can be validated.
         self.bell.ring();
-        let result = job.run(plan).await;
+        let _holding = (stage != Stage::End).then(|| self.hold(job));
+        let result = job.run(plan, stage).await;
         drop(place);
         self.bell.ring();
         result
+    }
+
+    /// Notes who has a job slot, for as long as what is given back lives.
+    fn hold(&self, job: &Job) -> Holding<'_> {
+        let batch = job.lease.batch();
+        let held = Held {
+            share: Share::of(&batch),
+            since: Instant::now(),
+            make_way: job.make_way.clone(),
+        };
+        self.lock_holders().insert(batch.id.clone(), held);
+        Holding {
+            runner: self,
+            batch: batch.id,
+        }
+    }
+}
+
+struct Holding<'a> {
+    runner: &'a Runner,
+    batch: String,
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.runner.lock_holders().remove(&self.batch);
     }
 }
 

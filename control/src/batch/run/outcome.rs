@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::batch::blobs::Piece;
 use crate::batch::run::answer::Answer;
+use crate::batch::run::flight::Memory;
 use crate::batch::state::Usage;
 use crate::batch::store::Stream;
 
@@ -21,7 +21,7 @@ pub(super) struct Outcome {
     /// The result's line, with its line feed.
     pub(super) text: Vec<Piece>,
     /// Its share of the memory for requests in flight, given back once it is recorded.
-    pub(super) memory: Option<OwnedSemaphorePermit>,
+    pub(super) memory: Option<Memory>,
 }
 
 /// A result without an answer.

@@ -1,18 +1,30 @@
-//! How many requests each model is given at once: additive increase, multiplicative decrease, as TCP
-//! does it, so that a batch takes what is left over and interactive traffic is not disturbed.
+//! How many requests are sent at once, so that a batch takes what is left over and interactive
+//! traffic is not disturbed.
 //!
-//! The limit doubles with every window of successes until something first goes wrong, and then
-//! grows by one a window. It is halved when the upstream says 429 or is not available, and cut by a
-//! tenth when answers take much longer than they did. `Retry-After` stops a model altogether.
+//! Two limits hold at once. What says something about the engine moves that of the model: it grows
+//! while answers come as fast as ever, is cut by a tenth when they take longer ([`latency`]), and is
+//! halved when the upstream is not available. What says something about the caller moves that of
+//! the tenant: 429, which a router or a gateway answers to whom has had his share, halves it, and
+//! its `Retry-After` stops this tenant alone. An engine that is full and answers 429 to all says so
+//! to each tenant, whose limits then add up to what it can do.
+
+mod gate;
+mod latency;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 
 use crate::batch::run::retry::Verdict;
+use crate::batch::state::Usage;
+use crate::batch::store::Share;
+
+use gate::{Gate, Pass};
+use latency::{Judgement, Latency};
 
 /// Bounds, and what counts as slow.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +33,8 @@ pub struct PaceOptions {
     pub initial: usize,
     /// Requests at once that are never exceeded.
     pub most: usize,
-    /// How many times longer than at its best an answer may take, in time per output token, before
-    /// the limit is cut.
+    /// How many times longer than at its best an answer may take, for each unit of its work, before
+    /// the limit is cut. At half of that it no longer grows.
     pub latency_tolerance: f64,
 }
 
@@ -31,31 +43,37 @@ const DOWN_AFTER: u32 = 8;
 /// The first pause of a model that is not available; it doubles up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// Weight of the newest answer in the average of latencies.
-const LATENCY_WEIGHT: f64 = 0.1;
-/// How fast the best latency is forgotten: a hundredth with each answer that is worse, so that an
-/// upstream that has become slower for good is measured against its new self.
-const BASELINE_DRIFT: f64 = 0.01;
+/// A pause that lasts so long is one that others may use the job slot for.
+const STALLED: Duration = Duration::from_secs(2);
+/// The share of the time that a request takes over which the next ones are spread.
+const SPREAD: f64 = 0.9;
+/// Starts that would be closer than this are not kept apart: no timer is so exact.
+const APART_MIN: Duration = Duration::from_millis(1);
 /// Models that metrics tell apart. Clients choose the names, and each label is kept for ever.
 const LABELS_MAX: usize = 64;
 /// The label of all others.
 const OTHER: &str = "other";
+/// Paces that are remembered without being used, because they are paused.
+const REMEMBERED_MAX: usize = 1024;
 
-/// The paces of all models.
+/// The paces of all models and tenants.
 #[derive(Debug)]
 pub(super) struct Paces {
     options: PaceOptions,
-    models: Mutex<Models>,
+    /// Units of memory that the requests for one model may take.
+    memory: usize,
+    known: Mutex<Known>,
 }
 
 #[derive(Debug, Default)]
-struct Models {
-    paces: HashMap<String, Arc<Pace>>,
+struct Known {
+    engines: HashMap<String, Arc<Engine>>,
+    paces: HashMap<(String, String), Arc<Pace>>,
     /// Models that have a label of their own.
     labels: HashSet<String>,
 }
 
-impl Models {
+impl Known {
     fn label(&mut self, model: &str) -> String {
         if self.labels.len() < LABELS_MAX {
             self.labels.insert(model.to_owned());
@@ -63,177 +81,257 @@ impl Models {
         let known = self.labels.contains(model);
         (if known { model } else { OTHER }).to_owned()
     }
+
+    /// Forgets what no job uses, so that the number of paces stays bounded by that of the jobs; what is
+    /// paused is remembered until the pause is over.
+    fn forget_unused(&mut self) {
+        let mut remembered = 0;
+        self.paces.retain(|_, pace| {
+            if Arc::strong_count(pace) > 1 {
+                return true;
+            }
+            remembered += 1;
+            pace.paused_for().is_some() && remembered <= REMEMBERED_MAX
+        });
+        self.engines
+            .retain(|_, engine| Arc::strong_count(engine) > 1);
+    }
 }
 
 impl Paces {
-    /// None used yet.
-    pub(super) fn new(options: PaceOptions) -> Paces {
+    /// None used yet. The requests for one model may take `memory` units of the memory for all.
+    pub(super) fn new(options: PaceOptions, memory: usize) -> Paces {
         Paces {
             options,
-            models: Mutex::default(),
+            memory,
+            known: Mutex::default(),
         }
     }
 
-    /// The pace of a model. Models that no job uses are forgotten here, so that their number stays
-    /// bounded by that of the jobs.
-    pub(super) fn of(&self, model: &str) -> Arc<Pace> {
-        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pace) = models.paces.get(model) {
+    /// The pace of a tenant's requests for a model.
+    pub(super) fn of(&self, model: &str, tenant: &str) -> Arc<Pace> {
+        let mut known = self.lock();
+        let key = (model.to_owned(), tenant.to_owned());
+        if let Some(pace) = known.paces.get(&key) {
             return Arc::clone(pace);
         }
-        models.paces.retain(|_, pace| Arc::strong_count(pace) > 1);
-        let pace = Arc::new(Pace::new(models.label(model), self.options));
-        models.paces.insert(model.to_owned(), Arc::clone(&pace));
+        known.forget_unused();
+        let engine = match known.engines.get(model) {
+            Some(engine) => Arc::clone(engine),
+            None => {
+                let label = known.label(model);
+                let engine = Arc::new(Engine::new(label, self.options, self.memory));
+                known.engines.insert(model.to_owned(), Arc::clone(&engine));
+                engine
+            }
+        };
+        let pace = Arc::new(Pace::new(engine, self.options));
+        known.paces.insert(key, Arc::clone(&pace));
         pace
+    }
+
+    /// Those who would only wait if they had a job slot.
+    pub(super) fn stalled(&self) -> Vec<Share> {
+        self.lock()
+            .paces
+            .iter()
+            .filter(|(_, pace)| pace.paused_for().is_some_and(|pause| pause >= STALLED))
+            .map(|((model, tenant), _)| Share {
+                tenant: tenant.clone(),
+                model: Some(model.clone()),
+            })
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The pace of one model.
+/// What is known of a model, whoever asks it.
 #[derive(Debug)]
-pub(super) struct Pace {
+struct Engine {
     /// In metrics.
     label: String,
-    options: PaceOptions,
-    permits: Arc<Semaphore>,
-    state: Mutex<State>,
+    gate: Arc<Gate>,
+    memory: Arc<Semaphore>,
+    health: Mutex<Health>,
+    /// The sum of what its tenants' limits are.
+    tenants: AtomicUsize,
 }
 
 #[derive(Debug)]
-struct State {
-    limit: usize,
-    /// Permits to be taken out of circulation when they come back.
-    owed: usize,
-    /// Successes since the limit last grew.
-    successes: usize,
-    /// Until the first decrease, growth is exponential.
-    starting: bool,
-    /// The limit is decreased once for all that was under way when the trouble began.
-    decreased_at: Option<Instant>,
-    paused_until: Option<Instant>,
+struct Health {
     failures_in_a_row: u32,
     /// Requests that the upstream has answered.
     answers: u64,
     /// Pauses since the last answer. Requests that failed together make one.
     pauses: u32,
-    latency: Option<f64>,
-    best_latency: f64,
+    latency: Latency,
+    /// When the next request may be sent at the earliest.
+    next_start: Instant,
+}
+
+impl Engine {
+    fn new(label: String, options: PaceOptions, memory: usize) -> Engine {
+        Engine {
+            label,
+            gate: Arc::new(Gate::new(options.initial, options.most)),
+            memory: Arc::new(Semaphore::new(memory)),
+            health: Mutex::new(Health {
+                failures_in_a_row: 0,
+                answers: 0,
+                pauses: 0,
+                latency: Latency::new(options.latency_tolerance),
+                next_start: Instant::now(),
+            }),
+            tenants: AtomicUsize::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When a request may be sent that has its turn now. Requests that were sent together end
+    /// together, and the next would be sent together again: a burst of prompts, for which whoever
+    /// arrives then waits. So the starts of as many as the limit allows are spread over the time that
+    /// one takes, or a little less, which pulls bursts apart and keeps the limit in use.
+    fn start(&self) -> Instant {
+        let mut health = self.lock();
+        let start = health.next_start.max(Instant::now());
+        let others = u32::try_from(self.gate.limit()).unwrap_or(u32::MAX);
+        let apart = health.latency.typical().mul_f64(SPREAD) / others.max(1);
+        health.next_start = start
+            + if apart < APART_MIN {
+                Duration::ZERO
+            } else {
+                apart
+            };
+        start
+    }
+
+    fn succeeded(&self, began: Instant, usage: &Usage) {
+        let mut health = self.lock();
+        health.failures_in_a_row = 0;
+        health.answers += 1;
+        health.pauses = 0;
+        let limit = self.gate.limit();
+        match health.latency.judge(began, Instant::now(), usage, limit) {
+            Judgement::Grow => self.gate.grow(),
+            Judgement::Hold => self.gate.calm(),
+            Judgement::Cut => self.gate.cut(began, 0.9),
+            Judgement::Set(limit) => self.gate.set_limit(limit),
+        }
+    }
+
+    fn failed(&self, began: Instant, verdict: Verdict, retry_after: Option<Duration>) {
+        let mut health = self.lock();
+        health.failures_in_a_row = health.failures_in_a_row.saturating_add(1);
+        self.gate.cut(began, 0.5);
+        let pause = match (retry_after, verdict) {
+            (_, Verdict::Transient) => None,
+            (Some(asked), _) => Some(asked),
+            (None, _) => {
+                // Requests that failed together make one pause.
+                let open = self.gate.closed_until().is_none();
+                (health.failures_in_a_row >= DOWN_AFTER && open).then(|| {
+                    let doublings = health.pauses.min(16);
+                    health.pauses += 1;
+                    PAUSE_FIRST.saturating_mul(1 << doublings).min(PAUSE_MAX)
+                })
+            }
+        };
+        if let Some(pause) = pause {
+            self.gate.close(Instant::now() + pause);
+        }
+    }
+}
+
+/// The pace of one tenant's requests for one model.
+#[derive(Debug)]
+pub(super) struct Pace {
+    engine: Arc<Engine>,
+    gate: Arc<Gate>,
+    /// What of the sum of limits is this one's.
+    counted: AtomicUsize,
 }
 
 /// The right to ask once.
 #[derive(Debug)]
 pub(super) struct Turn {
     pace: Arc<Pace>,
-    permit: Option<OwnedSemaphorePermit>,
     began: Instant,
+    _passes: [Pass; 2],
 }
 
 impl Pace {
-    fn new(label: String, options: PaceOptions) -> Pace {
-        let limit = options.initial.clamp(1, options.most);
-        Pace {
-            label,
-            options,
-            permits: Arc::new(Semaphore::new(limit)),
-            state: Mutex::new(State {
-                limit,
-                owed: 0,
-                successes: 0,
-                starting: true,
-                decreased_at: None,
-                paused_until: None,
-                failures_in_a_row: 0,
-                answers: 0,
-                pauses: 0,
-                latency: None,
-                best_latency: f64::INFINITY,
-            }),
-        }
+    fn new(engine: Arc<Engine>, options: PaceOptions) -> Pace {
+        let pace = Pace {
+            engine,
+            gate: Arc::new(Gate::new(options.initial, options.most)),
+            counted: AtomicUsize::new(0),
+        };
+        pace.count(pace.gate.limit());
+        pace
     }
 
     /// Waits until the model may be asked. First come, first served. Safe to drop while waiting.
     pub(super) async fn turn(self: &Arc<Pace>) -> Turn {
-        // The semaphore is never closed; without a permit the limit would just not be kept.
-        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
-        let mut turn = Turn {
-            pace: Arc::clone(self),
-            permit,
-            began: Instant::now(),
-        };
         loop {
-            let until = self.lock().paused_until;
-            match until {
-                Some(until) if until > Instant::now() => sleep_until(until).await,
-                _ => break,
+            // The tenant's own first: who may not ask takes nobody's place.
+            let mine = self.gate.enter().await;
+            let shared = self.engine.gate.enter().await;
+            if self.gate.closed_until().is_none() {
+                sleep_until(self.engine.start()).await;
+                return Turn {
+                    pace: Arc::clone(self),
+                    began: Instant::now(),
+                    _passes: [mine, shared],
+                };
             }
         }
-        turn.began = Instant::now();
-        turn
+    }
+
+    /// The memory that all requests for this model share.
+    pub(super) fn memory(&self) -> &Arc<Semaphore> {
+        &self.engine.memory
     }
 
     /// How many requests were answered. While it stands still, that one of them found nobody is not
     /// that request's doing.
     pub(super) fn answers(&self) -> u64 {
-        self.lock().answers
+        self.engine.lock().answers
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For how long nothing will be asked, if that is so.
+    fn paused_for(&self) -> Option<Duration> {
+        let until = self
+            .gate
+            .closed_until()
+            .max(self.engine.gate.closed_until())?;
+        Some(until.duration_since(Instant::now()))
     }
 
-    fn grow(&self, state: &mut State) {
-        state.successes += 1;
-        let step = if state.starting { 1 } else { state.limit };
-        if state.successes < step || state.limit >= self.options.most {
-            return;
-        }
-        state.successes = 0;
-        state.limit += 1;
-        if state.owed > 0 {
-            state.owed -= 1;
-        } else {
-            self.permits.add_permits(1);
-        }
+    fn count(&self, limit: usize) {
+        let before = self.counted.swap(limit, Ordering::Relaxed);
+        self.engine.tenants.fetch_add(limit, Ordering::Relaxed);
+        self.engine.tenants.fetch_sub(before, Ordering::Relaxed);
     }
 
-    /// Cuts the limit to `share` of it, unless it was cut since this request was sent.
-    fn shrink(&self, state: &mut State, began: Instant, share: f64) {
-        if state.decreased_at.is_some_and(|at| at >= began) {
-            return;
-        }
-        state.decreased_at = Some(Instant::now());
-        state.starting = false;
-        state.successes = 0;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "a share of a small count"
-        )]
-        let limit = ((state.limit as f64 * share) as usize).max(1);
-        let surplus = state.limit - limit;
-        state.owed += surplus - self.permits.forget_permits(surplus);
-        state.limit = limit;
+    fn show(&self) {
+        self.count(self.gate.limit());
+        let tenants = self.engine.tenants.load(Ordering::Relaxed);
+        let limit = self.engine.gate.limit().min(tenants);
+        #[expect(clippy::cast_precision_loss, reason = "a gauge of a small count")]
+        metrics::gauge!("kvtide_batch_concurrency_limit", "model" => self.engine.label.clone())
+            .set(limit as f64);
     }
+}
 
-    /// Judges the time an answer took, for each token of its output.
-    fn observe_latency(&self, state: &mut State, began: Instant, output_tokens: u64) {
-        // Prompt and queue are shared out over at least a few tokens, so that one-token answers do
-        // not set a standard for long ones.
-        #[expect(clippy::cast_precision_loss, reason = "counts of tokens are small")]
-        let tokens = output_tokens.max(16) as f64;
-        let now = began.elapsed().as_secs_f64() / tokens;
-        let average = state
-            .latency
-            .map_or(now, |old| old + LATENCY_WEIGHT * (now - old));
-        state.latency = Some(average);
-        state.best_latency = if average < state.best_latency {
-            average
-        } else {
-            state.best_latency + BASELINE_DRIFT * (average - state.best_latency)
-        };
-        if average > state.best_latency * self.options.latency_tolerance {
-            self.shrink(state, began, 0.9);
-        }
+impl Drop for Pace {
+    fn drop(&mut self) {
+        self.count(0);
     }
 }
 
@@ -244,59 +342,30 @@ impl Turn {
     }
 
     /// Says how it went. `retry_after` is how long the upstream wants to be left alone.
-    pub(super) fn end(self, verdict: Verdict, retry_after: Option<Duration>, output_tokens: u64) {
-        let pace = Arc::clone(&self.pace);
-        let mut state = pace.lock();
+    pub(super) fn end(self, verdict: Verdict, retry_after: Option<Duration>, usage: &Usage) {
+        let (pace, engine) = (&self.pace, &self.pace.engine);
         match verdict {
             Verdict::Success => {
-                state.failures_in_a_row = 0;
-                state.answers += 1;
-                state.pauses = 0;
-                pace.grow(&mut state);
-                pace.observe_latency(&mut state, self.began, output_tokens);
+                engine.succeeded(self.began, usage);
+                pace.gate.grow();
             }
             // The upstream has answered; that it did not like the request is no sign of load.
             Verdict::Permanent => {
-                state.failures_in_a_row = 0;
-                state.answers += 1;
+                let mut health = engine.lock();
+                health.failures_in_a_row = 0;
+                health.answers += 1;
             }
-            Verdict::Overloaded => pace.shrink(&mut state, self.began, 0.5),
+            Verdict::Overloaded => {
+                pace.gate.cut(self.began, 0.5);
+                if let Some(asked) = retry_after {
+                    pace.gate.close(Instant::now() + asked);
+                }
+            }
             Verdict::Unavailable | Verdict::Transient => {
-                state.failures_in_a_row = state.failures_in_a_row.saturating_add(1);
-                pace.shrink(&mut state, self.began, 0.5);
+                engine.failed(self.began, verdict, retry_after);
             }
         }
-        let pause = match (retry_after, verdict) {
-            (Some(asked), Verdict::Overloaded | Verdict::Unavailable) => Some(asked),
-            (None, Verdict::Unavailable)
-                if state.failures_in_a_row >= DOWN_AFTER
-                    && state.paused_until.is_none_or(|until| until <= self.began) =>
-            {
-                let doublings = state.pauses.min(16);
-                state.pauses += 1;
-                Some(PAUSE_FIRST.saturating_mul(1 << doublings).min(PAUSE_MAX))
-            }
-            _ => None,
-        };
-        if let Some(pause) = pause {
-            let until = Instant::now() + pause;
-            state.paused_until = state.paused_until.max(Some(until));
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a gauge of a small count")]
-        metrics::gauge!("kvtide_batch_concurrency_limit", "model" => pace.label.clone())
-            .set(state.limit as f64);
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut state = self.pace.lock();
-        if state.owed > 0
-            && let Some(permit) = self.permit.take()
-        {
-            permit.forget();
-            state.owed -= 1;
-        }
+        pace.show();
     }
 }
 
@@ -304,17 +373,19 @@ impl Drop for Turn {
 mod tests {
     use super::*;
 
-    fn pace(initial: usize, most: usize) -> Arc<Pace> {
-        Paces::new(PaceOptions {
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn paces(initial: usize, most: usize) -> Paces {
+        let options = PaceOptions {
             initial,
             most,
-            latency_tolerance: 3.0,
-        })
-        .of("m")
+            latency_tolerance: 1.3,
+        };
+        Paces::new(options, 1024)
     }
 
-    fn limit(pace: &Pace) -> usize {
-        pace.lock().limit
+    fn limits(pace: &Pace) -> (usize, usize) {
+        (pace.gate.limit(), pace.engine.gate.limit())
     }
 
     async fn window(pace: &Arc<Pace>, count: usize, verdict: Verdict, took: Duration) {
@@ -324,72 +395,90 @@ mod tests {
         }
         tokio::time::advance(took).await;
         for turn in turns {
-            turn.end(verdict, None, 100);
-        }
-    }
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[tokio::test(start_paused = true)]
-    async fn the_limit_doubles_a_window_then_halves_once_then_grows_by_one() {
-        let pace = pace(4, 100);
-        window(&pace, 4, Verdict::Success, SECOND).await;
-        assert_eq!(limit(&pace), 8);
-        window(&pace, 8, Verdict::Overloaded, SECOND).await;
-        assert_eq!(limit(&pace), 4, "eight refusals of one window count once");
-        window(&pace, 4, Verdict::Success, SECOND).await;
-        assert_eq!(limit(&pace), 5);
-        for _ in 0..100 {
-            window(&pace, 1, Verdict::Overloaded, SECOND).await;
-        }
-        assert_eq!(limit(&pace), 1, "never nothing at all");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn never_more_turns_are_out_than_the_limit_allows() {
-        let pace = pace(2, 6);
-        for round in 0..50 {
-            let verdict = if round % 7 == 6 {
-                Verdict::Overloaded
-            } else {
-                Verdict::Success
-            };
-            let count = limit(&pace);
-            window(&pace, count, verdict, SECOND).await;
-            let available = pace.permits.available_permits();
-            let owed = pace.lock().owed;
-            assert_eq!(available, limit(&pace) + owed);
-            assert_eq!(owed, 0, "all turns have come back");
-            assert!(limit(&pace) <= 6);
+            turn.end(verdict, None, &Usage::default());
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_that_take_much_longer_lower_the_limit() {
-        let pace = pace(8, 8);
+    async fn answers_that_take_longer_lower_the_limit_of_the_model_for_all() {
+        let paces = paces(8, 8);
+        let (one, other) = (paces.of("m", "a"), paces.of("m", "b"));
         for _ in 0..5 {
-            window(&pace, 4, Verdict::Success, SECOND).await;
+            window(&one, 4, Verdict::Success, SECOND).await;
         }
-        assert_eq!(limit(&pace), 8);
-        for _ in 0..5 {
-            window(&pace, 1, Verdict::Success, 20 * SECOND).await;
+        assert_eq!(limits(&other), (8, 8));
+        for _ in 0..20 {
+            window(&one, 1, Verdict::Success, 2 * SECOND).await;
         }
-        assert!(limit(&pace) < 8);
+        assert!(limits(&other).1 < 8);
+        assert_eq!(limits(&other).0, 8);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_is_asked_before_retry_after_has_passed() {
-        let pace = pace(2, 2);
-        let turn = pace.turn().await;
-        turn.end(Verdict::Overloaded, Some(7 * SECOND), 0);
+    async fn requests_that_end_together_do_not_start_together_again() {
+        let pace = paces(8, 8).of("m", "a");
+        for _ in 0..2 {
+            window(&pace, 8, Verdict::Success, 8 * SECOND).await;
+        }
         let began = Instant::now();
-        drop(pace.turn().await);
+        let mut starts = Vec::new();
+        for _ in 0..8 {
+            starts.push((pace.turn().await, began.elapsed()));
+        }
+        let apart = |n: usize| starts[n + 1].1 - starts[n].1;
+        assert!((0..7).all(|n| apart(n) > SECOND / 2), "{starts:?}");
+        assert!(began.elapsed() < 8 * SECOND, "the limit stays in use");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_429_slows_and_stops_only_the_tenant_whose_it_is() {
+        let paces = paces(4, 4);
+        let (one, other) = (paces.of("m", "a"), paces.of("m", "b"));
+        let began = Instant::now();
+        let turn = one.turn().await;
+        turn.end(Verdict::Overloaded, Some(7 * SECOND), &Usage::default());
+        assert_eq!((limits(&one), limits(&other)), ((2, 4), (4, 4)));
+        drop(other.turn().await);
+        assert!(began.elapsed() < SECOND, "another tenant is not stopped");
+        let stalled = paces.stalled();
+        assert_eq!(stalled.len(), 1);
+        assert_eq!(stalled[0].tenant, "a");
+        drop(one.turn().await);
+        assert!(began.elapsed() >= 7 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_out_a_pause_takes_no_place_of_others() {
+        let paces = paces(1, 1);
+        let (one, other) = (paces.of("m", "a"), paces.of("m", "b"));
+        let turn = one.turn().await;
+        turn.end(Verdict::Overloaded, Some(7 * SECOND), &Usage::default());
+        let waiting = tokio::spawn({
+            let one = Arc::clone(&one);
+            async move { drop(one.turn().await) }
+        });
+        tokio::time::sleep(SECOND).await;
+        let began = Instant::now();
+        drop(other.turn().await);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        waiting.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_asks_to_be_left_alone_is_left_alone_by_all() {
+        let paces = paces(2, 2);
+        let (one, other) = (paces.of("m", "a"), paces.of("m", "b"));
+        let turn = one.turn().await;
+        turn.end(Verdict::Unavailable, Some(7 * SECOND), &Usage::default());
+        let began = Instant::now();
+        drop(other.turn().await);
         assert!(began.elapsed() >= 7 * SECOND);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_model_that_never_answers_is_asked_ever_less_often() {
-        let pace = pace(1, 1);
+        let paces = paces(1, 1);
+        let pace = paces.of("m", "a");
         for _ in 0..DOWN_AFTER {
             window(&pace, 1, Verdict::Unavailable, SECOND).await;
         }
@@ -399,34 +488,33 @@ mod tests {
         }
         assert!(began.elapsed() > 3 * PAUSE_MAX);
         assert_eq!(pace.answers(), 0);
+        assert_eq!(paces.stalled().len(), 1);
         window(&pace, 1, Verdict::Success, SECOND).await;
         assert_eq!(pace.answers(), 1);
-        assert_eq!(pace.lock().failures_in_a_row, 0);
+        assert_eq!(pace.engine.lock().failures_in_a_row, 0);
     }
 
     #[test]
     fn so_many_models_have_labels_of_their_own() {
-        let mut models = Models::default();
-        assert_eq!(models.label("first"), "first");
+        let mut known = Known::default();
+        assert_eq!(known.label("first"), "first");
         for n in 1..LABELS_MAX {
-            assert_eq!(models.label(&n.to_string()), n.to_string());
+            assert_eq!(known.label(&n.to_string()), n.to_string());
         }
-        assert_eq!(models.label("late"), OTHER);
-        assert_eq!(models.label("first"), "first");
+        assert_eq!(known.label("late"), OTHER);
+        assert_eq!(known.label("first"), "first");
     }
 
     #[test]
     fn models_that_nobody_uses_are_forgotten() {
-        let paces = Paces::new(PaceOptions {
-            initial: 1,
-            most: 1,
-            latency_tolerance: 2.0,
-        });
-        let kept = paces.of("kept");
+        let paces = paces(1, 1);
+        let kept = paces.of("kept", "a");
         for n in 0..100 {
-            drop(paces.of(&n.to_string()));
+            drop(paces.of(&n.to_string(), "a"));
         }
-        assert!(paces.models.lock().unwrap().paces.len() <= 2);
-        assert!(Arc::ptr_eq(&kept, &paces.of("kept")));
+        assert!(paces.lock().paces.len() <= 2);
+        assert!(paces.lock().engines.len() <= 2);
+        assert!(Arc::ptr_eq(&kept, &paces.of("kept", "a")));
+        assert_eq!(kept.engine.tenants.load(Ordering::Relaxed), 1);
     }
 }

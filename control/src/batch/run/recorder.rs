@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::blobs::{PartWriter, Piece};
 use crate::batch::error::Failure;
 use crate::batch::run::lease::Lease;
 use crate::batch::run::outcome::Outcome;
+use crate::batch::run::storage::{Storage, Trouble};
 use crate::batch::state::{Change, Usage};
 use crate::batch::store::{Part, Stream};
 
@@ -21,17 +22,16 @@ pub(super) const WAITING_MAX: usize = 1024;
 const GROUP_MAX: usize = 4096;
 /// Bytes after which results are written without waiting for more.
 const GROUP_BYTES: u64 = 4 << 20;
-/// Pause after a write that failed; a disk that is full is tried again until there is room, as long
-/// as the lease can be kept.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// See the module's documentation.
 pub(super) struct Recorder {
     parts: Box<dyn PartWriter>,
     lease: Arc<Lease>,
     gather: Duration,
-    /// Ends the retries when the server shuts down.
-    abort: CancellationToken,
+    /// While a write fails, nothing more is asked for.
+    storage: Storage,
+    /// The server has shut down: what cannot be written now is asked for again by the next.
+    drained: CancellationToken,
     /// Lines recorded.
     recorded: Vec<u32>,
 }
@@ -41,13 +41,15 @@ impl Recorder {
         parts: Box<dyn PartWriter>,
         lease: Arc<Lease>,
         gather: Duration,
-        abort: CancellationToken,
+        storage: Storage,
+        drained: CancellationToken,
     ) -> Recorder {
         Recorder {
             parts,
             lease,
             gather,
-            abort,
+            storage,
+            drained,
             recorded: Vec::new(),
         }
     }
@@ -103,11 +105,12 @@ impl Recorder {
                 continue;
             }
             let text = Arc::new(text);
+            let mut trouble = None;
             let extent = loop {
                 self.lease.check()?;
                 match self.parts.append(stream, Arc::clone(&text)).await {
                     Ok(extent) => break extent,
-                    Err(error) => self.pause(&error).await?,
+                    Err(error) => self.pause(&mut trouble, &error).await?,
                 }
             };
             self.recorded.extend_from_slice(&lines);
@@ -126,6 +129,7 @@ impl Recorder {
             usage,
             expired,
         };
+        let mut trouble = None;
         loop {
             // Entering the same parts twice has no effect: a commit whose answer was lost is
             // found again.
@@ -136,7 +140,7 @@ impl Recorder {
             {
                 Ok(_) => break,
                 Err(error @ (Failure::Fenced { .. } | Failure::Illegal(_))) => return Err(error),
-                Err(error) => self.pause(&error).await?,
+                Err(error) => self.pause(&mut trouble, &error).await?,
             }
         }
         for (stream, count) in ["output", "error"].into_iter().zip(counts) {
@@ -146,12 +150,14 @@ impl Recorder {
         Ok(())
     }
 
-    async fn pause(&self, error: &Failure) -> Result<(), Failure> {
+    /// Waits before the next attempt, as long as the lease can be kept.
+    async fn pause(&self, trouble: &mut Option<Trouble>, error: &Failure) -> Result<(), Failure> {
         let batch = &self.lease.fence().batch;
-        tracing::error!(batch, %error, "results cannot be recorded; trying again");
+        let trouble = trouble.get_or_insert_with(|| self.storage.trouble());
         tokio::select! {
-            () = sleep(RETRY_PAUSE) => self.lease.check(),
-            () = self.abort.cancelled() => Err(Failure::Stopped),
+            () = trouble.wait(batch, error) => self.lease.check(),
+            () = self.lease.lost().cancelled() => self.lease.check(),
+            () = self.drained.cancelled() => Err(Failure::Stopped),
         }
     }
 }

@@ -7,18 +7,20 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::blobs::Blobs;
-use crate::batch::clock;
+use crate::batch::clock::{self, Seconds};
 use crate::batch::error::Failure;
 use crate::batch::file::blob_key;
 use crate::batch::store::Metadata;
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(30);
-/// Things of one kind cleared away in one go.
+/// Things of one kind looked up at once.
 const AT_ONCE: u32 = 100;
 /// Bytes whose file the database does not know are litter once they are this old; before, an upload
 /// may be about to enter them.
 const LITTER_AGE: Duration = Duration::from_secs(24 * 3600);
+/// How long a list can be continued from behind a file that was deleted.
+const TRACES_KEPT_S: Seconds = 24 * 3600;
 /// How often litter is looked for, which means listing everything: every that many sweeps.
 const LITTER_EVERY: u64 = 120;
 
@@ -74,33 +76,57 @@ async fn show_queue(metadata: &dyn Metadata) -> Result<(), Failure> {
 }
 
 async fn expire_files(metadata: &dyn Metadata) -> Result<(), Failure> {
-    let expired = metadata.expire_files(clock::now()).await?;
+    let now = clock::now();
+    let expired = metadata.expire_files(now).await?;
     if expired > 0 {
         tracing::info!(files = expired, "files have expired");
     }
-    Ok(())
+    metadata
+        .purge_files(now.saturating_sub(TRACES_KEPT_S))
+        .await
 }
 
+/// Removes the bytes of all files that nobody can see or needs.
 async fn remove_files(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure> {
-    for id in metadata.unused_files(AT_ONCE).await? {
-        let removed = match blobs.delete(&blob_key(&id)).await {
-            Ok(()) => metadata.forget_file(&id).await,
-            failed => failed,
+    let mut after = String::new();
+    loop {
+        let unused = metadata.unused_files(&after, AT_ONCE).await?;
+        let Some(last) = unused.last() else {
+            return Ok(());
         };
-        log(&id, removed);
+        after.clone_from(last);
+        for id in &unused {
+            log(id, remove_file(metadata, blobs, id).await);
+        }
     }
-    Ok(())
+}
+
+/// Removes the bytes of a file that nobody can see or needs.
+pub async fn remove_file(
+    metadata: &dyn Metadata,
+    blobs: &dyn Blobs,
+    id: &str,
+) -> Result<(), Failure> {
+    blobs.delete(&blob_key(id)).await?;
+    metadata.forget_file(id, clock::now()).await
 }
 
 async fn remove_results(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure> {
-    for batch in metadata.batches_with_parts_to_drop(AT_ONCE).await? {
-        let removed = match blobs.delete_parts(&batch).await {
-            Ok(()) => metadata.drop_parts(&batch).await,
-            failed => failed,
+    let mut after = String::new();
+    loop {
+        let ended = metadata.batches_with_parts_to_drop(&after, AT_ONCE).await?;
+        let Some(last) = ended.last() else {
+            return Ok(());
         };
-        log(&batch, removed);
+        after.clone_from(last);
+        for batch in &ended {
+            let removed = match blobs.delete_parts(batch).await {
+                Ok(()) => metadata.drop_parts(batch).await,
+                failed => failed,
+            };
+            log(batch, removed);
+        }
     }
-    Ok(())
 }
 
 async fn clear_litter(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure> {
@@ -108,6 +134,12 @@ async fn clear_litter(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), 
         if !metadata.knows_file(&id).await? {
             tracing::info!(file = id, "bytes that belong to no file are removed");
             log(&id, blobs.delete(&blob_key(&id)).await);
+        }
+    }
+    for batch in blobs.batches_with_parts().await? {
+        if !metadata.needs_parts(&batch).await? {
+            tracing::info!(batch, "results that came too late are removed");
+            log(&batch, blobs.delete_parts(&batch).await);
         }
     }
     Ok(())
@@ -118,7 +150,7 @@ mod tests {
     use super::*;
     use crate::batch::blobs::Local;
     use crate::batch::file::{File, Purpose};
-    use crate::batch::store::{Create, Sqlite};
+    use crate::batch::store::{Create, Deletion, Fence, Sqlite, Stream};
 
     #[tokio::test]
     async fn a_file_that_cannot_be_removed_does_not_keep_the_next_from_it() {
@@ -140,12 +172,58 @@ mod tests {
                 is_retry: false,
             };
             metadata.add_file(file, create, None).await.unwrap();
-            assert!(metadata.delete_file("a", id).await.unwrap());
+            let deleted = metadata.delete_file("a", id).await.unwrap();
+            assert_eq!(deleted, Deletion::Unused);
         }
         // A directory in its place is what no removal of a file removes.
         std::fs::create_dir(directory.path().join(blob_key("file-1"))).unwrap();
         sweep(&metadata, &blobs).await;
         assert!(metadata.knows_file("file-1").await.unwrap());
         assert!(!metadata.knows_file("file-2").await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn more_files_than_are_looked_up_at_once_go_in_one_sweep() {
+        let directory = tempfile::tempdir().unwrap();
+        let metadata = Sqlite::open(&directory.path().join("db")).unwrap();
+        let blobs = Local::open(directory.path()).unwrap();
+        for n in 0..AT_ONCE + 7 {
+            let id = format!("file-{n}");
+            let file = File {
+                id: id.clone(),
+                tenant: "a".into(),
+                purpose: Purpose::Batch,
+                filename: "in.jsonl".into(),
+                bytes: 1,
+                created_at: 1,
+                expires_at: None,
+            };
+            let create = Create {
+                digest: id.clone(),
+                is_retry: false,
+            };
+            metadata.add_file(file, create, None).await.unwrap();
+            metadata.delete_file("a", &id).await.unwrap();
+        }
+        assert_eq!(metadata.stored_bytes("a").await.unwrap(), 107);
+        sweep(&metadata, &blobs).await;
+        assert_eq!(metadata.stored_bytes("a").await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn results_that_nobody_needs_are_litter() {
+        let directory = tempfile::tempdir().unwrap();
+        let metadata = Sqlite::open(&directory.path().join("db")).unwrap();
+        let blobs = Local::open(directory.path()).unwrap();
+        let fence = Fence {
+            batch: "batch_gone".into(),
+            epoch: 1,
+        };
+        let late = Arc::new(vec![crate::batch::blobs::Piece::Memory("x".into())]);
+        let mut parts = blobs.part_writer(&fence);
+        parts.append(Stream::Output, late).await.unwrap();
+        assert_eq!(blobs.batches_with_parts().await.unwrap(), ["batch_gone"]);
+        clear_litter(&metadata, &blobs).await.unwrap();
+        assert!(blobs.batches_with_parts().await.unwrap().is_empty());
     }
 }

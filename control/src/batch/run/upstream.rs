@@ -26,6 +26,9 @@ const IDLE: Duration = Duration::from_secs(30);
 const MODELS_WITHIN: Duration = Duration::from_secs(10);
 const MODELS_BYTES_MAX: usize = 4 << 20;
 
+/// What a connection may read ahead of whoever takes it. A response's head has to fit in.
+pub(super) const READ_BUFFER_BYTES: usize = 32 << 10;
+
 type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// A client of the upstream.
@@ -63,7 +66,8 @@ impl NoAnswer {
     pub(super) fn verdict(&self) -> Verdict {
         match self {
             NoAnswer::Unreachable(_) => Verdict::Unavailable,
-            NoAnswer::TooLarge(_) => Verdict::Permanent,
+            // Of what is wrong here, nothing is learnt about the upstream.
+            NoAnswer::TooLarge(_) | NoAnswer::Local(_) => Verdict::Permanent,
             _ => Verdict::Transient,
         }
     }
@@ -140,6 +144,7 @@ impl Upstream {
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
+            .http1_max_buf_size(READ_BUFFER_BYTES)
             .build(https);
         Ok(Upstream {
             client,

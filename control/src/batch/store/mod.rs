@@ -5,6 +5,7 @@
 
 mod postgres;
 mod sqlite;
+mod values;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::clock::Seconds;
 use crate::batch::error::Failure;
 use crate::batch::file::{File, Purpose};
-use crate::batch::state::{Batch, Change};
+use crate::batch::state::{Batch, Change, Status};
 
 pub use postgres::Postgres;
 pub use sqlite::Sqlite;
@@ -37,17 +38,93 @@ pub enum Stage {
     Validate,
     /// Its requests have to be sent.
     Run,
+    /// It has to be ended without sending more: it was cancelled, or its window has ended.
+    End,
 }
 
-impl Stage {
-    /// The stage of a live batch.
+/// A tenant's work for one model: what job slots are shared out by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Share {
+    /// Whose work it is.
+    pub tenant: String,
+    /// For which model; none while that is not known, or where it is for several.
+    pub model: Option<String>,
+}
+
+impl Share {
+    /// What a batch is part of.
     #[must_use]
-    pub fn of(batch: &Batch) -> Stage {
-        // A file without requests does not become valid.
-        if batch.counts().total == 0 {
-            Stage::Validate
-        } else {
-            Stage::Run
+    pub fn of(batch: &Batch) -> Share {
+        Share {
+            tenant: batch.tenant.clone(),
+            model: batch.model.clone(),
+        }
+    }
+
+    /// As the databases compare it. Tenants' names have no line feeds.
+    fn key(&self) -> String {
+        let model = self.model.as_deref().unwrap_or_default();
+        format!("{}\n{model}", self.tenant)
+    }
+}
+
+/// How many batches may be waiting or in progress.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    /// Of all tenants together.
+    pub all: u64,
+    /// Of each tenant.
+    pub tenant: u64,
+}
+
+impl Places {
+    /// Whether one more batch may be added to so many.
+    fn check(&self, all: u64, tenant: u64) -> Result<(), Failure> {
+        if tenant >= self.tenant {
+            return Err(Failure::Crowded {
+                live: tenant,
+                whose: "of your",
+            });
+        }
+        if all >= self.all {
+            return Err(Failure::Crowded {
+                live: all,
+                whose: "of all tenants'",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What came of deleting a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    /// There is no such file.
+    Unknown,
+    /// A batch still reads it: its bytes stay for now.
+    InUse,
+    /// Its bytes can be removed.
+    Unused,
+}
+
+/// What batches are selected by, beside their document.
+struct Columns<'a> {
+    live: bool,
+    validated: bool,
+    model: Option<&'a str>,
+    /// When it has to end without sending more: 0 if that was asked for, else when its window ends.
+    due_at: Seconds,
+}
+
+impl Columns<'_> {
+    fn of(batch: &Batch) -> Columns<'_> {
+        let cancelling = batch.status() == Status::Cancelling;
+        Columns {
+            live: !batch.status().is_terminal(),
+            // A file without requests does not become valid.
+            validated: batch.counts().total > 0,
+            model: batch.model.as_deref(),
+            due_at: if cancelling { 0 } else { batch.expires_at },
         }
     }
 }
@@ -196,21 +273,33 @@ pub trait Metadata: Send + Sync {
         purpose: Option<Purpose>,
         page: Page,
     ) -> Result<Option<Listed<File>>, Failure>;
-    /// Bytes of this tenant's files.
+    /// Bytes of this tenant's files, deleted ones too for as long as their bytes are there.
     async fn stored_bytes(&self, tenant: &str) -> Result<u64, Failure>;
-    /// Takes a file from its owner's sight; its bytes stay until [`Metadata::unused_files`] says so.
-    async fn delete_file(&self, tenant: &str, id: &str) -> Result<bool, Failure>;
+    /// Takes a file from its owner's sight.
+    async fn delete_file(&self, tenant: &str, id: &str) -> Result<Deletion, Failure>;
     /// Marks files that have expired as deleted.
     async fn expire_files(&self, now: Seconds) -> Result<u64, Failure>;
-    /// Files that are deleted and that no live batch reads; at most `limit`.
-    async fn unused_files(&self, limit: u32) -> Result<Vec<String>, Failure>;
-    /// Forgets a deleted file, once its bytes are gone.
-    async fn forget_file(&self, id: &str) -> Result<(), Failure>;
-    /// Whether a file is known, deleted or not.
+    /// Files that are deleted and that no live batch reads, in the order of their ids from behind
+    /// `after`; at most `limit`.
+    async fn unused_files(&self, after: &str, limit: u32) -> Result<Vec<String>, Failure>;
+    /// Notes that a deleted file's bytes are gone. A list can still be continued from behind it, until
+    /// [`Metadata::purge_files`].
+    async fn forget_file(&self, id: &str, now: Seconds) -> Result<(), Failure>;
+    /// Removes the last traces of files that were forgotten before `before`.
+    async fn purge_files(&self, before: Seconds) -> Result<(), Failure>;
+    /// Whether a file, deleted or not, has bytes.
     async fn knows_file(&self, id: &str) -> Result<bool, Failure>;
 
     /// Adds a batch, or gives back the one that the same create has added before.
-    async fn add_batch(&self, batch: Batch, create: Create) -> Result<Batch, Failure>;
+    ///
+    /// # Errors
+    /// [`Failure::Crowded`] when there are as many as `places` allows.
+    async fn add_batch(
+        &self,
+        batch: Batch,
+        create: Create,
+        places: Places,
+    ) -> Result<Batch, Failure>;
     /// A batch of this tenant.
     async fn batch(&self, tenant: &str, id: &str) -> Result<Option<Batch>, Failure>;
     /// The batches of this tenant, if `page.after` is none or one of them.
@@ -221,15 +310,19 @@ pub trait Metadata: Send + Sync {
     /// [`Failure::Illegal`] when it has ended otherwise.
     async fn cancel(&self, tenant: &str, id: &str, now: Seconds) -> Result<Option<Batch>, Failure>;
 
-    /// Takes up to `limit` live batches at this stage that nobody works on, for `lease_ms`: first
-    /// those of tenants for whom the fewest are being worked on, then the oldest.
+    /// Takes up to `limit` live batches at this stage that nobody works on, for `lease_ms`: those of
+    /// the shares in `last` after all others; first those of tenants, then of models, for whom the
+    /// fewest are being worked on; then the oldest.
     async fn acquire(
         &self,
         server: &str,
         stage: Stage,
+        last: &[Share],
         lease_ms: i64,
         limit: u32,
     ) -> Result<Vec<(Batch, Fence)>, Failure>;
+    /// Of which shares validated batches wait to be run; at most `limit`.
+    async fn waiting(&self, limit: u32) -> Result<Vec<Share>, Failure>;
     /// Prolongs a lease, and gives the batch as it is now.
     ///
     /// # Errors
@@ -251,8 +344,15 @@ pub trait Metadata: Send + Sync {
     ) -> Result<Batch, Failure>;
     /// The parts recorded for a batch, in the order of their recording.
     async fn parts(&self, batch: &str) -> Result<Vec<Part>, Failure>;
-    /// Ended batches whose parts are still there; at most `limit`.
-    async fn batches_with_parts_to_drop(&self, limit: u32) -> Result<Vec<String>, Failure>;
+    /// Ended batches whose parts are still there, in the order of their ids from behind `after`; at most
+    /// `limit`.
+    async fn batches_with_parts_to_drop(
+        &self,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<String>, Failure>;
+    /// Whether a batch still needs what is stored for it as parts.
+    async fn needs_parts(&self, batch: &str) -> Result<bool, Failure>;
     /// Forgets a batch's parts, once their blobs are gone.
     async fn drop_parts(&self, batch: &str) -> Result<(), Failure>;
     /// Counts what waits.

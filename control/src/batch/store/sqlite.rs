@@ -18,7 +18,9 @@ use crate::batch::clock::{self, Seconds};
 use crate::batch::error::Failure;
 use crate::batch::file::{File, Purpose};
 use crate::batch::state::{Batch, Change};
-use crate::batch::store::{Create, Fence, Listed, Metadata, Page, Part, Queue, Stage, User};
+use crate::batch::store::{
+    Create, Deletion, Fence, Listed, Metadata, Page, Part, Places, Queue, Share, Stage, User,
+};
 use writer::Writer;
 
 /// See the module's documentation.
@@ -95,7 +97,7 @@ impl Metadata for Sqlite {
             .await
     }
 
-    async fn delete_file(&self, tenant: &str, id: &str) -> Result<bool, Failure> {
+    async fn delete_file(&self, tenant: &str, id: &str) -> Result<Deletion, Failure> {
         let (tenant, id) = (tenant.to_owned(), id.to_owned());
         self.writer
             .run(move |db| queries::delete_file(db, &tenant, &id))
@@ -108,14 +110,22 @@ impl Metadata for Sqlite {
             .await
     }
 
-    async fn unused_files(&self, limit: u32) -> Result<Vec<String>, Failure> {
-        self.read(move |db| queries::unused_files(db, limit)).await
+    async fn unused_files(&self, after: &str, limit: u32) -> Result<Vec<String>, Failure> {
+        let after = after.to_owned();
+        self.read(move |db| queries::unused_files(db, &after, limit))
+            .await
     }
 
-    async fn forget_file(&self, id: &str) -> Result<(), Failure> {
+    async fn forget_file(&self, id: &str, now: Seconds) -> Result<(), Failure> {
         let id = id.to_owned();
         self.writer
-            .run(move |db| queries::forget_file(db, &id))
+            .run(move |db| queries::forget_file(db, &id, now))
+            .await
+    }
+
+    async fn purge_files(&self, before: Seconds) -> Result<(), Failure> {
+        self.writer
+            .run(move |db| queries::purge_files(db, before))
             .await
     }
 
@@ -124,9 +134,14 @@ impl Metadata for Sqlite {
         self.read(move |db| queries::knows_file(db, &id)).await
     }
 
-    async fn add_batch(&self, batch: Batch, create: Create) -> Result<Batch, Failure> {
+    async fn add_batch(
+        &self,
+        batch: Batch,
+        create: Create,
+        places: Places,
+    ) -> Result<Batch, Failure> {
         self.writer
-            .run(move |db| queries::add_batch(db, batch, &create))
+            .run(move |db| queries::add_batch(db, batch, &create, places))
             .await
     }
 
@@ -152,12 +167,21 @@ impl Metadata for Sqlite {
         &self,
         server: &str,
         stage: Stage,
+        last: &[Share],
         lease_ms: i64,
         limit: u32,
     ) -> Result<Vec<(Batch, Fence)>, Failure> {
-        let server = server.to_owned();
+        let (server, last) = (server.to_owned(), last.to_vec());
         self.writer
-            .run(move |db| queries::acquire(db, &server, stage, clock::now_ms(), lease_ms, limit))
+            .run(move |db| {
+                let now_ms = clock::now_ms();
+                queries::acquire(db, &server, stage, &last, now_ms, lease_ms, limit)
+            })
+            .await
+    }
+
+    async fn waiting(&self, limit: u32) -> Result<Vec<Share>, Failure> {
+        self.read(move |db| queries::waiting(db, clock::now_ms(), limit))
             .await
     }
 
@@ -193,8 +217,21 @@ impl Metadata for Sqlite {
         self.read(move |db| queries::parts(db, &batch)).await
     }
 
-    async fn batches_with_parts_to_drop(&self, limit: u32) -> Result<Vec<String>, Failure> {
-        self.read(move |db| queries::batches_with_parts_to_drop(db, limit))
+    async fn batches_with_parts_to_drop(
+        &self,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<String>, Failure> {
+        let after = after.to_owned();
+        self.read(move |db| queries::batches_with_parts_to_drop(db, &after, limit))
+            .await
+    }
+
+    async fn needs_parts(&self, batch: &str) -> Result<bool, Failure> {
+        let batch = batch.to_owned();
+        // By the writer: whoever asks is about to remove what is not needed.
+        self.writer
+            .run(move |db| queries::needs_parts(db, &batch))
             .await
     }
 

@@ -7,9 +7,10 @@ use crate::batch::blobs::{Local, Piece};
 use crate::batch::endpoint::Endpoint;
 use crate::batch::run::pace::{PaceOptions, Paces};
 use crate::batch::run::retry::RetryPolicy;
+use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::Upstream;
 use crate::batch::state::{Order, Usage};
-use crate::batch::store::{Create, Sqlite, Stage};
+use crate::batch::store::{Create, Places, Sqlite};
 
 const LEASE: Duration = Duration::from_secs(60);
 const TOTAL: u64 = 2;
@@ -62,24 +63,27 @@ async fn world() -> World {
         output_expires_after_s: None,
         aibrix: None,
     };
+    let places = Places { all: 9, tenant: 9 };
     let create = Create {
         digest: String::new(),
         is_retry: false,
     };
     let batch = Batch::new("batch_1".into(), "a".into(), order, clock::now());
-    metadata.add_batch(batch, create).await.unwrap();
-    let taken = metadata.acquire("s", Stage::Validate, 60_000, 1).await;
+    metadata.add_batch(batch, create, places).await.unwrap();
+    let taken = metadata.acquire("s", Stage::Validate, &[], 60_000, 1).await;
     let (batch, fence) = taken.unwrap().pop().unwrap();
     let lease = Lease::new(Arc::clone(&metadata), fence, batch, LEASE, Instant::now());
+    let pace = PaceOptions {
+        initial: 1,
+        most: 1,
+        latency_tolerance: 2.0,
+    };
     let traffic = Traffic {
         // Nobody is there: these batches end without it.
         upstream: Arc::new(Upstream::new("http://127.0.0.1:9", None).unwrap()),
         blobs: Arc::clone(&blobs),
-        paces: Paces::new(PaceOptions {
-            initial: 1,
-            most: 1,
-            latency_tolerance: 2.0,
-        }),
+        paces: Paces::new(pace, 1024),
+        storage: Storage::default(),
         memory: Arc::new(Semaphore::new(1024)),
         retry: RetryPolicy {
             attempts_max: 1,
@@ -99,7 +103,9 @@ async fn world() -> World {
             cancel_grace: Duration::ZERO,
             drain: Duration::ZERO,
         },
+        make_way: CancellationToken::new(),
         shutdown: CancellationToken::new(),
+        drained: CancellationToken::new(),
     };
     let world = World { directory, job };
     world
@@ -174,16 +180,56 @@ async fn models_that_were_allowed_when_a_batch_began_are_allowed_until_it_ends()
 
 #[tokio::test]
 async fn a_batch_that_has_lost_results_fails_with_those_that_are_there() {
+    loses_results(|path| std::fs::remove_file(path).unwrap()).await;
+}
+
+#[tokio::test]
+async fn results_that_are_cut_short_are_lost_and_not_read_for_ever() {
+    loses_results(|path| {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_len(3).unwrap();
+    })
+    .await;
+}
+
+async fn loses_results(lose: impl Fn(&Path)) {
     let world = world().await;
     world.record(2, Stream::Error).await;
     world.write_input(&[line("a", "m"), line("b", "m")]);
     let parts = world.job.metadata.parts("batch_1").await.unwrap();
-    std::fs::remove_file(world.path(&parts[0].key)).unwrap();
+    lose(&world.path(&parts[0].key));
     let plan = world.job.validate().await.unwrap().unwrap();
-    world.job.run(plan).await.unwrap();
+    world.job.run(plan, Stage::Run).await.unwrap();
     let batch = world.batch();
     assert_eq!(batch.status(), Status::Failed);
     assert_eq!(batch.errors()[0].code, "results_unavailable");
     assert_eq!(batch.output_file_id(), None);
     assert!(batch.error_file_id().is_some());
+}
+
+#[tokio::test]
+async fn a_batch_whose_window_has_ended_sends_nothing_and_tells_what_is_left() {
+    let world = world().await;
+    world.write_input(&[line("a", "m"), line("b", "m")]);
+    let plan = world.job.validate().await.unwrap().unwrap();
+    world.job.run(plan, Stage::End).await.unwrap();
+    let batch = world.batch();
+    assert_eq!(batch.status(), Status::Expired);
+    assert_eq!((batch.counts().completed, batch.counts().failed), (1, 1));
+    let errors = batch.error_file_id().unwrap();
+    let errors = std::fs::read_to_string(world.path("files").join(errors)).unwrap();
+    assert!(errors.contains("batch_expired"), "{errors}");
+}
+
+#[tokio::test]
+async fn a_batch_that_makes_way_is_given_back_as_it_is() {
+    let world = world().await;
+    world.write_input(&[line("a", "m"), line("b", "m")]);
+    let plan = world.job.validate().await.unwrap().unwrap();
+    world.job.make_way.cancel();
+    let ended = world.job.run(plan, Stage::Run).await;
+    assert!(matches!(ended, Err(Failure::Stopped)));
+    let batch = world.batch();
+    assert_eq!(batch.status(), Status::InProgress);
+    assert_eq!((batch.counts().completed, batch.counts().failed), (1, 0));
 }

@@ -5,7 +5,7 @@ use deadpool_postgres::Transaction;
 use crate::batch::error::Failure;
 
 /// Version of the tables, kept in `kvtide_batch_schema`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const SCHEMA: &str = "
 CREATE TABLE kvtide_files (
     seq bigserial PRIMARY KEY,
@@ -17,10 +17,13 @@ CREATE TABLE kvtide_files (
     expires_at bigint,
     digest text,
     deleted boolean NOT NULL DEFAULT false,
+    gone_at bigint,
     doc text NOT NULL
 );
 CREATE INDEX kvtide_files_of_tenant ON kvtide_files (tenant, seq) WHERE NOT deleted;
-CREATE INDEX kvtide_files_deleted ON kvtide_files (seq) WHERE deleted;
+CREATE INDEX kvtide_files_deleted ON kvtide_files (id) WHERE deleted AND gone_at IS NULL;
+CREATE INDEX kvtide_files_gone ON kvtide_files (gone_at) WHERE gone_at IS NOT NULL;
+CREATE INDEX kvtide_files_stored ON kvtide_files (tenant) WHERE gone_at IS NULL;
 CREATE INDEX kvtide_files_expiring ON kvtide_files (expires_at) WHERE NOT deleted;
 CREATE VIEW kvtide_files_there AS SELECT * FROM kvtide_files WHERE NOT deleted;
 CREATE TABLE kvtide_batches (
@@ -32,6 +35,8 @@ CREATE TABLE kvtide_batches (
     digest text NOT NULL,
     live boolean NOT NULL DEFAULT true,
     validated boolean NOT NULL DEFAULT false,
+    model text,
+    due_at bigint NOT NULL,
     has_parts boolean NOT NULL DEFAULT false,
     lease_epoch bigint NOT NULL DEFAULT 0,
     lease_server text,
@@ -40,7 +45,7 @@ CREATE TABLE kvtide_batches (
 );
 CREATE INDEX kvtide_batches_of_tenant ON kvtide_batches (tenant, seq);
 CREATE INDEX kvtide_batches_live ON kvtide_batches (seq) WHERE live;
-CREATE INDEX kvtide_batches_with_parts ON kvtide_batches (seq) WHERE has_parts;
+CREATE INDEX kvtide_batches_with_parts ON kvtide_batches (id) WHERE has_parts;
 CREATE TABLE kvtide_parts (
     seq bigserial PRIMARY KEY,
     batch text NOT NULL,
@@ -58,12 +63,30 @@ CREATE TABLE kvtide_users (
 );
 ";
 
+/// What makes version 2 of version 1.
+const UPGRADE: &str = "
+ALTER TABLE kvtide_files ADD COLUMN gone_at bigint;
+DROP INDEX kvtide_files_deleted;
+CREATE INDEX kvtide_files_deleted ON kvtide_files (id) WHERE deleted AND gone_at IS NULL;
+CREATE INDEX kvtide_files_gone ON kvtide_files (gone_at) WHERE gone_at IS NOT NULL;
+CREATE INDEX kvtide_files_stored ON kvtide_files (tenant) WHERE gone_at IS NULL;
+ALTER TABLE kvtide_batches ADD COLUMN model text;
+ALTER TABLE kvtide_batches ADD COLUMN due_at bigint NOT NULL DEFAULT 0;
+ALTER TABLE kvtide_batches ALTER COLUMN due_at DROP DEFAULT;
+DROP INDEX kvtide_batches_with_parts;
+CREATE INDEX kvtide_batches_with_parts ON kvtide_batches (id) WHERE has_parts;
+UPDATE kvtide_batches SET model = doc::json->>'model', due_at =
+    CASE doc::json->>'status' WHEN 'cancelling' THEN 0 ELSE (doc::json->>'expires_at')::bigint END;
+UPDATE kvtide_batch_schema SET version = 2;
+";
+
 /// Makes the tables, unless they are there. Of several servers that start together, one does it.
 pub(super) async fn prepare(transaction: &Transaction<'_>) -> Result<(), Failure> {
     const WHAT: &str = "preparing the database";
     transaction
         .batch_execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended('kvtide schema', 0));
+            "SET LOCAL statement_timeout = 0;
+             SELECT pg_advisory_xact_lock(hashtextextended('kvtide schema', 0));
              CREATE TABLE IF NOT EXISTS kvtide_batch_schema (version bigint NOT NULL);",
         )
         .await
@@ -82,8 +105,15 @@ pub(super) async fn prepare(transaction: &Transaction<'_>) -> Result<(), Failure
         return Ok(());
     };
     let version: i64 = row.try_get(0).map_err(Failure::when(WHAT))?;
-    if version == VERSION {
-        return Ok(());
+    match version {
+        1 => {
+            return transaction
+                .batch_execute(UPGRADE)
+                .await
+                .map_err(Failure::when(WHAT));
+        }
+        VERSION => return Ok(()),
+        _ => {}
     }
     let message = format!(
         "the tables have version {version} and this program knows {VERSION}: run the program that \

@@ -4,19 +4,21 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::batch::clock::{self, Seconds};
 use crate::batch::error::Failure;
 use crate::batch::file::{File, Purpose};
 use crate::batch::state::{Batch, Change};
+use crate::batch::store::values::{
+    fenced_off, integer, leased, loaded, natural, retried_since, stored,
+};
 use crate::batch::store::{
-    Create, Fence, Listed, Page, Part, Queue, RETRY_WINDOW_S, Stage, Stream, User,
+    Columns, Create, Deletion, Fence, Listed, Page, Part, Places, Queue, Share, Stage, Stream, User,
 };
 
 /// Version of the schema below, kept in `user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const SCHEMA: &str = "
 CREATE TABLE files (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -28,10 +30,13 @@ CREATE TABLE files (
     expires_at INTEGER,
     digest TEXT,
     deleted INTEGER NOT NULL DEFAULT 0,
+    gone_at INTEGER,
     doc TEXT NOT NULL
 ) STRICT;
 CREATE INDEX files_of_tenant ON files (tenant, seq) WHERE deleted = 0;
-CREATE INDEX files_deleted ON files (seq) WHERE deleted = 1;
+CREATE INDEX files_deleted ON files (id) WHERE deleted = 1 AND gone_at IS NULL;
+CREATE INDEX files_gone ON files (gone_at) WHERE gone_at IS NOT NULL;
+CREATE INDEX files_stored ON files (tenant) WHERE gone_at IS NULL;
 CREATE INDEX files_expiring ON files (expires_at) WHERE deleted = 0;
 CREATE TABLE batches (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -42,6 +47,8 @@ CREATE TABLE batches (
     digest TEXT NOT NULL,
     live INTEGER NOT NULL DEFAULT 1,
     validated INTEGER NOT NULL DEFAULT 0,
+    model TEXT,
+    due_at INTEGER NOT NULL,
     has_parts INTEGER NOT NULL DEFAULT 0,
     lease_epoch INTEGER NOT NULL DEFAULT 0,
     lease_server TEXT,
@@ -50,7 +57,7 @@ CREATE TABLE batches (
 ) STRICT;
 CREATE INDEX batches_of_tenant ON batches (tenant, seq);
 CREATE INDEX batches_live ON batches (seq) WHERE live = 1;
-CREATE INDEX batches_with_parts ON batches (seq) WHERE has_parts = 1;
+CREATE INDEX batches_with_parts ON batches (id) WHERE has_parts = 1;
 CREATE TABLE parts (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     batch TEXT NOT NULL,
@@ -67,29 +74,27 @@ CREATE TABLE users (
     doc TEXT NOT NULL
 ) STRICT;
 ";
+/// What makes version 2 of version 1.
+const UPGRADE: &str = "
+ALTER TABLE files ADD COLUMN gone_at INTEGER;
+DROP INDEX files_deleted;
+CREATE INDEX files_deleted ON files (id) WHERE deleted = 1 AND gone_at IS NULL;
+CREATE INDEX files_gone ON files (gone_at) WHERE gone_at IS NOT NULL;
+CREATE INDEX files_stored ON files (tenant) WHERE gone_at IS NULL;
+ALTER TABLE batches ADD COLUMN model TEXT;
+ALTER TABLE batches ADD COLUMN due_at INTEGER NOT NULL DEFAULT 0;
+DROP INDEX batches_with_parts;
+CREATE INDEX batches_with_parts ON batches (id) WHERE has_parts = 1;
+UPDATE batches SET model = json_extract(doc, '$.model'), due_at =
+    CASE json_extract(doc, '$.status') WHEN 'cancelling' THEN 0
+    ELSE json_extract(doc, '$.expires_at') END;
+";
 /// Another process that looks at the file, a backup for instance, may hold it for a moment.
 const BUSY: Duration = Duration::from_secs(5);
 const QUERY: &str = "a database query";
 
 fn failed(error: rusqlite::Error) -> Failure {
     Failure::internal(QUERY, error)
-}
-
-/// SQLite's integers are signed. Nothing here comes near the end of either range.
-fn integer(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn natural(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
-}
-
-fn stored(document: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string(document).map_err(Failure::when("writing a document"))
-}
-
-fn loaded<T: DeserializeOwned>(document: &str) -> Result<T, Failure> {
-    serde_json::from_str(document).map_err(Failure::when("reading a document"))
 }
 
 pub(super) fn connect(path: &Path) -> Result<Connection, Failure> {
@@ -106,11 +111,8 @@ pub(super) fn prepare(db: &Connection) -> Result<(), Failure> {
         .query_row("PRAGMA user_version", [], |row| row.get(0))
         .map_err(failed)?;
     match version {
-        0 => db
-            .execute_batch(&format!(
-                "BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
-            ))
-            .map_err(failed)?,
+        0 => make(db, SCHEMA)?,
+        1 => make(db, UPGRADE)?,
         VERSION => {}
         later => {
             let message = format!(
@@ -123,6 +125,13 @@ pub(super) fn prepare(db: &Connection) -> Result<(), Failure> {
     db.execute("UPDATE batches SET lease_until = 0 WHERE live = 1", [])
         .map_err(failed)?;
     Ok(())
+}
+
+fn make(db: &Connection, statements: &str) -> Result<(), Failure> {
+    db.execute_batch(&format!(
+        "BEGIN; {statements} PRAGMA user_version = {VERSION}; COMMIT;"
+    ))
+    .map_err(failed)
 }
 
 /// The document that a query for one row finds.
@@ -227,7 +236,7 @@ pub(super) fn add_file(
     quota_bytes: Option<u64>,
 ) -> Result<File, Failure> {
     if create.is_retry {
-        let since = integer(file.created_at.saturating_sub(RETRY_WINDOW_S));
+        let since = retried_since(file.created_at);
         let same = one(
             db,
             "SELECT doc FROM files WHERE tenant = ? AND digest = ? AND created_at >= ?
@@ -274,7 +283,7 @@ pub(super) fn files(
 pub(super) fn stored_bytes(db: &Connection, tenant: &str) -> Result<u64, Failure> {
     let sum: i64 = db
         .prepare_cached(
-            "SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ? AND deleted = 0",
+            "SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ? AND gone_at IS NULL",
         )
         .map_err(failed)?
         .query_row([tenant], |row| row.get(0))
@@ -282,13 +291,25 @@ pub(super) fn stored_bytes(db: &Connection, tenant: &str) -> Result<u64, Failure
     Ok(natural(sum))
 }
 
-pub(super) fn delete_file(db: &Connection, tenant: &str, id: &str) -> Result<bool, Failure> {
+pub(super) fn delete_file(db: &Connection, tenant: &str, id: &str) -> Result<Deletion, Failure> {
     let changed = execute(
         db,
         "UPDATE files SET deleted = 1 WHERE tenant = ? AND id = ? AND deleted = 0",
         &[&tenant, &id],
     )?;
-    Ok(changed > 0)
+    if changed == 0 {
+        return Ok(Deletion::Unknown);
+    }
+    let in_use = db
+        .prepare_cached("SELECT 1 FROM batches WHERE live = 1 AND input_file_id = ?")
+        .map_err(failed)?
+        .exists([id])
+        .map_err(failed)?;
+    Ok(if in_use {
+        Deletion::InUse
+    } else {
+        Deletion::Unused
+    })
 }
 
 pub(super) fn expire_files(db: &Connection, now: Seconds) -> Result<u64, Failure> {
@@ -300,31 +321,53 @@ pub(super) fn expire_files(db: &Connection, now: Seconds) -> Result<u64, Failure
     Ok(changed as u64)
 }
 
-pub(super) fn unused_files(db: &Connection, limit: u32) -> Result<Vec<String>, Failure> {
+pub(super) fn unused_files(
+    db: &Connection,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<String>, Failure> {
     many(
         db,
-        "SELECT id FROM files WHERE deleted = 1 AND NOT EXISTS
-         (SELECT 1 FROM batches WHERE live = 1 AND input_file_id = files.id) LIMIT ?",
-        &[&limit],
+        "SELECT id FROM files WHERE deleted = 1 AND gone_at IS NULL AND id > ? AND NOT EXISTS
+         (SELECT 1 FROM batches WHERE live = 1 AND input_file_id = files.id) ORDER BY id LIMIT ?",
+        &[&after, &limit],
         |row| row.get(0),
     )
 }
 
-pub(super) fn forget_file(db: &Connection, id: &str) -> Result<(), Failure> {
-    execute(db, "DELETE FROM files WHERE id = ? AND deleted = 1", &[&id])?;
+pub(super) fn forget_file(db: &Connection, id: &str, now: Seconds) -> Result<(), Failure> {
+    execute(
+        db,
+        "UPDATE files SET gone_at = ? WHERE id = ? AND deleted = 1",
+        &[&integer(now), &id],
+    )?;
+    Ok(())
+}
+
+pub(super) fn purge_files(db: &Connection, before: Seconds) -> Result<(), Failure> {
+    execute(
+        db,
+        "DELETE FROM files WHERE gone_at < ?",
+        &[&integer(before)],
+    )?;
     Ok(())
 }
 
 pub(super) fn knows_file(db: &Connection, id: &str) -> Result<bool, Failure> {
-    db.prepare_cached("SELECT 1 FROM files WHERE id = ?")
+    db.prepare_cached("SELECT 1 FROM files WHERE id = ? AND gone_at IS NULL")
         .map_err(failed)?
         .exists([id])
         .map_err(failed)
 }
 
-pub(super) fn add_batch(db: &Connection, batch: Batch, create: &Create) -> Result<Batch, Failure> {
+pub(super) fn add_batch(
+    db: &Connection,
+    batch: Batch,
+    create: &Create,
+    places: Places,
+) -> Result<Batch, Failure> {
     if create.is_retry {
-        let since = integer(batch.created_at.saturating_sub(RETRY_WINDOW_S));
+        let since = retried_since(batch.created_at);
         let same = one(
             db,
             "SELECT doc FROM batches WHERE tenant = ? AND digest = ? AND created_at >= ?
@@ -335,16 +378,25 @@ pub(super) fn add_batch(db: &Connection, batch: Batch, create: &Create) -> Resul
             return Ok(same);
         }
     }
+    let (all, tenant) = db
+        .prepare_cached(
+            "SELECT count(*), count(*) FILTER (WHERE tenant = ?) FROM batches WHERE live = 1",
+        )
+        .map_err(failed)?
+        .query_row([&batch.tenant], |row| Ok((row.get(0)?, row.get(1)?)))
+        .map_err(failed)?;
+    places.check(natural(all), natural(tenant))?;
     execute(
         db,
-        "INSERT INTO batches (id, tenant, created_at, input_file_id, digest, doc)
-         VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO batches (id, tenant, created_at, input_file_id, digest, due_at, doc)
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
         &[
             &batch.id,
             &batch.tenant,
             &integer(batch.created_at),
             &batch.order.input_file_id,
             &create.digest,
+            &integer(Columns::of(&batch).due_at),
             &stored(&batch)?,
         ],
     )?;
@@ -368,13 +420,16 @@ pub(super) fn batches(
 }
 
 fn store_batch(db: &Connection, batch: &Batch) -> Result<(), Failure> {
+    let columns = Columns::of(batch);
     execute(
         db,
-        "UPDATE batches SET doc = ?, live = ?, validated = ? WHERE id = ?",
+        "UPDATE batches SET doc = ?, live = ?, validated = ?, model = ?, due_at = ? WHERE id = ?",
         &[
             &stored(batch)?,
-            &!batch.status().is_terminal(),
-            &(Stage::of(batch) == Stage::Run),
+            &columns.live,
+            &columns.validated,
+            &columns.model,
+            &integer(columns.due_at),
             &batch.id,
         ],
     )?;
@@ -399,20 +454,28 @@ pub(super) fn acquire(
     db: &Connection,
     server: &str,
     stage: Stage,
+    last: &[Share],
     now_ms: i64,
     lease_ms: i64,
     limit: u32,
 ) -> Result<Vec<(Batch, Fence)>, Failure> {
+    let last: Vec<String> = last.iter().map(Share::key).collect();
     let rows = many(
         db,
         "WITH busy AS MATERIALIZED (
-             SELECT tenant, count(*) AS leases FROM batches
-             WHERE live = 1 AND lease_until > ?3 GROUP BY tenant)
+             SELECT tenant, model FROM batches WHERE live = 1 AND lease_until > ?3)
          UPDATE batches SET lease_server = ?1, lease_until = ?2, lease_epoch = lease_epoch + 1
          WHERE seq IN (
-             SELECT mine.seq FROM batches AS mine LEFT JOIN busy ON busy.tenant = mine.tenant
-             WHERE mine.live = 1 AND mine.validated = ?5 AND mine.lease_until <= ?3
-             ORDER BY coalesce(busy.leases, 0), mine.seq
+             SELECT mine.seq FROM batches AS mine
+             WHERE mine.live = 1 AND mine.lease_until <= ?3 AND CASE WHEN ?5
+                 THEN mine.due_at * 1000 <= ?3
+                 ELSE mine.due_at * 1000 > ?3 AND mine.validated = ?6 END
+             ORDER BY
+                 mine.tenant || char(10) || coalesce(mine.model, '')
+                     IN (SELECT value FROM json_each(?7)),
+                 (SELECT count(*) FROM busy WHERE busy.tenant = mine.tenant),
+                 (SELECT count(*) FROM busy WHERE busy.model IS mine.model),
+                 mine.seq
              LIMIT ?4)
          RETURNING doc, lease_epoch",
         &[
@@ -420,20 +483,31 @@ pub(super) fn acquire(
             &now_ms.saturating_add(lease_ms),
             &now_ms,
             &limit,
+            &(stage == Stage::End),
             &(stage == Stage::Run),
+            &stored(&last)?,
         ],
         |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)),
     )?;
     rows.into_iter()
-        .map(|(document, epoch)| {
-            let batch: Batch = loaded(&document)?;
-            let fence = Fence {
-                batch: batch.id.clone(),
-                epoch,
-            };
-            Ok((batch, fence))
-        })
+        .map(|(document, epoch)| leased(&document, epoch))
         .collect()
+}
+
+pub(super) fn waiting(db: &Connection, now_ms: i64, limit: u32) -> Result<Vec<Share>, Failure> {
+    many(
+        db,
+        "SELECT tenant, model FROM batches
+         WHERE live = 1 AND validated = 1 AND lease_until <= ?1 AND due_at * 1000 > ?1
+         GROUP BY tenant, model ORDER BY min(seq) LIMIT ?2",
+        &[&now_ms, &limit],
+        |row| {
+            Ok(Share {
+                tenant: row.get(0)?,
+                model: row.get(1)?,
+            })
+        },
+    )
 }
 
 /// The batch, if the lease is still that of `fence`.
@@ -443,9 +517,7 @@ fn fenced(db: &Connection, fence: &Fence) -> Result<Batch, Failure> {
         "SELECT doc FROM batches WHERE id = ? AND lease_epoch = ?",
         &[&fence.batch, &fence.epoch],
     )?
-    .ok_or_else(|| Failure::Fenced {
-        batch: fence.batch.clone(),
-    })
+    .ok_or_else(|| fenced_off(fence))
 }
 
 pub(super) fn renew(db: &Connection, fence: &Fence, until_ms: i64) -> Result<Batch, Failure> {
@@ -546,14 +618,22 @@ pub(super) fn parts(db: &Connection, batch: &str) -> Result<Vec<Part>, Failure> 
 
 pub(super) fn batches_with_parts_to_drop(
     db: &Connection,
+    after: &str,
     limit: u32,
 ) -> Result<Vec<String>, Failure> {
     many(
         db,
-        "SELECT id FROM batches WHERE has_parts = 1 AND live = 0 LIMIT ?",
-        &[&limit],
+        "SELECT id FROM batches WHERE has_parts = 1 AND live = 0 AND id > ? ORDER BY id LIMIT ?",
+        &[&after, &limit],
         |row| row.get(0),
     )
+}
+
+pub(super) fn needs_parts(db: &Connection, batch: &str) -> Result<bool, Failure> {
+    db.prepare_cached("SELECT 1 FROM batches WHERE id = ? AND (live = 1 OR has_parts = 1)")
+        .map_err(failed)?
+        .exists([batch])
+        .map_err(failed)
 }
 
 pub(super) fn drop_parts(db: &Connection, batch: &str) -> Result<(), Failure> {

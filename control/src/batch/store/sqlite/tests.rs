@@ -3,6 +3,10 @@ use crate::batch::endpoint::Endpoint;
 use crate::batch::state::{Order, Status, Usage};
 use crate::batch::store::Stream;
 
+const PLACES: Places = Places {
+    all: 100,
+    tenant: 10,
+};
 const LEASE_MS: i64 = 60_000;
 
 fn batch(id: &str, tenant: &str) -> Batch {
@@ -52,7 +56,10 @@ fn part(key: &str) -> Part {
 }
 
 async fn take(db: &Sqlite, stage: Stage) -> Vec<Fence> {
-    let taken = db.acquire("server", stage, LEASE_MS, 10).await.unwrap();
+    let taken = db
+        .acquire("server", stage, &[], LEASE_MS, 10)
+        .await
+        .unwrap();
     taken.into_iter().map(|(_, fence)| fence).collect()
 }
 
@@ -60,7 +67,9 @@ async fn take(db: &Sqlite, stage: Stage) -> Vec<Fence> {
 async fn who_has_lost_the_lease_writes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let db = Sqlite::open(&directory.path().join("db")).unwrap();
-    db.add_batch(batch("batch_1", "a"), create()).await.unwrap();
+    db.add_batch(batch("batch_1", "a"), create(), PLACES)
+        .await
+        .unwrap();
     let old = take(&db, Stage::Validate).await.pop().unwrap();
     assert!(take(&db, Stage::Validate).await.is_empty(), "it is taken");
     db.release(&old, 0).await.unwrap();
@@ -80,7 +89,9 @@ async fn who_has_lost_the_lease_writes_nothing() {
 async fn recording_the_same_part_twice_counts_once() {
     let directory = tempfile::tempdir().unwrap();
     let db = Sqlite::open(&directory.path().join("db")).unwrap();
-    db.add_batch(batch("batch_1", "a"), create()).await.unwrap();
+    db.add_batch(batch("batch_1", "a"), create(), PLACES)
+        .await
+        .unwrap();
     let fence = take(&db, Stage::Validate).await.pop().unwrap();
     db.change(&fence, validated(), vec![], vec![])
         .await
@@ -96,7 +107,9 @@ async fn recording_the_same_part_twice_counts_once() {
 async fn a_change_that_fails_half_way_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let db = Sqlite::open(&directory.path().join("db")).unwrap();
-    db.add_batch(batch("batch_1", "a"), create()).await.unwrap();
+    db.add_batch(batch("batch_1", "a"), create(), PLACES)
+        .await
+        .unwrap();
     let fence = take(&db, Stage::Validate).await.pop().unwrap();
     db.change(&fence, validated(), vec![], vec![])
         .await
@@ -118,12 +131,18 @@ async fn a_tenant_with_many_batches_does_not_keep_others_waiting() {
     let db = Sqlite::open(&directory.path().join("db")).unwrap();
     for n in 0..5 {
         let id = format!("batch_a{n}");
-        db.add_batch(batch(&id, "a"), create()).await.unwrap();
+        db.add_batch(batch(&id, "a"), create(), PLACES)
+            .await
+            .unwrap();
     }
-    db.add_batch(batch("batch_b", "b"), create()).await.unwrap();
+    db.add_batch(batch("batch_b", "b"), create(), PLACES)
+        .await
+        .unwrap();
     let mut order = Vec::new();
     for _ in 0..3 {
-        let taken = db.acquire("server", Stage::Validate, LEASE_MS, 1).await;
+        let taken = db
+            .acquire("server", Stage::Validate, &[], LEASE_MS, 1)
+            .await;
         order.push(taken.unwrap()[0].0.id.clone());
     }
     assert_eq!(order, ["batch_a0", "batch_b", "batch_a1"]);
@@ -134,7 +153,9 @@ async fn a_server_that_starts_finds_what_the_last_one_had_in_hand() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("db");
     let db = Sqlite::open(&path).unwrap();
-    db.add_batch(batch("batch_1", "a"), create()).await.unwrap();
+    db.add_batch(batch("batch_1", "a"), create(), PLACES)
+        .await
+        .unwrap();
     let old = take(&db, Stage::Validate).await.pop().unwrap();
     drop(db);
     let db = Sqlite::open(&path).unwrap();
@@ -165,4 +186,110 @@ async fn writes_that_come_together_are_all_answered_and_all_there() {
         let user = db.user(&format!("user-{n}")).await.unwrap().unwrap();
         assert_eq!(user.rpm, n);
     }
+}
+
+fn part_of(tenant: &str, model: &str) -> Share {
+    Share {
+        tenant: tenant.into(),
+        model: Some(model.into()),
+    }
+}
+
+/// A batch that waits to be run.
+async fn add_validated(db: &Sqlite, id: &str, tenant: &str, model: &str) {
+    db.add_batch(batch(id, tenant), create(), PLACES)
+        .await
+        .unwrap();
+    let fence = take(db, Stage::Validate).await.pop().unwrap();
+    let change = Change::Validated {
+        model: Some(model.into()),
+        total: 2,
+    };
+    db.change(&fence, change, vec![], vec![]).await.unwrap();
+    db.release(&fence, 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_cancelled_or_late_is_taken_to_be_ended_and_for_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = Sqlite::open(&directory.path().join("db")).unwrap();
+    add_validated(&db, "batch_1", "a", "m").await;
+    let mut late = batch("batch_2", "a");
+    late.expires_at = clock::now() - 1;
+    db.add_batch(late, create(), PLACES).await.unwrap();
+    add_validated(&db, "batch_3", "a", "m").await;
+    db.cancel("a", "batch_3", clock::now()).await.unwrap();
+    assert!(take(&db, Stage::Validate).await.is_empty());
+    let of = |fences: Vec<Fence>| fences.into_iter().map(|fence| fence.batch);
+    let ending: Vec<String> = of(take(&db, Stage::End).await).collect();
+    assert_eq!(ending, ["batch_2", "batch_3"]);
+    let running: Vec<String> = of(take(&db, Stage::Run).await).collect();
+    assert_eq!(running, ["batch_1"]);
+}
+
+#[tokio::test]
+async fn the_model_with_the_fewest_jobs_comes_first_and_the_stalled_one_last() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = Sqlite::open(&directory.path().join("db")).unwrap();
+    for (n, model) in ["m", "m", "m", "n", "o"].into_iter().enumerate() {
+        add_validated(&db, &format!("batch_{n}"), "a", model).await;
+    }
+    let waiting = db.waiting(9).await.unwrap();
+    assert_eq!(waiting, ["m", "n", "o"].map(|model| part_of("a", model)));
+    let mut order = Vec::new();
+    for _ in 0..5 {
+        let last = [part_of("a", "n"), part_of("b", "m")];
+        let taken = db.acquire("server", Stage::Run, &last, LEASE_MS, 1).await;
+        order.push(taken.unwrap().pop().unwrap().0.id);
+    }
+    let expected = ["batch_0", "batch_4", "batch_1", "batch_2", "batch_3"];
+    assert_eq!(order, expected);
+    assert!(db.waiting(9).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_tenant_cannot_take_all_places_and_a_repeated_create_needs_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = Sqlite::open(&directory.path().join("db")).unwrap();
+    let places = Places { all: 3, tenant: 2 };
+    let add = |id: &'static str, tenant: &'static str, is_retry| {
+        let create = Create {
+            digest: "d".into(),
+            is_retry,
+        };
+        db.add_batch(batch(id, tenant), create, places)
+    };
+    add("batch_1", "a", false).await.unwrap();
+    add("batch_2", "a", false).await.unwrap();
+    let crowded = |added| matches!(added, Err(Failure::Crowded { .. }));
+    assert!(crowded(add("batch_3", "a", false).await));
+    assert_eq!(add("batch_3", "a", true).await.unwrap().id, "batch_2");
+    add("batch_4", "b", false).await.unwrap();
+    assert!(crowded(add("batch_5", "c", false).await), "none is left");
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_version_is_upgraded() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let db = Sqlite::open(&path).unwrap();
+    add_validated(&db, "batch_1", "a", "m").await;
+    add_validated(&db, "batch_2", "a", "m").await;
+    db.cancel("a", "batch_2", clock::now()).await.unwrap();
+    drop(db);
+    // What was there before is what is taken away here.
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(
+        "DROP INDEX files_gone; DROP INDEX files_stored; DROP INDEX files_deleted;
+         ALTER TABLE files DROP COLUMN gone_at;
+         CREATE INDEX files_deleted ON files (seq) WHERE deleted = 1;
+         ALTER TABLE batches DROP COLUMN model; ALTER TABLE batches DROP COLUMN due_at;
+         PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    drop(old);
+    let db = Sqlite::open(&path).unwrap();
+    assert_eq!(db.waiting(9).await.unwrap(), [part_of("a", "m")]);
+    assert_eq!(take(&db, Stage::End).await[0].batch, "batch_2");
+    assert_eq!(take(&db, Stage::Run).await[0].batch, "batch_1");
 }

@@ -13,7 +13,13 @@
 //! [broken 1]            answers 200 with half a JSON object, once
 //! ```
 //!
+//! With `--step-us` it takes its time as an engine with continuous batching does ([`engine`]): a prompt
+//! has a token for each four bytes of the request's body, the answer `max_tokens` of them; with
+//! `"stream": true` they arrive one by one.
+//!
 //! Attempts are told apart by `x-request-id`. `GET /seen` tells what was received, in order.
+
+mod engine;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;
@@ -28,10 +34,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use clap::Parser;
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+
+use engine::{Capacity, Engine};
 
 /// Requests remembered for `/seen`.
 const SEEN_MAX: usize = 100_000;
@@ -56,18 +65,21 @@ struct Cli {
     /// Remember nothing of what was received.
     #[arg(long)]
     forget: bool,
+    #[command(flatten)]
+    engine: Capacity,
 }
 
 struct Mock {
     cli: Cli,
     attempts: Mutex<HashMap<String, u64>>,
     seen: Mutex<VecDeque<Value>>,
-    engine: Mutex<Engine>,
+    places: Mutex<Places>,
+    engine: Option<Arc<Engine>>,
 }
 
 /// Places, and who waits for one: by priority, then by arrival.
 #[derive(Default)]
-struct Engine {
+struct Places {
     running: usize,
     most_running: usize,
     waiting: Vec<(i64, u64, oneshot::Sender<()>)>,
@@ -78,6 +90,9 @@ struct Engine {
 struct Asked<'a> {
     model: Option<&'a str>,
     priority: Option<i64>,
+    max_tokens: Option<usize>,
+    #[serde(default)]
+    stream: bool,
     #[serde(borrow)]
     messages: Option<Vec<Message<'a>>>,
     #[serde(borrow)]
@@ -101,11 +116,16 @@ async fn main() -> std::io::Result<()> {
     let cli = Cli::parse();
     let listener = tokio::net::TcpListener::bind(cli.listen).await?;
     writeln!(std::io::stdout(), "{}", listener.local_addr()?)?;
+    let engine = match cli.engine.step_us {
+        0 => None,
+        _ => Some(Engine::start(cli.engine.clone())?),
+    };
     let mock = Arc::new(Mock {
         cli,
         attempts: Mutex::default(),
         seen: Mutex::default(),
-        engine: Mutex::default(),
+        places: Mutex::default(),
+        engine,
     });
     let routes = Router::new()
         .route("/v1/models", get(models))
@@ -122,7 +142,7 @@ async fn models() -> Json<Value> {
 }
 
 async fn seen(State(mock): State<Arc<Mock>>) -> Json<Value> {
-    let most_at_once = locked(&mock.engine).most_running;
+    let most_at_once = locked(&mock.places).most_running;
     Json(json!({"requests": *locked(&mock.seen), "most_at_once": most_at_once}))
 }
 
@@ -131,19 +151,19 @@ struct Place(Arc<Mock>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut engine = locked(&self.0.engine);
-        engine.running -= 1;
-        while !engine.waiting.is_empty() {
-            let first = engine
+        let mut places = locked(&self.0.places);
+        places.running -= 1;
+        while !places.waiting.is_empty() {
+            let first = places
                 .waiting
                 .iter()
                 .enumerate()
                 .min_by_key(|(_, (priority, arrived, _))| (*priority, *arrived))
                 .map_or(0, |(position, _)| position);
-            let (_, _, turn) = engine.waiting.swap_remove(first);
+            let (_, _, turn) = places.waiting.swap_remove(first);
             // Those who gave up are passed over.
             if turn.send(()).is_ok() {
-                engine.running += 1;
+                places.running += 1;
                 break;
             }
         }
@@ -152,20 +172,20 @@ impl Drop for Place {
 
 async fn place(mock: &Arc<Mock>, priority: i64) -> Option<Place> {
     let turn = {
-        let mut engine = locked(&mock.engine);
+        let mut places = locked(&mock.places);
         let capacity = mock.cli.capacity;
-        if capacity == 0 || engine.running < capacity {
-            engine.running += 1;
-            engine.most_running = engine.most_running.max(engine.running);
+        if capacity == 0 || places.running < capacity {
+            places.running += 1;
+            places.most_running = places.most_running.max(places.running);
             return Some(Place(Arc::clone(mock)));
         }
-        if mock.cli.queue > 0 && engine.waiting.len() >= mock.cli.queue {
+        if mock.cli.queue > 0 && places.waiting.len() >= mock.cli.queue {
             return None;
         }
-        engine.arrived += 1;
+        places.arrived += 1;
         let (give, turn) = oneshot::channel();
-        let arrived = engine.arrived;
-        engine.waiting.push((priority, arrived, give));
+        let arrived = places.arrived;
+        places.waiting.push((priority, arrived, give));
         turn
     };
     turn.await.ok().map(|()| Place(Arc::clone(mock)))
@@ -226,7 +246,29 @@ async fn answer(
             return response;
         }
     }
-    well(uri.path(), asked.model.unwrap_or_default(), &content)
+    let model = asked.model.unwrap_or_default();
+    let Some(engine) = &mock.engine else {
+        return well(uri.path(), model, &content, (5, 7));
+    };
+    let (prompt, output) = (body.len().div_ceil(4), asked.max_tokens.unwrap_or(16));
+    let mut tokens = engine.ask(asked.priority.unwrap_or(0), prompt, output);
+    if asked.stream {
+        return stream(tokens);
+    }
+    while tokens.recv().await.is_some() {}
+    well(uri.path(), model, &content, (prompt, output))
+}
+
+/// The tokens as they come, as server-sent events.
+fn stream(tokens: mpsc::Receiver<()>) -> Response {
+    const TOKEN: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"}}]}\n\n";
+    let events = futures_util::stream::unfold(tokens, |mut tokens| async {
+        tokens.recv().await.map(|()| (TOKEN, tokens))
+    });
+    let done = futures_util::stream::once(async { "data: [DONE]\n\n" });
+    let events = events.chain(done).map(Ok::<_, std::convert::Infallible>);
+    let headers = [(header::CONTENT_TYPE, "text/event-stream")];
+    (headers, Body::from_stream(events)).into_response()
 }
 
 /// What the command asks for; none if the request is to be answered well.
@@ -276,29 +318,31 @@ async fn misbehave(mock: &Mock, id: &str, words: &[&str]) -> Option<Response> {
     }
 }
 
-fn well(path: &str, model: &str, content: &str) -> Response {
+/// An answer, and the tokens of prompt and answer.
+fn well(path: &str, model: &str, content: &str, (prompt, output): (usize, usize)) -> Response {
+    let total = prompt + output;
     let answer = match path {
         "/v1/chat/completions" => json!({
             "id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": model,
             "choices": [{"index": 0, "finish_reason": "stop",
                 "message": {"role": "assistant", "content": content}}],
-            "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12,
+            "usage": {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": total,
                 "prompt_tokens_details": {"cached_tokens": 4}},
         }),
         "/v1/embeddings" => json!({
             "object": "list", "model": model,
             "data": [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}],
-            "usage": {"prompt_tokens": 5, "total_tokens": 5},
+            "usage": {"prompt_tokens": prompt, "total_tokens": prompt},
         }),
         "/v1/responses" => json!({
             "id": "resp_1", "object": "response", "model": model,
             "output": [{"type": "message", "content": [{"type": "output_text", "text": content}]}],
-            "usage": {"input_tokens": 5, "output_tokens": 7, "total_tokens": 12},
+            "usage": {"input_tokens": prompt, "output_tokens": output, "total_tokens": total},
         }),
         path => json!({
             "id": "cmpl-1", "object": path, "model": model,
             "choices": [{"index": 0, "finish_reason": "stop", "text": content}],
-            "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
+            "usage": {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": total},
         }),
     };
     Json(answer).into_response()
