@@ -47,8 +47,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 const STALLED: Duration = Duration::from_secs(2);
 /// The share of the time that a request takes over which the next ones are spread.
 const SPREAD: f64 = 0.9;
-/// Starts that would be closer than this are not kept apart: no timer is so exact.
-const APART_MIN: Duration = Duration::from_millis(1);
+/// Requests that take less are not spread: nobody waits long behind their prompts, and a timer of a
+/// millisecond would keep a fast upstream idle.
+const SPREAD_MIN: Duration = Duration::from_millis(100);
 /// Models that metrics tell apart. Clients choose the names, and each label is kept for ever.
 const LABELS_MAX: usize = 64;
 /// The label of all others.
@@ -201,13 +202,10 @@ impl Engine {
         let mut health = self.lock();
         let start = health.next_start.max(Instant::now());
         let others = u32::try_from(self.gate.limit()).unwrap_or(u32::MAX);
-        let apart = health.latency.typical().mul_f64(SPREAD) / others.max(1);
-        health.next_start = start
-            + if apart < APART_MIN {
-                Duration::ZERO
-            } else {
-                apart
-            };
+        let typical = health.latency.typical();
+        if typical >= SPREAD_MIN {
+            health.next_start = start + typical.mul_f64(SPREAD) / others.max(1);
+        }
         start
     }
 
