@@ -203,7 +203,9 @@ impl Flight {
                 || failures.count() >= self.traffic.retry.attempts_max;
             if last {
                 let mut outcome = self.outcome(&id, &request.custom_id, entry.line, result)?;
-                outcome.memory = Some(memory);
+                // Until it is recorded, the result takes what it is long, not what it might have been.
+                let units = memory_units(outcome.memory_bytes());
+                outcome.memory = Some(memory.map(|share| keep(share, units)));
                 return Ok(Some(outcome));
             }
             metrics::counter!("kvtide_batch_retries_total", "verdict" => verdict.as_str())
@@ -274,6 +276,11 @@ impl Flight {
             }
         }
     }
+}
+
+/// So many units of a share of the memory, or all if it has fewer; the rest is given back.
+fn keep(mut share: OwnedSemaphorePermit, units: u32) -> OwnedSemaphorePermit {
+    share.split(units as usize).unwrap_or(share)
 }
 
 /// Reads one line of the input file.

@@ -91,6 +91,15 @@ impl Outcome {
     pub(super) fn bytes(&self) -> u64 {
         self.text.iter().map(Piece::len).sum()
     }
+
+    /// Memory that they take: buffers grow by powers of two, and long texts are in files.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let in_memory = self
+            .text
+            .iter()
+            .filter(|piece| matches!(piece, Piece::Memory(_)));
+        in_memory.map(|piece| 2 * piece.len()).sum()
+    }
 }
 
 #[cfg(test)]

@@ -194,19 +194,20 @@ impl Engine {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When a request may be sent that has its turn now. Requests that were sent together end
+    /// When a request may be sent that has its turn now, if not at once. Requests that were sent together end
     /// together, and the next would be sent together again: a burst of prompts, for which whoever
     /// arrives then waits. So the starts of as many as the limit allows are spread over the time that
     /// one takes, or a little less, which pulls bursts apart and keeps the limit in use.
-    fn start(&self) -> Instant {
+    fn start(&self) -> Option<Instant> {
         let mut health = self.lock();
-        let start = health.next_start.max(Instant::now());
+        let now = Instant::now();
+        let start = health.next_start.max(now);
         let others = u32::try_from(self.gate.limit()).unwrap_or(u32::MAX);
         let typical = health.latency.typical();
         if typical >= SPREAD_MIN {
             health.next_start = start + typical.mul_f64(SPREAD) / others.max(1);
         }
-        start
+        (start > now).then_some(start)
     }
 
     fn succeeded(&self, began: Instant, usage: &Usage) {
@@ -281,7 +282,10 @@ impl Pace {
             let mine = self.gate.enter().await;
             let shared = self.engine.gate.enter().await;
             if self.gate.closed_until().is_none() {
-                sleep_until(self.engine.start()).await;
+                // A timer takes a millisecond also for what is due now.
+                if let Some(start) = self.engine.start() {
+                    sleep_until(start).await;
+                }
                 return Turn {
                     pace: Arc::clone(self),
                     began: Instant::now(),

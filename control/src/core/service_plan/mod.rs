@@ -168,12 +168,15 @@ impl ServiceView {
             return ServicePlan::default();
         }
         let mut order: Vec<usize> = self.active().collect();
-        let delete = if self.paused && self.two_revisions() {
+        let delete = if self.paused && self.two_revisions() && !self.stateful {
             self.proportional_surplus(order, surplus)
         } else {
             order.sort_by_key(|&at| {
                 let set = &self.sets[at];
-                (set.updated, set.ready, std::cmp::Reverse(set.index), at)
+                // Who asks for an index below the count must find it.
+                let within = self.stateful && set.index.is_some_and(|index| index < self.replicas);
+                let latest = std::cmp::Reverse(set.index);
+                (within, set.updated, set.ready, latest, at)
             });
             // During a rollout by surge the new ones are too many only once they are ready.
             let floor = self.replicas - self.budget.unavailable;

@@ -40,6 +40,17 @@ fn created(view: &ServiceView) -> Vec<i32> {
 }
 
 #[test]
+fn a_stateful_service_keeps_the_indices_below_its_count() {
+    for flags in [["", "urs", "urs"], ["rs", "urs", "urs"], ["urs", "", "urs"]] {
+        let mut stateful = view(2, (0, 1), &flags);
+        stateful.stateful = true;
+        assert_eq!(stateful.plan().delete, [2], "{flags:?}");
+        stateful.paused = true;
+        assert_eq!(stateful.plan().delete, [2], "{flags:?}, paused");
+    }
+}
+
+#[test]
 fn scales_out_at_the_lowest_free_indices() {
     assert_eq!(created(&view(3, (0, 1), &[])), [0, 1, 2]);
     assert_eq!(created(&view(3, (0, 1), &["urs", "urs"])), [2]);

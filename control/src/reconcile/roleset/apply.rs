@@ -89,10 +89,13 @@ pub(super) async fn apply(
         .delete_all(&resource::<PodSet>(), namespace, doomed_groups)
         .await?;
     update_groups(set, observed, context).await?;
+    // A role whose pods are refused must not keep the others from replacing theirs.
+    let mut result = Ok(());
     for (role, plan) in set.spec.roles.iter().zip(plans) {
-        create(set, role, observed, plan, gang, &owner, context).await?;
+        let created = create(set, role, observed, plan, gang, &owner, context).await;
+        result = result.and(created);
     }
-    Ok(())
+    result
 }
 
 /// What of a PodSet can change while its pods live: how it recovers, and the numbers of its gang.

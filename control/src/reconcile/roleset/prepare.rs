@@ -22,7 +22,7 @@ pub(super) async fn prepare(
     let meta = &set.metadata;
     let (namespace, name) = names_of(meta);
     let mut patch = finalizer_patch(meta, keys::ROLE_SET_FINALIZER);
-    if annotation(meta, keys::ADOPTED_HASHES).is_none() {
+    if adoption::read(annotation(meta, keys::ADOPTED_HASHES)).is_none() {
         let adopted = adopt(set, observed);
         patch["metadata"]["annotations"][keys::ADOPTED_HASHES] = json!(adoption::write(&adopted));
         if !adopted.is_empty() {
