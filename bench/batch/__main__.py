@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=int, default=5, help="pairs of runs without and with a batch"
     )
-    parser.add_argument("--run-s", type=float, default=26, help="seconds of one run")
+    parser.add_argument("--run-s", type=float, default=28, help="seconds of one run")
     parser.add_argument("--only", choices=["echo", "interactive"], help="measure only this")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []

@@ -391,6 +391,44 @@ impl Writer {
         Ok(())
     }
 
+    /// Puts a spec in the place of the one that an object has, with all that is no longer in it. Applying
+    /// would leave what was not applied before: what the object was made with.
+    ///
+    /// # Errors
+    ///
+    /// When the API server refuses, or the object is not the one of this uid.
+    pub async fn replace_spec(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        spec: &Value,
+    ) -> Result<(), Error> {
+        let api = self.api(resource, namespace);
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PatchParams::default()
+        };
+        let operations = json!([
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "add", "path": "/spec", "value": spec},
+        ]);
+        let operations = serde_json::from_value(operations).map_err(|source| Error::Build {
+            kind: "patch",
+            source,
+        })?;
+        let patch = Patch::Json::<()>(operations);
+        self.counted(
+            "patch",
+            resource,
+            name,
+            api.patch_metadata(name, &params, &patch),
+        )
+        .await?;
+        Ok(())
+    }
+
     /// Writes a status if it differs from the one that is stored. `cached` is what the cache holds.
     ///
     /// # Errors

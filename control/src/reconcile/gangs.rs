@@ -183,7 +183,17 @@ impl Gangs {
         let known = known.filter(|known| known.applied.as_ref() != Some(&hash));
         if let Some(known) = &known {
             // With the uid: if it is another's by now, the API server says so.
-            group["metadata"]["uid"] = json!(known.uid);
+            let uid = &known.uid;
+            writer
+                .replace_spec(
+                    &resource,
+                    wanted.namespace,
+                    wanted.name,
+                    uid,
+                    &group["spec"],
+                )
+                .await?;
+            group["metadata"]["uid"] = json!(uid);
             writer
                 .apply(&resource, wanted.namespace, wanted.name, &group)
                 .await?;

@@ -260,6 +260,24 @@ async fn each_pod_set(world: &World) {
         );
         assert_eq!(pod.spec.unwrap().scheduler_name.as_deref(), Some("volcano"));
     }
+    // What is taken out of the strategy goes from PodGroups that exist; no pod is touched for it.
+    let pods = uids(&world.all(&world.pods()).await);
+    let volcano = json!({"volcanoSchedulingStrategy": {}});
+    let fields = json!({"podGroupSize": 3, "schedulingStrategy": volcano});
+    world
+        .apply(service("llm", 1, json!([role_with("p", 2, "i", fields)])))
+        .await;
+    world
+        .until("the queue is gone", || async {
+            let found = groups(world, KINDS[2]).await;
+            let alone = json!({"minMember": 3});
+            found
+                .iter()
+                .all(|group| group.data["spec"] == alone)
+                .then_some(())
+        })
+        .await;
+    assert_eq!(uids(&world.all(&world.pods()).await), pods);
     world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
     assert_eq!(groups(world, KINDS[2]).await.len(), 0);
 }

@@ -95,14 +95,10 @@ async fn invalid(
     let message = validate::describe(violations);
     note_observed(set, &mut status, context);
     let all = &mut status.conditions;
-    set_condition(
-        all,
-        conditions::INVALID,
-        true,
-        "Invalid",
-        message.clone(),
-        &now,
-    );
+    // Whoever waits for it to be ready must not take it for ready.
+    for (kind, holds) in [(conditions::INVALID, true), (conditions::READY, false)] {
+        set_condition(all, kind, holds, "Invalid", message.clone(), &now);
+    }
     context
         .tell::<RoleSet>(&set.metadata, EventType::Warning, "Invalid", message)
         .await;

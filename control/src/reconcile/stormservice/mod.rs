@@ -110,14 +110,10 @@ async fn invalid(
     let mut status = service.status.clone().unwrap_or_default();
     status.observed_generation = service.metadata.generation;
     let all = &mut status.conditions;
-    set_condition(
-        all,
-        conditions::INVALID,
-        true,
-        "Invalid",
-        message.clone(),
-        &now,
-    );
+    // Whoever waits for it to be ready must not take it for ready.
+    for (kind, holds) in [(conditions::INVALID, true), (conditions::READY, false)] {
+        set_condition(all, kind, holds, "Invalid", message.clone(), &now);
+    }
     context
         .tell::<StormService>(&service.metadata, EventType::Warning, "Invalid", message)
         .await;
