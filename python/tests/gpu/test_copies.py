@@ -106,17 +106,23 @@ def test_a_load_waits_for_what_the_engine_still_does_with_the_blocks() -> None:
                 assert torch.equal(rig.pick(raw(tensor), target), rig.pick(was, source))
 
 
+def saved_and_planned(rig: Rig, blocks: list[int]) -> tuple[object, bytes]:
+    """Saves blocks; what keeps their rows, and the moves of a load back into them."""
+    sequence = rig.sequence(len(blocks))
+    rig.save(sequence, blocks)
+    sequence.match_blocks(rig.pool, 0, len(blocks), False)
+    load = sequence.begin_load(0, blocks)
+    assert load is not None
+    moves, _ = load.plan(rig.pool) or (b"", [])
+    return (sequence, load), moves
+
+
 @pytest.mark.parametrize("behind_steps", [True, False])
 def test_an_async_load_is_held_up_by_earlier_steps_only_where_it_must(behind_steps: bool) -> None:
     layout = Layout("split", (2, -1, T, 8, 128))
     with Rig(layout, layers=4) as rig:
         blocks = list(range(1, 21))
-        sequence = rig.sequence(len(blocks))
-        rig.save(sequence, blocks)
-        sequence.match_blocks(rig.pool, 0, len(blocks), False)
-        load = sequence.begin_load(0, blocks)
-        assert load is not None
-        moves, _ = load.plan(rig.pool) or (b"", [])
+        _lease, moves = saved_and_planned(rig, blocks)
         torch.cuda.synchronize()
         torch.cuda._sleep(1_000_000_000)  # Half a second.
         rig.worker.step_held_back()
@@ -132,12 +138,7 @@ def test_a_load_behind_earlier_steps_does_not_wait_for_the_step_that_begins() ->
     layout = Layout("split", (2, -1, T, 8, 128))
     with Rig(layout, layers=4) as rig:
         blocks = list(range(1, 21))
-        sequence = rig.sequence(len(blocks))
-        rig.save(sequence, blocks)
-        sequence.match_blocks(rig.pool, 0, len(blocks), False)
-        load = sequence.begin_load(0, blocks)
-        assert load is not None
-        moves, _ = load.plan(rig.pool) or (b"", [])
+        _lease, moves = saved_and_planned(rig, blocks)
         torch.cuda.synchronize()
         rig.worker.step_held_back()
         torch.cuda._sleep(1_000_000_000)
