@@ -265,7 +265,7 @@ impl Worker {
         enter(py, || worker.wait_all_layers()).map_err(kvtide_error)
     }
 
-    /// Waits, on this thread also on a GPU, until the running step's layered load has ended.
+    /// Waits, on this thread also on a GPU, until the running step's layered load has all its layers.
     fn finish_layers(&self, py: Python<'_>) -> PyResult<()> {
         let worker = self.open()?;
         enter(py, || worker.finish_layers()).map_err(kvtide_error)

@@ -336,7 +336,7 @@ impl Worker {
         (0..self.registration().layout().layers()).try_for_each(|layer| self.wait_layer(layer))
     }
 
-    /// Waits, on this thread also on a GPU, until the running step's layered load has ended.
+    /// Waits, on this thread also on a GPU, until the running step's layered load has all its layers.
     ///
     /// # Errors
     /// As for [`Worker::wait_layer`].

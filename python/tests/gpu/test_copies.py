@@ -155,14 +155,9 @@ def test_every_layer_is_there_when_several_come_with_one_launch() -> None:
     with Rig(layout, layers=10, blocks=520, rows_gb=0.4) as rig:
         # A quarter of 64 MiB a layer, so three launches, the last of which has fewer layers.
         blocks = list(range(1, 257))
-        sequence = rig.sequence(len(blocks))
-        rig.save(sequence, blocks)
+        _lease, moves = saved_and_planned(rig, blocks)
         saved = rig.snapshot()
         rig.poison(blocks)
-        sequence.match_blocks(rig.pool, 0, len(blocks), False)
-        load = sequence.begin_load(0, blocks)
-        assert load is not None
-        moves, _ = load.plan(rig.pool) or (b"", [])
         rig.worker.load_layered(7, moves)
         seen = []
         for layer, tensor in enumerate(rig.tensors):
@@ -178,14 +173,9 @@ def test_a_layered_load_holds_back_the_stream_and_not_the_thread() -> None:
     layout = Layout("split", (2, -1, T, 8, 128))
     with Rig(layout, layers=8, blocks=1024, rows_gb=1.0) as rig:
         blocks = list(range(1, 1001))
-        sequence = rig.sequence(len(blocks))
-        rig.save(sequence, blocks)
+        _lease, moves = saved_and_planned(rig, blocks)
         saved = rig.snapshot()
         rig.poison(blocks)
-        sequence.match_blocks(rig.pool, 0, len(blocks), False)
-        load = sequence.begin_load(0, blocks)
-        assert load is not None
-        moves, _ = load.plan(rig.pool) or (b"", [])
         torch.cuda.synchronize()
         rig.worker.load_layered(7, moves)
         seen = []
