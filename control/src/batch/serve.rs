@@ -81,7 +81,7 @@ pub struct ServeArgs {
     pub requests_at_first: u32,
     /// How many times longer than at its best an answer may take before fewer are asked for at once. More
     /// gets batches done sooner, at the expense of whoever else uses the engine.
-    #[arg(long, env = "KVTIDE_BATCH_LATENCY_TOLERANCE", default_value_t = 1.1)]
+    #[arg(long, env = "KVTIDE_BATCH_LATENCY_TOLERANCE", default_value_t = 1.07)]
     pub latency_tolerance: f64,
     /// Attempts for one request.
     #[arg(long, env = "KVTIDE_BATCH_ATTEMPTS", default_value_t = 5, value_parser = count())]
