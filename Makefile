@@ -114,7 +114,9 @@ test-vllm-new: build ## Real vLLM $(VLLM_NEW)
 
 # Uses the Python that has torch (and vLLM, for the tests with it) for this GPU, and kvtide as it is
 # installed there from a wheel: a GPU machine needs neither cargo nor the environments of above.
-GPU_PYTEST = PYTHONPATH=$(CURDIR):$(PYTHONPATH) KVTIDE_REQUIRE_GPU=1 $(PYTHON) -m pytest -q -rs --confcutdir python/tests/gpu
+GPU_ENVIRONMENT = PYTHONPATH=$(CURDIR):$(PYTHONPATH) KVTIDE_REQUIRE_GPU=1
+GPU_COMMAND = $(PYTHON) -m pytest -q -rs --confcutdir python/tests/gpu
+GPU_PYTEST = $(GPU_ENVIRONMENT) $(GPU_COMMAND)
 
 .PHONY: test-gpu
 test-gpu: ## On a GPU machine, with kvtide, torch and vLLM installed in $(PYTHON)
@@ -123,6 +125,16 @@ test-gpu: ## On a GPU machine, with kvtide, torch and vLLM installed in $(PYTHON
 	VLLM_USE_V2_MODEL_RUNNER=0 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
 	VLLM_USE_V2_MODEL_RUNNER=1 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
 	$(GPU_PYTEST) python/tests/gpu/test_vllm_codec.py
+	# Tensor parallelism, where there are two GPUs; elsewhere the tests say that they are skipped.
+	GPU_TEST_RANKS=2 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
+	GPU_TEST_RANKS=2 $(GPU_PYTEST) python/tests/gpu/test_vllm_codec.py
+
+.PHONY: test-gpu-sanitizer
+test-gpu-sanitizer: ## On a GPU machine: the copy kernels under compute-sanitizer's memcheck and racecheck
+	for tool in memcheck racecheck; do \
+		$(GPU_ENVIRONMENT) compute-sanitizer --tool $$tool --error-exitcode 9 $(GPU_COMMAND) \
+			python/tests/gpu/test_copies.py python/tests/gpu/test_codec.py || exit 1; \
+	done
 
 .PHONY: check
 check: ## Formatting, lints, licences, spelling, documentation: what CI checks

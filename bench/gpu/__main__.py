@@ -30,6 +30,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 CLOSED_LOOP = {"users": 4, "new_tokens": 1024, "output": 64}
+CLOSED_LOOP_SHARES = (("ttft", 0.5), ("tpot", 0.5), ("itl", 0.99), ("shared", 0.5))
+"""What is kept of the closed loop: times, and which share of them lies below what is kept."""
 OUTPUTS = (64, 16)
 """Output tokens of a request of the closed loop."""
 LENGTHS = [1024 << doublings for doublings in range(7)]
@@ -278,9 +280,21 @@ class Suite:
                 rates = sorted(result["requests_s"] for result in results)
                 self.note(engine, f"{name}_requests_s", median(rates))
                 self.note(engine, f"{name}_requests_s_all", [round(rate, 2) for rate in rates])
-                for what, share in (("ttft", 0.5), ("tpot", 0.5), ("itl", 0.99)):
-                    values = [ms(percentile(result[what], share)) for result in results]
+                for what, share in CLOSED_LOOP_SHARES:
+                    values = [ms(percentile(r[what], share)) for r in results if r[what]]
+                    if not values:
+                        continue
                     self.note(engine, f"{name}_{what}_p{share * 100:.0f}_ms", median(values))
+
+
+def keep(path: Path, found: dict[str, dict[str, Any]]) -> None:
+    """Writes what was found, beside what other engines found there in an earlier run of the same
+    workload: two large ones do not fit on the GPUs at once."""
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        if earlier.get("workload") == found["workload"]:
+            found = earlier | found
+    path.write_text(json.dumps(found, indent=1))
 
 
 def main() -> None:
@@ -342,6 +356,7 @@ def main() -> None:
     for engine in engines[1:]:
         engine.booted()
     suite = Suite(engines, arguments.out)
+    described = {key: getattr(arguments, key) for key in ("shape", "tp", "new_tokens")}
     began = time.perf_counter()
     suite.warm_up()
     for workload in arguments.workloads:
@@ -350,7 +365,7 @@ def main() -> None:
             wanted = inspect.signature(run).parameters
             run(**{name: getattr(arguments, name) for name in wanted})
         finally:
-            (arguments.out / "gpu_found.json").write_text(json.dumps(suite.found, indent=1))
+            keep(arguments.out / "gpu_found.json", suite.found | {"workload": described})
         print(f"-- {workload} done at {time.perf_counter() - began:.0f} s", flush=True)
     for engine in engines:
         engine.close()

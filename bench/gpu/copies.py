@@ -12,6 +12,7 @@ import json
 import random
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +23,13 @@ LAYERS = 32
 BYTES = 1 << 30
 REPEATS = 7
 PIECES_KIB = (8, 16, 32, 64)
-SAVE_ROUTES = ("dma", "staged", "bulk:4", "kernel:2", "kernel:4")
-LOAD_ROUTES = ("dma", "staged")
-LAYERED_ROUTES = ("dma", "staged", "bulk:4", "bulk:8", "kernel:4", "kernel:8")
+ROUTES = {
+    "save": ("dma", "staged:4", "staged:64", "bulk:4", "kernel:2", "kernel:4"),
+    "load": ("dma", "staged:4", "staged:64"),
+    "layered": ("dma", "staged:64", "bulk:4", "bulk:8", "kernel:4", "kernel:8"),
+    "both": ("staged:64",),
+}
+"""Of what is measured → routes."""
 
 
 def layout_of(piece_kib: int) -> Layout:
@@ -104,7 +109,7 @@ class Bench:
         self.rig.__exit__()
 
 
-def measure(piece_kib: int) -> list[dict[str, Any]]:
+def measure(piece_kib: int, wanted: list[str]) -> list[dict[str, Any]]:
     """All routes for pieces of one size."""
     rows = []
 
@@ -112,15 +117,19 @@ def measure(piece_kib: int) -> list[dict[str, Any]]:
         rows.append({"what": what, "piece_kib": piece_kib, "route": route, "gb_s": rate(seconds)})
         print(f"{piece_kib:4} KiB {what:8} {route:10} {rate(seconds):6.1f} GB/s", flush=True)
 
-    for what, routes in (("save", SAVE_ROUTES), ("load", LOAD_ROUTES), ("layered", LAYERED_ROUTES)):
-        for route in routes:
+    for what in wanted:
+        for route in ROUTES[what]:
             pinned = {f"gpu_{w}_route": "dma" for w in ("save", "load", "layered")}
-            bench = Bench(piece_kib, **(pinned | {f"gpu_{what}_route": route}))
-            add(what, route, bench.saves() if what == "save" else bench.loads(what == "layered"))
+            changed = ("save", "load") if what == "both" else (what,)
+            bench = Bench(piece_kib, **(pinned | {f"gpu_{w}_route": route for w in changed}))
+            if what == "save":
+                seconds = bench.saves()
+            elif what == "both":
+                seconds = bench.both()
+            else:
+                seconds = bench.loads(what == "layered")
+            add(what, route, seconds)
             bench.close()
-    bench = Bench(piece_kib, gpu_save_route="staged", gpu_load_route="staged")
-    add("both", "staged", bench.both())
-    bench.close()
     bench = Bench(piece_kib)
     print(bench.rig.worker.about, flush=True)
     bench.close()
@@ -132,11 +141,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", help="write the rows to this file")
     parser.add_argument("--pieces", type=int, nargs="*", default=PIECES_KIB, help="KiB")
+    parser.add_argument("--what", nargs="*", default=list(ROUTES), choices=ROUTES)
     arguments = parser.parse_args()
-    rows = [row for piece in arguments.pieces for row in measure(piece)]
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(rows, file, indent=2)
+    rows = []
+    for piece in arguments.pieces:
+        rows += measure(piece, arguments.what)
+        if arguments.json:
+            Path(arguments.json).write_text(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

@@ -184,18 +184,24 @@ class Engine:
         self, prefixes: list[int], users: int, requests: int, new_tokens: int, output: int
     ) -> dict[str, Any]:
         """Users who each send the next request when their last is answered: a prefix that left
-        the GPU, and new tokens behind it."""
+        the GPU, and new tokens behind it. Answers are of half to one and a half times `output`
+        tokens: if all had the same, the users would soon go in step, and nobody would decode
+        while another's prompt is loaded. `shared` are the times between tokens of decoders in
+        steps that also computed another request's prompt."""
         made = {seed: prompt(seed) for seed in prefixes}
         started = 0
         live: dict[str, dict[str, Any]] = {}
         done: list[dict[str, Any]] = []
+        shared: list[float] = []
 
         def begin() -> None:
             nonlocal started
             seed = prefixes[started % len(prefixes)]
             tail = prompt(20_000_000 + self.counter * 7 + seed, new_tokens)
             moment = time.perf_counter()
-            name = self.add(made[seed] + tail, output)
+            # Whole periods of the golden ratio spread evenly over any number of requests.
+            length = round(output * (0.5 + started * 0.618034 % 1.0))
+            name = self.add(made[seed] + tail, max(2, length))
             live[name] = {"begin": moment, "times": []}
             started += 1
 
@@ -203,17 +209,24 @@ class Engine:
         for _ in range(users):
             begin()
         while live:
+            begun, decoded = 0, []
             for output_ in self.engine.step():
                 request = live.get(output_.request_id)
                 if request is None:
                     continue
-                count = len(output_.outputs[0].token_ids)
-                if count > len(request["times"]):
-                    request["times"].append(time.perf_counter())
+                times = request["times"]
+                if len(output_.outputs[0].token_ids) > len(times):
+                    times.append(time.perf_counter())
+                    if len(times) == 1:
+                        begun += 1
+                    else:
+                        decoded.append(times[-1] - times[-2])
                 if output_.finished:
                     done.append(live.pop(output_.request_id))
                     if started < requests:
                         begin()
+            if begun:
+                shared += decoded
         seconds = time.perf_counter() - start
         gaps = [b - a for r in done for a, b in zip(r["times"], r["times"][1:], strict=False)]
         return {
@@ -222,6 +235,7 @@ class Engine:
             "ttft": sorted(r["times"][0] - r["begin"] for r in done),
             "tpot": sorted((r["times"][-1] - r["times"][0]) / (len(r["times"]) - 1) for r in done),
             "itl": sorted(gaps),
+            "shared": sorted(shared),
         }
 
 

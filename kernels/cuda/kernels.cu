@@ -7,9 +7,15 @@
 
 using namespace kvtide;
 
-extern "C" __global__ void __launch_bounds__(512) kvtide_save(const Plan plan) { copy_chunks<Direction::kSave>(plan); }
+extern "C" __global__ void __launch_bounds__(512)
+    kvtide_save(const Plan plan, const uint4* keys, unsigned long long* digests) {
+    save_chunks(plan, keys, digests);
+}
 
-extern "C" __global__ void __launch_bounds__(512) kvtide_load(const Plan plan) { copy_chunks<Direction::kLoad>(plan); }
+// Computes no digests: those of a load are of what lies in the blocks afterwards.
+extern "C" __global__ void __launch_bounds__(512) kvtide_load(const Plan plan, const uint4*, unsigned long long*) {
+    load_chunks(plan);
+}
 
 extern "C" __global__ void __launch_bounds__(256)
     kvtide_digest(const Plan plan, const uint4* keys, unsigned long long* digests) {

@@ -166,7 +166,7 @@ def test_encoding_twice_changes_nothing_more() -> None:
 @pytest.mark.parametrize("route", ["dma", "bulk:2"])
 def test_a_route_that_moves_bytes_as_they_are_is_refused(route: str) -> None:
     with (
-        pytest.raises(Exception, match="use staged or kernel"),
+        pytest.raises(Exception, match="use the routes staged or kernel"),
         Rig(LAYOUTS[0], codec="fp8", gpu_save_route=route),
     ):
         pass

@@ -27,7 +27,7 @@ LAYOUTS = [
     Layout("misaligned-8", (2, -1, T, H, D), offset=4),
     Layout("misaligned-odd", (-1, T, 100), dtype=torch.uint8, offset=3),
 ]
-ROUTES = ["dma", "staged", "kernel:2", "bulk:2"]
+ROUTES = ["dma", "staged:8", "kernel:2", "bulk:2"]
 
 
 @pytest.mark.parametrize("layered", [False, True], ids=["async", "layered"])

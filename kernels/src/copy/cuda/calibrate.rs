@@ -12,7 +12,7 @@ use kvtide_model::{BlockMove, SlotRef};
 use super::copier::Copier;
 use super::device::{CudaOptions, Shared, rate_of};
 use super::layered::layers_at_once;
-use super::route::{Measured, Route, Routes};
+use super::route::{Measured, Route, Routes, STAGED_BLOCKS};
 use crate::copy::{Batch, CopyBackend, CopyError, Direction};
 use crate::cuda::{Priority, Stream};
 
@@ -35,6 +35,8 @@ struct Purpose {
     good_enough: f64,
 }
 
+const STAGED: Route = Route::Staged(STAGED_BLOCKS);
+
 /// A model makes a tenth of what the link carries, so what disturbs it least comes first: a copy
 /// kernel keeps multiprocessors from the next matrix product, and tens of thousands of small copies
 /// the driver from the engine's launches (`docs/benchmarks.md`).
@@ -43,8 +45,8 @@ const SAVE: Purpose = Purpose {
     direction: Direction::Save,
     layer_by_layer: true,
     enqueued_first: false,
-    candidates: &[Route::Staged, Route::Dma, Route::Bulk(2), Route::Kernel(4)],
-    encoding: &[Route::Staged],
+    candidates: &[STAGED, Route::Dma, Route::Bulk(2), Route::Kernel(4)],
+    encoding: &[STAGED],
     good_enough: 0.4,
 };
 /// Others compute meanwhile: what takes few multiprocessors for a short time comes first.
@@ -54,13 +56,13 @@ const LOAD: Purpose = Purpose {
     layer_by_layer: false,
     enqueued_first: false,
     candidates: &[
-        Route::Staged,
+        STAGED,
         Route::Dma,
         Route::Bulk(4),
         Route::Bulk(8),
         Route::Kernel(16),
     ],
-    encoding: &[Route::Staged, Route::Kernel(16)],
+    encoding: &[STAGED, Route::Kernel(16)],
     good_enough: 0.9,
 };
 /// A step waits for it, and the thread that runs the model enqueues it before the step.
@@ -75,13 +77,13 @@ const LAYERED: Purpose = Purpose {
         Route::Kernel(8),
         Route::Kernel(16),
         Route::Dma,
-        Route::Staged,
+        STAGED,
     ],
     encoding: &[
         Route::Kernel(8),
         Route::Kernel(16),
         Route::Kernel(32),
-        Route::Staged,
+        STAGED,
     ],
     good_enough: 0.97,
 };
@@ -94,7 +96,7 @@ pub(super) fn measure(
     let moves = sample(shared);
     let stream = Arc::new(Stream::new(&shared.context, Priority::High)?);
     let encoded = shared.registration.layout().encoding().is_some();
-    let mut copier = Copier::new(shared, &stream, Route::Staged)?;
+    let mut copier = Copier::new(shared, &stream, STAGED)?;
     let mut measured = Vec::new();
     // Rows are filled by a save before anything is loaded from them.
     let fill = Batch {
@@ -147,7 +149,7 @@ pub(super) fn measure(
                 gb_per_s,
             });
         }
-        let route = choice(&rates, purpose.good_enough).unwrap_or(Route::Staged);
+        let route = choice(&rates, purpose.good_enough).unwrap_or(STAGED);
         let rate = rate_of(&rates, purpose.name, route);
         measured.extend(rates);
         Ok::<_, CopyError>((route, rate))
@@ -246,9 +248,9 @@ mod tests {
 
     #[test]
     fn a_preferred_route_is_taken_while_it_is_nearly_as_fast() {
-        let near = rates(&[(Route::Staged, 46.0), (Route::Bulk(8), 50.0)]);
-        assert_eq!(choice(&near, 0.9), Some(Route::Staged));
-        let far = rates(&[(Route::Staged, 40.0), (Route::Bulk(8), 50.0)]);
+        let near = rates(&[(STAGED, 46.0), (Route::Bulk(8), 50.0)]);
+        assert_eq!(choice(&near, 0.9), Some(STAGED));
+        let far = rates(&[(STAGED, 40.0), (Route::Bulk(8), 50.0)]);
         assert_eq!(choice(&far, 0.9), Some(Route::Bulk(8)));
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use kvtide_model::BlockMove;
 
-use super::device::Shared;
+use super::device::{Pair, Shared};
 use super::dma::Pieces;
-use super::route::Route;
+use super::route::{Route, STAGED_BLOCKS};
 use super::tables::{Move, Plan};
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, Mark};
 use crate::cuda::{CudaError, DeviceBuffer, Event, Function, Launch, PinnedBuffer, Pod, Stream};
@@ -19,9 +19,6 @@ const COPY_THREADS: u32 = 512;
 /// One thread of a warp drives the bulk copy engine.
 const BULK_THREADS: u32 = 32;
 const DIGEST_THREADS: u32 = 256;
-/// Multiprocessors that move bytes between the staging buffer and the blocks: enough for the speed
-/// of the device's memory.
-const STAGED_BLOCKS: u32 = 64;
 /// Bytes of a row from which on a copy engine keeps its speed. Fewer, larger pieces also take less of
 /// the driver, whose lock the engine's own launches need.
 const STAGED_PIECE_BYTES: usize = 256 << 10;
@@ -71,7 +68,7 @@ impl Copier {
         stream: &Arc<Stream>,
         route: Route,
     ) -> Result<Self, CudaError> {
-        let staging = (route == Route::Staged)
+        let staging = matches!(route, Route::Staged(_))
             .then(|| DeviceBuffer::new(&shared.context, shared.staging_bytes()))
             .transpose()?;
         Ok(Self {
@@ -114,7 +111,7 @@ impl Copier {
         self.shared.context.enter()?;
         let count = self.batch.len();
         if self.digests && count > 0 {
-            if !self.is_encoded() {
+            if !self.digests_on_the_way() {
                 self.sums.device.clear(count, &self.stream)?;
                 self.launch_digest()?;
             }
@@ -157,56 +154,58 @@ impl Copier {
         self.shared.registration.layout().encoding().is_some()
     }
 
-    /// Copies moves from `start` on, as `plan` says.
-    fn launch_copy(&self, start: usize, mut plan: Plan, route: Route) -> Result<(), CudaError> {
-        let kernels = &self.shared.kernels;
-        if self.is_encoded() {
-            return self.launch_codec(start, plan, route);
-        }
-        let (function, launch) = match (route, &kernels.bulk) {
+    /// The kernels of the bulk copy engine, and on how many multiprocessors, where they can be taken.
+    fn bulk(&self) -> Option<(&Pair, u32)> {
+        match (self.route, &self.shared.kernels.bulk) {
             (Route::Bulk(blocks), Some(bulk)) if self.shared.tables.suits_bulk => {
-                let threads = BULK_THREADS;
-                (bulk.of(self.direction), Launch { blocks, threads })
+                Some((bulk, blocks))
             }
-            (Route::Kernel(blocks) | Route::Bulk(blocks), _) => {
-                let threads = COPY_THREADS;
-                (kernels.copy.of(self.direction), Launch { blocks, threads })
-            }
-            (Route::Dma | Route::Staged, _) => {
-                let (blocks, threads) = (self.staged_blocks(), COPY_THREADS);
-                (kernels.copy.of(self.direction), Launch { blocks, threads })
-            }
-        };
-        self.launch(function, launch, &mut [ptr::from_mut(&mut plan).cast()])
+            _ => None,
+        }
     }
 
-    fn staged_blocks(&self) -> u32 {
-        STAGED_BLOCKS.min(self.shared.context.multiprocessors().max(1))
+    /// Whether what is copied passes through threads that compute the digests as well. A load's are
+    /// of what it has written, unless they are of encoded rows.
+    fn digests_on_the_way(&self) -> bool {
+        let threads = self.route != Route::Dma && self.bulk().is_none();
+        self.is_encoded() || (self.direction == Direction::Save && threads)
     }
 
-    /// Encodes or decodes. What rows hold passes through these kernels once, so they compute the
-    /// digests as well.
-    fn launch_codec(&self, start: usize, mut plan: Plan, route: Route) -> Result<(), CudaError> {
+    /// Copies moves from `start` on, as `plan` says.
+    fn launch_copy(&self, start: usize, mut plan: Plan) -> Result<(), CudaError> {
+        let plan = ptr::from_mut(&mut plan).cast();
+        if !self.is_encoded()
+            && let Some((bulk, blocks)) = self.bulk()
+        {
+            let threads = BULK_THREADS;
+            let launch = Launch { blocks, threads };
+            return self.launch(bulk.of(self.direction), launch, &mut [plan]);
+        }
         let mut keys = self.shared.keys.address();
         let mut sums = match self.digests {
             true => self.sums.device.address() + (start * size_of::<u64>()) as u64,
             false => 0,
         };
+        let wanted = match self.route {
+            Route::Kernel(blocks) | Route::Bulk(blocks) | Route::Staged(blocks) => blocks,
+            Route::Dma => STAGED_BLOCKS,
+        };
         let launch = Launch {
-            blocks: match route {
-                Route::Kernel(blocks) => blocks,
-                // The others do not encode.
-                Route::Staged | Route::Dma | Route::Bulk(_) => self.staged_blocks(),
-            },
+            blocks: wanted.min(self.shared.context.multiprocessors().max(1)),
             threads: COPY_THREADS,
         };
         let arguments: &mut [*mut c_void] = &mut [
-            ptr::from_mut(&mut plan).cast(),
+            plan,
             ptr::from_mut(&mut keys).cast(),
             ptr::from_mut(&mut sums).cast(),
         ];
-        let codec = &self.shared.kernels.codec;
-        self.launch(codec.of(self.direction), launch, arguments)
+        let kernels = &self.shared.kernels;
+        let pair = if self.is_encoded() {
+            &kernels.codec
+        } else {
+            &kernels.copy
+        };
+        self.launch(pair.of(self.direction), launch, arguments)
     }
 
     fn launch_digest(&self) -> Result<(), CudaError> {
@@ -291,7 +290,7 @@ impl Copier {
                 ..self.plan(layers, start, count)
             };
             if self.direction == Direction::Save {
-                self.launch_copy(start, plan, Route::Staged)?;
+                self.launch_copy(start, plan)?;
             }
             self.pieces.clear();
             for (i, step) in self.batch[start..start + count].iter().enumerate() {
@@ -304,7 +303,7 @@ impl Copier {
             }
             self.copy_pieces()?;
             if self.direction == Direction::Load {
-                self.launch_copy(start, plan, Route::Staged)?;
+                self.launch_copy(start, plan)?;
             }
         }
         Ok(())
@@ -344,7 +343,7 @@ impl CopyBackend for Copier {
         self.moves
             .host
             .upload(count, &self.moves.device, &self.stream)?;
-        if self.digests && self.is_encoded() && count > 0 {
+        if self.digests && self.digests_on_the_way() && count > 0 {
             self.sums.device.clear(count, &self.stream)?;
         }
         Ok(())
@@ -352,7 +351,7 @@ impl CopyBackend for Copier {
 
     fn layers_at_once(&self) -> usize {
         match self.route {
-            Route::Staged => {
+            Route::Staged(_) => {
                 let layer_bytes = self.shared.registration.layout().layer_bytes();
                 STAGED_PIECE_BYTES.div_ceil(layer_bytes).min(self.layers())
             }
@@ -380,9 +379,9 @@ impl CopyBackend for Copier {
                 return Err(CopyError::CannotEncode { way });
             }
             Route::Dma => self.copy_dma(&layers)?,
-            Route::Staged => self.copy_staged(&layers)?,
+            Route::Staged(_) => self.copy_staged(&layers)?,
             Route::Kernel(_) | Route::Bulk(_) => {
-                self.launch_copy(0, self.plan(&layers, 0, self.batch.len()), self.route)?;
+                self.launch_copy(0, self.plan(&layers, 0, self.batch.len()))?;
             }
         }
         self.copied = if self.copied.is_empty() {

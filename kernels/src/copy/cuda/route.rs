@@ -8,8 +8,9 @@ use std::str::FromStr;
 pub enum Route {
     /// Copy engines, piece by piece.
     Dma,
-    /// Copy engines, row by row, through a buffer on the device.
-    Staged,
+    /// Copy engines, row by row, through a buffer on the device, from and to which this many
+    /// multiprocessors move bytes at the speed of the device's memory.
+    Staged(u32),
     /// Threads, on this many multiprocessors.
     Kernel(u32),
     /// The bulk copy engine, on this many multiprocessors.
@@ -20,14 +21,16 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dma => f.write_str("dma"),
-            Self::Staged => f.write_str("staged"),
+            Self::Staged(blocks) => write!(f, "staged:{blocks}"),
             Self::Kernel(blocks) => write!(f, "kernel:{blocks}"),
             Self::Bulk(blocks) => write!(f, "bulk:{blocks}"),
         }
     }
 }
 
-/// Multiprocessors of `kernel` and `bulk` unless they are said.
+/// Multiprocessors of each unless they are said. Behind the staging buffer, many for a short time
+/// keep less from whoever computes than few for a long time.
+pub(super) const STAGED_BLOCKS: u32 = 64;
 const KERNEL_BLOCKS: u32 = 16;
 const BULK_BLOCKS: u32 = 8;
 /// A device has fewer; a launch has a bound.
@@ -50,12 +53,12 @@ impl FromStr for Route {
         };
         match (name, blocks) {
             ("dma", None) => Ok(Self::Dma),
-            ("staged", None) => Ok(Self::Staged),
+            ("staged", _) => count(STAGED_BLOCKS).map(Self::Staged),
             ("kernel", _) => count(KERNEL_BLOCKS).map(Self::Kernel),
             ("bulk", _) => count(BULK_BLOCKS).map(Self::Bulk),
             _ => Err(format!(
-                "{text:?} is no route; use dma, staged, kernel or bulk, the latter two with the \
-                 number of multiprocessors behind a colon if it matters"
+                "{text:?} is no route; use dma, staged, kernel or bulk, the latter three with \
+                 the number of multiprocessors behind a colon if it matters"
             )),
         }
     }
@@ -102,15 +105,29 @@ mod tests {
 
     #[test]
     fn a_route_is_read_as_it_is_written() {
-        for route in [Route::Dma, Route::Staged, Route::Kernel(3), Route::Bulk(4)] {
+        for route in [
+            Route::Dma,
+            Route::Staged(8),
+            Route::Kernel(3),
+            Route::Bulk(4),
+        ] {
             assert_eq!(route.to_string().parse(), Ok(route));
         }
         assert_eq!("bulk".parse(), Ok(Route::Bulk(BULK_BLOCKS)));
+        assert_eq!("staged".parse(), Ok(Route::Staged(STAGED_BLOCKS)));
     }
 
     #[test]
     fn what_is_no_route_is_refused_with_what_would_be() {
-        for text in ["", "fast", "dma:2", "bulk:0", "bulk:x", "kernel:5000"] {
+        for text in [
+            "",
+            "fast",
+            "dma:2",
+            "staged:0",
+            "bulk:0",
+            "bulk:x",
+            "kernel:5000",
+        ] {
             assert!(text.parse::<Route>().is_err(), "{text:?}");
         }
         let error = "copy".parse::<Route>().unwrap_err();
