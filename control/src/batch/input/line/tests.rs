@@ -114,6 +114,20 @@ fn what_is_wrong_is_named_with_openai_s_code_and_the_field() {
 }
 
 #[test]
+fn a_field_that_is_there_twice_is_called_so_whatever_its_values_are() {
+    for first in ["1", "\"/v1/chat/completions\"", "null"] {
+        let line = GOOD.replacen('{', &format!("{{\"url\": {first}, "), 1);
+        let wrong = check(line.as_bytes(), &RULES).unwrap_err();
+        assert_eq!(wrong.code, "invalid_json_line");
+        assert!(
+            wrong.message.contains("duplicate field `url`"),
+            "{}",
+            wrong.message
+        );
+    }
+}
+
+#[test]
 fn messages_quote_little_of_a_line_however_long_it_is() {
     let long = "é".repeat(1_000_000);
     let swap = |from: &str, to: &str| {
