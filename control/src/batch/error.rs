@@ -8,7 +8,7 @@ use std::error::Error;
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The database, the blob store or the system did not do what was asked of it.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", whole(.source.as_ref()))]
     Internal {
         /// What was being done.
         what: &'static str,
@@ -50,6 +50,22 @@ pub enum Failure {
     Stopped,
 }
 
+/// What an error says, and what its causes add to that: of some libraries' errors, the causes alone
+/// tell what has happened.
+fn whole(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
 impl Failure {
     /// Wraps an error of a library.
     pub fn internal(
@@ -67,5 +83,23 @@ impl Failure {
         what: &'static str,
     ) -> impl Fn(E) -> Failure {
         move |source| Failure::internal(what, source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Told(&'static str, #[source] Option<Box<Told>>);
+
+    #[test]
+    fn what_only_the_causes_tell_is_told_once() {
+        let cause = Told("UnknownIssuer", None);
+        let handshake = Told("handshake: UnknownIssuer", Some(Box::new(cause)));
+        let failure = Failure::internal("connecting", Told("no object", Some(Box::new(handshake))));
+        let expected = "connecting: no object: handshake: UnknownIssuer";
+        assert_eq!(failure.to_string(), expected);
     }
 }

@@ -23,6 +23,7 @@ pub mod run;
 mod serve;
 pub mod state;
 pub mod store;
+pub mod tls;
 
 pub use command::{Args, main};
 pub use serve::ServeArgs;

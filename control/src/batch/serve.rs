@@ -23,6 +23,7 @@ use crate::batch::run::{
     Bell, JobOptions, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream, sweep_for_ever,
 };
 use crate::batch::store::{Metadata, Places, Postgres, Sqlite};
+use crate::batch::tls::Trust;
 use crate::keys::Keys;
 use crate::telemetry;
 
@@ -52,13 +53,18 @@ pub struct ServeArgs {
     /// Directory for the database, the files and scratch space.
     #[arg(long, env = "KVTIDE_BATCH_DATA", default_value = "kvtide-batch")]
     pub data: PathBuf,
-    /// postgres://user@host/name instead of SQLite; several servers can then share the work.
+    /// postgres://user@host/name instead of SQLite; several servers can then share the work. With
+    /// ?sslmode=require only over TLS.
     #[arg(long, env = "KVTIDE_BATCH_DATABASE", requires = "blobs")]
     pub database: Option<String>,
     /// s3://bucket/prefix (with the usual AWS_… variables), or file:///directory that all servers
     /// share, instead of the data directory.
     #[arg(long, env = "KVTIDE_BATCH_BLOBS")]
     pub blobs: Option<Url>,
+    /// PEM file with certificates of authorities to trust, beside those that the system trusts: for an
+    /// https:// upstream, for PostgreSQL and for the object store.
+    #[arg(long, env = "KVTIDE_BATCH_CA_FILE")]
+    pub ca_file: Option<PathBuf>,
     /// File of API keys, see `kvtide-control batch key`.
     #[arg(long, env = "KVTIDE_API_KEYS")]
     pub keys: Option<PathBuf>,
@@ -200,7 +206,7 @@ impl ServeArgs {
         Ok(Access::Keys(Arc::new(keys)))
     }
 
-    fn upstream(&self) -> Result<Upstream, AnyError> {
+    fn upstream(&self, trust: &Trust) -> Result<Upstream, AnyError> {
         let key = match &self.upstream_key_file {
             None => None,
             Some(path) => Some(
@@ -211,22 +217,23 @@ impl ServeArgs {
         Ok(Upstream::new(
             &self.upstream,
             key.as_deref().map(str::trim),
+            trust,
         )?)
     }
 
-    async fn metadata(&self) -> Result<Arc<dyn Metadata>, AnyError> {
+    async fn metadata(&self, trust: &Trust) -> Result<Arc<dyn Metadata>, AnyError> {
         let Some(url) = &self.database else {
             return Ok(Arc::new(Sqlite::open(&self.data.join("batch.sqlite"))?));
         };
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(Refusal::Database.into());
         }
-        Ok(Arc::new(Postgres::open(url).await?))
+        Ok(Arc::new(Postgres::open(url, trust).await?))
     }
 
-    fn blob_store(&self) -> Result<Arc<dyn Blobs>, AnyError> {
+    fn blob_store(&self, trust: &Trust) -> Result<Arc<dyn Blobs>, AnyError> {
         Ok(match &self.blobs {
-            Some(url) => Arc::new(Objects::open(url, &self.data.join("scratch"))?),
+            Some(url) => Arc::new(Objects::open(url, &self.data.join("scratch"), trust)?),
             None => Arc::new(Local::open(&self.data)?),
         })
     }
@@ -244,10 +251,11 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
     }
     raise_file_limit();
     let access = args.access()?;
-    let upstream = Arc::new(args.upstream()?);
+    let trust = Trust::open(args.ca_file.as_deref())?;
+    let upstream = Arc::new(args.upstream(&trust)?);
     let _lock = lock(&args.data)?;
-    let blobs = args.blob_store()?;
-    let metadata = args.metadata().await?;
+    let blobs = args.blob_store(&trust)?;
+    let metadata = args.metadata(&trust).await?;
     let metrics = telemetry::init_metrics()?;
     let bell = Arc::new(Bell::default());
     let shutdown = CancellationToken::new();

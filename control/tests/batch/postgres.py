@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rig import PATIENCE_S, die_with_parent, end, free_port, wait_until
+from tls import Certificates
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "python" / "env"))
 
@@ -73,12 +74,51 @@ def owner() -> dict[str, object]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
-@contextlib.contextmanager
-def postgres(directory: Path) -> Iterator[str]:
-    """A running database; gives its URL."""
+def tls_settings(data: Path, certificates: Certificates, who: dict[str, object]) -> list[str]:
+    """Puts the certificate where its owner can read it, and lets nobody in without TLS."""
+    settings = ["-c", "ssl=on"]
+    for option, source in (
+        ("ssl_cert_file", certificates.certificate),
+        ("ssl_key_file", certificates.key),
+    ):
+        target = data / source.name
+        shutil.copy(source, target)
+        target.chmod(0o600)
+        if who:
+            shutil.chown(target, "nobody")
+        settings += ["-c", f"{option}={target}"]
+    (data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 trust\n")
+    return settings
+
+
+def psql(url: str, statements: str) -> str:
+    """What the statements give, without ornaments; they end at the first that fails."""
     programs = binaries()
+    command = [programs / "psql", url, "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1"]
+    done = subprocess.run(
+        command,
+        input=statements,
+        env=environment_of(programs),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def environment_of(programs: Path) -> dict[str, str]:
+    """Where the libraries lie that were unpacked with the programs."""
     libraries = programs.parents[3] / "lib" / os.uname().machine
-    environment = {**os.environ, "LC_ALL": "C", "LD_LIBRARY_PATH": f"{libraries}-linux-gnu"}
+    return {**os.environ, "LC_ALL": "C", "LD_LIBRARY_PATH": f"{libraries}-linux-gnu"}
+
+
+@contextlib.contextmanager
+def postgres(directory: Path, certificates: Certificates | None = None) -> Iterator[str]:
+    """A running database; gives its URL. With certificates, it takes TLS connections only."""
+    programs = binaries()
+    environment = environment_of(programs)
     data = directory / "postgres"
     data.mkdir()
     who = owner()
@@ -99,6 +139,8 @@ def postgres(directory: Path) -> Iterator[str]:
     )
     port = free_port()
     settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}"]
+    if certificates:
+        settings += tls_settings(data, certificates, who)
     with (directory / "postgres.log").open("wb") as log:
         process = subprocess.Popen(
             [programs / "postgres", "-D", data, "-p", str(port), *settings],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
-from rig import CONTROL, Server, jsonl, line
+from rig import CONTROL, Server, die_with_parent, jsonl, line
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,6 +40,35 @@ def test_a_batch_is_submitted_watched_and_fetched(shared: Server, tmp_path: Path
     ids = [json.loads(Path(path).read_text())["custom_id"] for path in paths]
     assert ids == ["a", "b"]
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_batch_that_is_watched_on_a_terminal_has_a_progress_bar(
+    shared: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(jsonl([line(str(n), "[slow 700]") for n in range(4)]))
+    command = [CONTROL, "batch", "submit", "--watch", tmp_path / "in.jsonl"]
+    terminal, other_end = pty.openpty()
+    # A new terminal has no width, and a bar no room.
+    termios.tcsetwinsize(other_end, (24, 100))
+    watching = subprocess.Popen(
+        [*command, "--url", f"{shared.url}/v1"],
+        stdout=subprocess.PIPE,
+        stderr=other_end,
+        text=True,
+        preexec_fn=die_with_parent,
+    )
+    os.close(other_end)
+    drawn = b""
+    # Linux says EIO when nobody has the terminal open any more.
+    with contextlib.suppress(OSError):
+        while piece := os.read(terminal, 4096):
+            drawn += piece
+    os.close(terminal)
+    said, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 0
+    assert '"completed"' in said
+    assert re.search(rb"in_progress +\[[=> ]{40}\] \d/4", drawn), drawn
+    assert b"[" + b"=" * 40 + b"] 4/4" in drawn
 
 
 def test_a_batch_that_fails_gives_an_exit_status(shared: Server, tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from openai import OpenAI
-from rig import Server, ended, jsonl, line, results, submit, upload, wait_until
+from rig import Mock, Server, ended, jsonl, line, results, server, submit, upload, wait_until
 
+ROOT = Path(__file__).resolve().parents[3]
 BATCH_FIELDS = {
     "id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status",
     "output_file_id", "error_file_id", "created_at", "in_progress_at", "expires_at",
@@ -216,7 +220,8 @@ def test_every_endpoint_is_served(client: OpenAI, url: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos"]
+    "url",
+    ["/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos", "/v1/rerank"],
 )
 def test_openai_s_other_endpoints_may_be_named(client: OpenAI, url: Any) -> None:
     assert submit(client, [line("a", url=url)], endpoint=url).endpoint == url
@@ -459,27 +464,30 @@ def test_pages_have_first_and_last_ids(shared: Server, client: OpenAI) -> None:
     assert (page["object"], page["first_id"], page["last_id"]) == ("list", newest, newest)
 
 
-def test_a_cancelled_batch_keeps_what_was_done(client: OpenAI) -> None:
-    lines = [line("done")] + [line(f"slow-{n}", "[slow 30000]") for n in range(200)]
-    batch = submit(client, lines)
-    wait_until("a result", lambda: client.batches.retrieve(batch.id).request_counts.completed)
-    cancelling = client.batches.cancel(batch.id)
-    assert cancelling.status == "cancelling"
-    assert cancelling.cancelling_at is not None
-    again = client.batches.cancel(batch.id)
-    assert again.cancelling_at == cancelling.cancelling_at
-    batch = ended(client, batch)
-    assert batch.status == "cancelled"
-    assert batch.cancelled_at is not None
-    assert batch.completed_at is None
-    assert "done" in [item["custom_id"] for item in results(client, batch.output_file_id)]
-    left = results(client, batch.error_file_id)
-    assert {(item["error"]["code"], item["response"]) for item in left} == {
-        ("batch_cancelled", None)
-    }
-    assert batch.request_counts is not None
-    counts = batch.request_counts
-    assert (counts.total, counts.completed + counts.failed) == (201, 201)
+def test_a_cancelled_batch_keeps_what_was_done(data: Path, upstream: Mock) -> None:
+    # A server of its own: whatever was asked before, it asks for all at once.
+    with server(data, upstream.url, "--requests-at-first", "256", "--cancel-grace-s", "1") as own:
+        client = own.client()
+        lines = [line("done")] + [line(f"slow-{n}", "[slow 30000]") for n in range(200)]
+        batch = submit(client, lines)
+        wait_until("a result", lambda: client.batches.retrieve(batch.id).request_counts.completed)
+        cancelling = client.batches.cancel(batch.id)
+        assert cancelling.status == "cancelling"
+        assert cancelling.cancelling_at is not None
+        again = client.batches.cancel(batch.id)
+        assert again.cancelling_at == cancelling.cancelling_at
+        batch = ended(client, batch)
+        assert batch.status == "cancelled"
+        assert batch.cancelled_at is not None
+        assert batch.completed_at is None
+        assert "done" in [item["custom_id"] for item in results(client, batch.output_file_id)]
+        left = results(client, batch.error_file_id)
+        assert {(item["error"]["code"], item["response"]) for item in left} == {
+            ("batch_cancelled", None)
+        }
+        assert batch.request_counts is not None
+        counts = batch.request_counts
+        assert (counts.total, counts.completed + counts.failed) == (201, 201)
 
 
 def test_an_ended_batch_cannot_be_cancelled_and_the_client_does_not_try_again(
@@ -528,6 +536,48 @@ def test_the_service_measures_itself(shared: Server, done: openai.types.Batch) -
     assert shared.metric("kvtide_batch_results_total") >= 3
     assert shared.metric("kvtide_batch_validation_seconds_count") >= 1
     assert shared.metric("kvtide_batch_requests_in_flight") >= 0
+
+
+def test_every_metric_of_the_documentation_is_there(
+    shared: Server, done: openai.types.Batch, client: OpenAI
+) -> None:
+    # One of each kind that only comes with its event.
+    ended(client, submit(client, [line("a", "[status 500 1]")]))
+    page = (ROOT / "docs" / "batch.md").read_text().split("\n## Metrics\n")[1].split("\n## ")[0]
+    names = set(re.findall(r"`(kvtide_batch_\w+)", page))
+    assert len(names) >= 12
+    shown = httpx.get(f"{shared.url}/metrics").text
+    kinds = dict(re.findall(r"^# TYPE (kvtide_batch_\w+) (\w+)$", shown, re.MULTILINE))
+    assert names == set(kinds)
+
+
+def test_a_file_that_is_too_large_for_a_batch_is_refused_while_it_arrives(shared: Server) -> None:
+    """200 MB are good, a byte more is not; nothing is kept of what was refused."""
+    before = len(list((shared.data / "files").iterdir()))
+
+    def form(size: int) -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n'
+        yield b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        piece = b"x" * 1_000_000
+        for _ in range(size // len(piece)):
+            yield piece
+        yield b"x" * (size % len(piece))
+        yield b"\r\n--b--\r\n"
+
+    def send(size: int) -> httpx.Response:
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        url = f"{shared.url}/v1/files"
+        return httpx.post(url, content=form(size), headers=headers, timeout=120)
+
+    refused = send(200_000_001)
+    assert refused.status_code == 413
+    error = refused.json()["error"]
+    assert (error["param"], error["code"]) == ("file", "file_too_large")
+    assert len(list((shared.data / "files").iterdir())) == before
+    assert not list((shared.data / "scratch").iterdir())
+    good = send(200_000_000)
+    assert good.json()["bytes"] == 200_000_000
+    httpx.delete(f"{shared.url}/v1/files/{good.json()['id']}")
 
 
 def test_users_are_created_read_updated_and_deleted(shared: Server) -> None:

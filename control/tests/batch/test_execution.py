@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
-import json
+import resource
 import sqlite3
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from rig import (
     Mock,
     Server,
     all_ids,
+    end_window,
     ended,
     free_port,
     jsonl,
@@ -205,15 +207,7 @@ def test_what_is_left_when_the_window_ends_is_told(data: Path, tmp_path: Path) -
         batch = submit(client, lines)
         wait_until("a result", lambda: client.batches.retrieve(batch.id).request_counts.completed)
         running.kill()
-        with sqlite3.connect(data / "batch.sqlite") as db:
-            (text,) = db.execute("SELECT doc FROM batches").fetchone()
-            document = json.loads(text)
-            document["expires_at"] = int(time.time()) + 1
-            db.execute(
-                "UPDATE batches SET doc = ?, due_at = ?",
-                (json.dumps(document), document["expires_at"]),
-            )
-        db.close()
+        end_window(data, batch.id, int(time.time()) + 1)
         running.start()
         batch = ended(client, batch)
         assert batch.status == "expired"
@@ -305,17 +299,7 @@ def test_a_batch_that_waits_behind_another_expires_in_time(data: Path) -> None:
             total = lambda: client.batches.retrieve(batch.id).request_counts.total  # noqa: B023, E731
             wait_until("its validation", total)
         running.kill()
-        with sqlite3.connect(data / "batch.sqlite") as db:
-            (text,) = db.execute(
-                "SELECT doc FROM batches WHERE id = ?", (batches[1].id,)
-            ).fetchone()
-            document = json.loads(text)
-            document["expires_at"] = int(time.time()) + 1
-            db.execute(
-                "UPDATE batches SET doc = ?, due_at = ? WHERE id = ?",
-                (json.dumps(document), document["expires_at"], batches[1].id),
-            )
-        db.close()
+        end_window(data, batches[1].id, int(time.time()) + 1)
         running.start()
         late = ended(client, batches[1], patience_s=20)
         assert late.status == "expired"
@@ -366,3 +350,88 @@ def test_answers_that_cannot_be_kept_for_a_while_are_not_asked_for_again(data: P
         (data / "elsewhere").rename(scratch)
         assert ended(client, batch).status == "completed"
         assert sorted(Counter(r["id"] for r in mock.seen()["requests"]).values()) == [1] * 40
+
+
+def said_at(log: Path, text: str) -> list[datetime.datetime]:
+    """When the server has said this."""
+    lines = [entry for entry in log.read_text().splitlines() if text in entry]
+    return [datetime.datetime.fromisoformat(entry.split()[0]) for entry in lines]
+
+
+def test_a_batch_past_its_window_whose_end_cannot_be_written_waits_and_then_ends(
+    data: Path,
+) -> None:
+    ids = [str(n) for n in range(10)]
+    with mock_upstream() as mock, server(data, mock.url) as running:
+        client = running.client()
+        batch = submit(client, [line(name, "[slow 60000]") for name in ids])
+        wait_until("a start", lambda: len(mock.contents()))
+        running.kill()
+        end_window(data, batch.id, int(time.time()) - 1)
+        # Where the directory of its results should be there is something else.
+        obstacle = data / "parts" / batch.id
+        assert not obstacle.exists()
+        obstacle.touch()
+        running.start()
+        said = "results cannot be recorded"
+        wait_until("three attempts", lambda: len(said_at(running.log, said)) >= 3)
+        with sqlite3.connect(data / "batch.sqlite") as db:
+            (taken,) = db.execute("SELECT lease_epoch FROM batches").fetchone()
+        db.close()
+        # By the server that was killed, and once by this one: it is not given back and taken again.
+        assert taken <= 3
+        # Ever longer from one to the next, however slow the machine is besides.
+        times = said_at(running.log, said)
+        pauses = [(b - a).total_seconds() for a, b in itertools.pairwise(times)]
+        assert pauses[0] > 0.2
+        assert pauses[1] > 0.4
+        assert client.batches.retrieve(batch.id).status == "in_progress"
+        obstacle.unlink()
+        batch = ended(client, batch)
+        assert batch.status == "expired"
+        assert all_ids(client, batch) == ids
+        assert len(mock.contents()) <= 10, "nothing was asked for after the window"
+
+
+def test_a_lack_of_file_descriptors_is_held_against_nobody(data: Path) -> None:
+    ids = [f"{n:03}" for n in range(120)]
+    options = ["--requests-at-first", "120"]
+    with mock_upstream("--service-ms", "200") as mock, server(data, mock.url, *options) as running:
+        client = running.client()
+        file = upload(client, jsonl([line(name) for name in ids]))
+        assert running.process is not None
+        pid = running.process.pid
+        (before, most) = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        few = len(list(Path(f"/proc/{pid}/fd").iterdir())) + 30
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, most))
+        batch = client.batches.create(
+            input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        said = "requests cannot be sent"
+        wait_until("too few of them", lambda: said in running.log.read_text())
+        assert "Too many open files" in running.log.read_text()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (before, most))
+        batch = ended(client, batch)
+        assert batch.status == "completed"
+        assert batch.error_file_id is None
+        assert all_ids(client, batch) == ids
+        assert running.metric("kvtide_batch_retries_total") == 0
+        assert len(mock.contents()) == 120, "each was asked for once"
+
+
+def test_no_more_requests_of_a_batch_are_in_flight_than_allowed(data: Path) -> None:
+    options = ["--requests-per-job", "2", "--requests-at-first", "100"]
+    with mock_upstream("--service-ms", "5") as mock, server(data, mock.url, *options) as running:
+        client = running.client()
+        assert ended(client, submit(client, [line(str(n)) for n in range(60)])).status
+        assert mock.seen()["most_at_once"] == 2
+
+
+def test_requests_in_flight_share_the_memory_that_is_allowed(data: Path) -> None:
+    """With 16 MiB there is room for fifteen requests of a megabyte and their answers."""
+    options = ["--memory-mib", "16", "--requests-at-first", "256"]
+    with mock_upstream() as mock, server(data, mock.url, *options) as running:
+        client = running.client()
+        lines = [line(str(n), "[slow 300]" + "x" * 1_000_000) for n in range(40)]
+        assert ended(client, submit(client, lines)).status == "completed"
+        assert 2 <= mock.seen()["most_at_once"] <= 15

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import httpx
+from openai import OpenAI
+from openai.types import Batch
 from rig import Server, ended, jsonl, line, submit
 
+CASES = int(os.environ.get("KVTIDE_BATCH_FUZZ", "400"))
+SEED = int(os.environ.get("KVTIDE_BATCH_FUZZ_SEED", "5"))
 FORM = (
     b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
     b'--b\r\nContent-Disposition: form-data; name="expires_after[anchor]"\r\n\r\ncreated_at\r\n'
@@ -27,10 +32,10 @@ def damaged(chance: random.Random, content: bytes) -> bytes:
 
 
 def test_damaged_uploads_are_answered(shared: Server) -> None:
-    chance = random.Random(5)
+    chance = random.Random(SEED)
     seen = set()
     with httpx.Client() as client:
-        for _ in range(400):
+        for _ in range(CASES):
             body = damaged(chance, FORM)
             boundary = chance.choice(["b", "b", "b", "c", '"b"', ""])
             kind = f"multipart/form-data; boundary={boundary}"
@@ -45,19 +50,25 @@ def test_damaged_uploads_are_answered(shared: Server) -> None:
     assert shared.is_ready()
 
 
+def status_of_damaged(client: OpenAI, batch: Batch) -> str:
+    """How it has ended; where it was refused, every fault is named."""
+    batch = ended(client, batch)
+    if batch.status == "failed":
+        assert batch.errors is not None
+        assert batch.errors.data
+        for error in batch.errors.data:
+            assert error.code
+            assert error.line or error.code == "empty_file"
+    return batch.status
+
+
 def test_damaged_input_files_end_in_results_or_in_named_errors(shared: Server) -> None:
-    chance = random.Random(6)
+    chance = random.Random(SEED + 1)
     client = shared.client()
     good = jsonl([line(str(n), f"content {n}") for n in range(5)])
-    batches = [submit(client, damaged(chance, good)) for _ in range(60)]
     statuses = set()
-    for batch in batches:
-        batch = ended(client, batch)
-        statuses.add(batch.status)
-        if batch.status == "failed":
-            assert batch.errors is not None
-            assert batch.errors.data
-            for error in batch.errors.data:
-                assert error.code
-                assert error.line or error.code == "empty_file"
+    # So many at a time: a tenant has not places for all.
+    for _ in range(max(1, CASES // 400)):
+        batches = [submit(client, damaged(chance, good)) for _ in range(60)]
+        statuses |= {status_of_damaged(client, batch) for batch in batches}
     assert statuses == {"completed", "failed"}

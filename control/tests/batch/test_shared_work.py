@@ -7,27 +7,23 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import httpx
 import pytest
+from objects import BUCKET, bucket, object_store
 from openai import OpenAI
 from postgres import postgres
 from rig import (
     Mock,
     Server,
     all_ids,
-    die_with_parent,
     end,
     ended,
-    free_port,
     line,
     mock_upstream,
     results,
@@ -37,56 +33,18 @@ from rig import (
 )
 
 KILLS = int(os.environ.get("KVTIDE_BATCH_KILLS", "20")) // 4
-BUCKET = "batches"
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment that leads to an empty bucket."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with (tmp_path_factory.mktemp("s3") / "moto.log").open("wb") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
-            stdout=log,
-            stderr=log,
-            preexec_fn=die_with_parent,
-        )
-    environment = {
-        "AWS_ENDPOINT": url,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-    }
-
-    def answers() -> bool:
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{url}/moto-api/").status_code < 500
-        return False
-
-    try:
-        wait_until("moto", answers)
-        bucket(environment).create()
+    with object_store(tmp_path_factory.mktemp("s3")) as environment:
         yield environment
-    finally:
-        end(process)
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with postgres(tmp_path_factory.mktemp("postgres")) as url:
         yield url
-
-
-def bucket(environment: dict[str, str]) -> object:
-    return boto3.resource(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT"],
-        region_name="us-east-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    ).Bucket(BUCKET)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from rig import (
     CONTROL,
     Mock,
     Server,
+    all_ids,
     ended,
     jsonl,
     line,
@@ -200,6 +201,31 @@ def test_a_tenant_has_so_many_batches_at_once_and_others_still_have_places(
         again = ann.batches.create(input_file_id=file, extra_headers=RETRIED, **order)  # type: ignore[call-overload]
         assert again.id == first.id
         assert ended(bob, submit(bob, [line("b")])).status == "completed"
+
+
+def test_a_tenant_with_all_job_slots_makes_way_for_another(keys: Path, tmp_path: Path) -> None:
+    """Of two slots one is given up, after ten seconds, and nothing is lost or asked for twice."""
+    options = ["--keys", str(keys), "--jobs", "2"]
+    # Requests take the same time whatever the machine does: they are not slowed down for its sake.
+    options += ["--latency-tolerance", "1000", "--requests-per-model", "8"]
+    options += ["--requests-at-first", "8"]
+    ids = [f"{n:03}" for n in range(500)]
+    with mock_upstream() as mock, server(tmp_path / "data", mock.url, *options) as running:
+        ann, bob = running.client("ann-1"), running.client("bob-1")
+        large = [submit(ann, [line(name, "[slow 200]") for name in ids]) for _ in range(2)]
+        for batch in large:
+            wait_until(
+                "a start",
+                lambda batch=batch: ann.batches.retrieve(batch.id).request_counts.completed,
+            )
+        small = ended(bob, submit(bob, [line("b")]))
+        assert small.status == "completed"
+        assert "a batch makes way for another" in running.log.read_text()
+        for batch in large:
+            batch = ended(ann, batch, patience_s=120)
+            assert batch.status == "completed"
+            assert all_ids(ann, batch) == ids
+        assert len(mock.seen()["requests"]) == 1001, "what was in flight has ended"
 
 
 def test_who_may_be_anybody_is_no_admin(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@
 //! parts/<batch id>/<epoch>-<n>.<stream>
 //! ```
 
-use std::collections::HashMap;
 use std::env;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -19,10 +18,12 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
+use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
+use object_store::{Certificate, ClientOptions, GetOptions};
+use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme};
 use tokio::io::AsyncWriteExt;
 use tokio::task::spawn_blocking;
 use url::Url;
@@ -30,6 +31,7 @@ use url::Url;
 use crate::batch::blobs::{BlobWriter, Blobs, ByteStream, Extent, PartWriter, Piece, parts_of};
 use crate::batch::error::Failure;
 use crate::batch::store::{Fence, Stream};
+use crate::batch::tls::Trust;
 
 /// Results wait at most this long for company.
 const GATHER: Duration = Duration::from_secs(1);
@@ -51,27 +53,24 @@ pub struct Objects {
 
 impl Objects {
     /// Opens the store at `url`, for instance `s3://bucket/prefix`; credentials, region and endpoint
-    /// come from the usual environment variables, `AWS_…`. `scratch` is a local directory.
+    /// come from the usual environment variables, `AWS_…`. `scratch` is a local directory. Over TLS,
+    /// whom `trust` has added is believed beside those whom the system trusts.
     ///
     /// # Errors
     /// When the URL names no store, or its settings are not complete.
-    pub fn open(url: &Url, scratch: &LocalPath) -> Result<Objects, Failure> {
+    pub fn open(url: &Url, scratch: &LocalPath, trust: &Trust) -> Result<Objects, Failure> {
         if !SCHEMES.contains(&url.scheme()) {
             return Err(Failure::internal(
                 "opening the object store",
                 format!("--blobs must be one of {SCHEMES:?}, not {}", url.scheme()),
             ));
         }
-        let settings: HashMap<String, String> = env::vars()
-            .map(|(name, value)| (name.to_ascii_lowercase(), value))
-            .filter(|(name, _)| name.starts_with("aws_"))
-            .collect();
-        let (store, root) = object_store::parse_url_opts(url, settings)
-            .map_err(Failure::when("opening the object store"))?;
+        const WHAT: &str = "opening the object store";
+        let (_, root) = ObjectStoreScheme::parse(url).map_err(Failure::when(WHAT))?;
         let store: Arc<dyn ObjectStore> = match url.scheme() {
             // The crate's default leaves it to the system when bytes reach the disk.
             "file" => Arc::new(LocalFileSystem::new().with_fsync(true)),
-            _ => Arc::from(store),
+            _ => Arc::new(s3(url, trust).map_err(Failure::when(WHAT))?),
         };
         std::fs::create_dir_all(scratch).map_err(Failure::when("making the scratch directory"))?;
         Ok(Objects {
@@ -90,6 +89,25 @@ impl Objects {
         BufWriter::with_capacity(Arc::clone(&self.store), self.path(key), PART_BYTES)
             .with_max_concurrency(PARTS_AT_ONCE)
     }
+}
+
+/// The store in S3, or in what speaks like it, that a URL and the environment name.
+fn s3(url: &Url, trust: &Trust) -> object_store::Result<AmazonS3> {
+    let mut options = ClientOptions::new();
+    for added in trust.added() {
+        options = options.with_root_certificate(Certificate::from_der(added)?);
+    }
+    let builder = AmazonS3Builder::new()
+        .with_client_options(options)
+        .with_url(url.as_str());
+    env::vars()
+        .map(|(name, value)| (name.to_ascii_lowercase(), value))
+        .filter(|(name, _)| name.starts_with("aws_"))
+        .filter_map(|(name, value)| Some((name.parse().ok()?, value)))
+        .fold(builder, |builder, (key, value)| {
+            builder.with_config(key, value)
+        })
+        .build()
 }
 
 fn failed(key: &str) -> impl FnOnce(object_store::Error) -> Failure {
@@ -332,7 +350,8 @@ mod tests {
         let shared = directory.path().join("shared");
         std::fs::create_dir(&shared).unwrap();
         let url = Url::from_directory_path(&shared).unwrap();
-        let blobs = Objects::open(&url, &directory.path().join("scratch")).unwrap();
+        let trust = Trust::open(None).unwrap();
+        let blobs = Objects::open(&url, &directory.path().join("scratch"), &trust).unwrap();
         // Only how the store shows itself tells.
         assert!(format!("{:?}", blobs.store).contains("fsync: true"));
         let mut writer = blobs.create("files/file-1").await.unwrap();

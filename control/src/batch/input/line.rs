@@ -220,19 +220,27 @@ fn not_json(reason: &str) -> Wrong {
     Wrong::new("invalid_json_line", None, message)
 }
 
+fn malformed(error: &serde_json::Error) -> Wrong {
+    not_json(&format!("{} at column {}", reason(error), error.column()))
+}
+
+/// What a parser says, without the place: every line is one line to it.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let reason = text.split(" at line ").next().unwrap_or_default();
+    // It may quote what it does not like.
+    shortened(reason).to_owned()
+}
+
 /// Which field it was that has the wrong type.
 fn explain(text: &str, error: &serde_json::Error) -> Wrong {
-    // Every line is one line to serde: only the column tells something.
-    let reason = error.to_string();
-    let reason = reason.split(" at line ").next().unwrap_or_default();
-    // It may quote what it does not like.
-    let reason = shortened(reason);
-    let syntax = || not_json(&format!("{reason} at column {}", error.column()));
     if error.classify() != Category::Data || !text.trim_start().starts_with('{') {
-        return syntax();
+        return malformed(error);
     }
-    let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else {
-        return syntax();
+    let fields = match serde_json::from_str::<Fields<'_>>(text) {
+        Ok(fields) => fields,
+        // It ends badly, or names a field twice.
+        Err(error) => return malformed(&error),
     };
     let strings = [
         ("custom_id", "invalid_custom_id", fields.custom_id),
@@ -249,7 +257,7 @@ fn explain(text: &str, error: &serde_json::Error) -> Wrong {
             Wrong::new("invalid_body", Some("body"), "body must be a JSON object.")
         }
         _ => {
-            let message = format!("A field of body cannot be used: {reason}.");
+            let message = format!("A field of body cannot be used: {}.", reason(error));
             Wrong::new("invalid_body", Some("body"), message)
         }
     }

@@ -2,8 +2,10 @@
 //! file. Line feeds become spaces on the way, since a result is one line; in JSON they can only be
 //! white space.
 
+mod look;
+mod structure;
+
 use std::fs::File;
-use std::io::{BufReader, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,21 +14,18 @@ use axum::http::{HeaderMap, Response};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny, MapAccess};
 use serde_json::json;
-use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
 use crate::batch::blobs::{Blobs, Piece};
 use crate::batch::error::Failure;
-use crate::batch::input::Object;
-use crate::batch::run::lenient::{Lenient, Value, fields};
 use crate::batch::run::retry::{Verdict, retry_after};
 use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::NoAnswer;
 use crate::batch::state::Usage;
+
+use look::{Seen, look, look_at_file};
 
 /// Bytes of an answer at most.
 pub(super) const ANSWER_BYTES_MAX: u64 = 32 << 20;
@@ -165,14 +164,6 @@ fn described(status: u16, body: &Piece) -> Piece {
     Piece::Memory(Bytes::from(body.to_string()))
 }
 
-/// What matters in an answer's body.
-#[derive(Default)]
-struct Seen {
-    usage: Usage,
-    /// Whether the error says that no tokens are left to be bought.
-    quota_ended: bool,
-}
-
 /// Bytes on their way to memory or a scratch file.
 #[derive(Default)]
 struct Spool {
@@ -219,9 +210,6 @@ impl Spool {
         let Some((Some(file), bytes)) = scratch else {
             return Err(Failure::internal("reading a scratch file", "it is in use").into());
         };
-        // One at a time: what an odd answer has in the place of a number is read into memory.
-        static LOOKS: Semaphore = Semaphore::const_new(1);
-        let _turn = LOOKS.acquire().await;
         let (file, seen) = spawn_blocking(move || {
             let seen = look_at_file(&file);
             (file, seen)
@@ -264,268 +252,5 @@ fn flatten(bytes: &mut [u8]) {
         if matches!(byte, b'\n' | b'\r') {
             *byte = b' ';
         }
-    }
-}
-
-/// The parts of a body that are read, whichever endpoint it is from. Whatever else is there, and
-/// however much, is passed over.
-#[derive(Deserialize)]
-struct Root {
-    #[serde(default)]
-    usage: Lenient<Counts>,
-    #[serde(default)]
-    error: Lenient<Problem>,
-}
-
-#[derive(Default, Deserialize)]
-struct Counts {
-    #[serde(default)]
-    prompt_tokens: Lenient<u64>,
-    #[serde(default)]
-    input_tokens: Lenient<u64>,
-    #[serde(default)]
-    completion_tokens: Lenient<u64>,
-    #[serde(default)]
-    output_tokens: Lenient<u64>,
-    #[serde(default)]
-    total_tokens: Lenient<u64>,
-    #[serde(default)]
-    prompt_tokens_details: Lenient<Details>,
-    #[serde(default)]
-    input_tokens_details: Lenient<Details>,
-    #[serde(default)]
-    completion_tokens_details: Lenient<Details>,
-    #[serde(default)]
-    output_tokens_details: Lenient<Details>,
-}
-
-#[derive(Default, Deserialize)]
-struct Details {
-    #[serde(default)]
-    cached_tokens: Lenient<u64>,
-    #[serde(default)]
-    reasoning_tokens: Lenient<u64>,
-}
-
-#[derive(Default, Deserialize)]
-struct Problem {
-    #[serde(default)]
-    code: Lenient<QuotaEnded>,
-}
-
-/// Whether the code is that of a quota that has ended.
-struct QuotaEnded;
-
-impl Value for QuotaEnded {
-    fn text(code: &str) -> Option<QuotaEnded> {
-        (code == "insufficient_quota").then_some(QuotaEnded)
-    }
-}
-
-impl Value for Counts {
-    fn object<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Counts>, A::Error> {
-        fields(map)
-    }
-}
-
-impl Value for Details {
-    fn object<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Details>, A::Error> {
-        fields(map)
-    }
-}
-
-impl Value for Problem {
-    fn object<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Problem>, A::Error> {
-        fields(map)
-    }
-}
-
-impl Root {
-    fn seen(self) -> Seen {
-        let counts = self.usage.0.unwrap_or_default();
-        let input = counts.prompt_tokens.0.or(counts.input_tokens.0);
-        let output = counts.completion_tokens.0.or(counts.output_tokens.0);
-        let (input, output) = (input.unwrap_or(0), output.unwrap_or(0));
-        let prompt = counts.prompt_tokens_details.0.unwrap_or_default();
-        let prompt = prompt.or(counts.input_tokens_details.0);
-        let completion = counts.completion_tokens_details.0.unwrap_or_default();
-        let completion = completion.or(counts.output_tokens_details.0);
-        Seen {
-            usage: Usage {
-                input_tokens: input,
-                cached_tokens: prompt.cached_tokens.0.unwrap_or(0),
-                output_tokens: output,
-                reasoning_tokens: completion.reasoning_tokens.0.unwrap_or(0),
-                total_tokens: counts
-                    .total_tokens
-                    .0
-                    .unwrap_or(input.saturating_add(output)),
-            },
-            quota_ended: self.error.0.is_some_and(|error| error.code.0.is_some()),
-        }
-    }
-}
-
-impl Details {
-    fn or(self, other: Option<Details>) -> Details {
-        let other = other.unwrap_or_default();
-        Details {
-            cached_tokens: Lenient(self.cached_tokens.0.or(other.cached_tokens.0)),
-            reasoning_tokens: Lenient(self.reasoning_tokens.0.or(other.reasoning_tokens.0)),
-        }
-    }
-}
-
-fn look(body: &[u8]) -> Result<Seen, String> {
-    let text = str::from_utf8(body).map_err(|error| error.to_string())?;
-    match serde_json::from_str::<Object<Root>>(text) {
-        Ok(Object(root)) => Ok(root.seen()),
-        // JSON, perhaps, but no object: there is nothing in it to look at.
-        Err(error) if error.is_data() => serde_json::from_str::<IgnoredAny>(text)
-            .map(|_| Seen::default())
-            .map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// The same for a file, without holding more of it than a buffer.
-fn look_at_file(file: &File) -> Result<Seen, String> {
-    match read_file::<Object<Root>>(file)? {
-        Ok(Object(root)) => Ok(root.seen()),
-        Err(error) if error.is_data() => read_file::<IgnoredAny>(file)?
-            .map(|_| Seen::default())
-            .map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn read_file<T: DeserializeOwned>(mut file: &File) -> Result<serde_json::Result<T>, String> {
-    file.seek(SeekFrom::Start(0)).map_err(|e| e.to_string())?;
-    let reader = BufReader::with_capacity(MEMORY_BYTES, Utf8Only::new(file));
-    Ok(serde_json::from_reader(reader))
-}
-
-/// Passes bytes through as long as they are UTF-8: the parser does not look into strings that it
-/// skips.
-struct Utf8Only<R> {
-    source: R,
-    /// The beginning of a character whose end has not been read yet.
-    tail: Vec<u8>,
-}
-
-impl<R> Utf8Only<R> {
-    fn new(source: R) -> Utf8Only<R> {
-        Utf8Only {
-            source,
-            tail: Vec::with_capacity(4),
-        }
-    }
-}
-
-impl<R: std::io::Read> std::io::Read for Utf8Only<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.source.read(buffer)?;
-        let mut pending = std::mem::take(&mut self.tail);
-        pending.extend_from_slice(&buffer[..read]);
-        match str::from_utf8(&pending) {
-            Ok(_) => Ok(read),
-            Err(error) if error.error_len().is_none() && read > 0 => {
-                self.tail = pending.split_off(error.valid_up_to());
-                Ok(read)
-            }
-            Err(_) => Err(std::io::Error::other("it is not UTF-8")),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-
-    use super::*;
-
-    fn file(body: &[u8]) -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(body).unwrap();
-        file
-    }
-
-    #[test]
-    fn usage_is_read_in_both_of_openai_s_spellings() {
-        let chat = br#"{"usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12,
-            "prompt_tokens_details": {"cached_tokens": 4},
-            "completion_tokens_details": {"reasoning_tokens": 3}}}"#;
-        let responses = br#"{"usage": {"input_tokens": 5, "output_tokens": 7,
-            "input_tokens_details": {"cached_tokens": 4},
-            "output_tokens_details": {"reasoning_tokens": 3}}}"#;
-        let expected = Usage {
-            input_tokens: 5,
-            cached_tokens: 4,
-            output_tokens: 7,
-            reasoning_tokens: 3,
-            total_tokens: 12,
-        };
-        for body in [&chat[..], responses] {
-            assert_eq!(look(body).unwrap().usage, expected);
-            assert_eq!(look_at_file(&file(body)).unwrap().usage, expected);
-        }
-        for odd in [
-            &b"[1]"[..],
-            b"[1, 2, 3]",
-            b"[{}, {\"code\": \"insufficient_quota\"}]",
-            b"[]",
-            b"{}",
-            b"{\"error\": 1, \"error\": 2}",
-            b"{\"usage\": null}",
-            b"{\"usage\": {\"prompt_tokens\": -1.5}}",
-            b"\"text\"",
-        ] {
-            for seen in [look(odd), look_at_file(&file(odd))] {
-                let seen = seen.unwrap();
-                assert_eq!(seen.usage, Usage::default());
-                assert!(!seen.quota_ended);
-            }
-        }
-        for broken in [
-            &b""[..],
-            b"{",
-            b"<html>",
-            b"[1",
-            b"[\"\xff\"]",
-            b"{\"a\": \"\xff\"}",
-        ] {
-            assert!(look(broken).is_err());
-            assert!(look_at_file(&file(broken)).is_err());
-        }
-    }
-
-    #[test]
-    fn a_quota_that_has_ended_is_told_from_one_that_comes_back() {
-        let ended = br#"{"error": {"code": "insufficient_quota"}}"#;
-        assert!(look(ended).unwrap().quota_ended);
-        let slow = br#"{"error": {"code": "rate_limit_exceeded"}}"#;
-        assert!(!look(slow).unwrap().quota_ended);
-    }
-
-    #[test]
-    fn characters_may_be_cut_anywhere_but_must_be_characters() {
-        struct OneByOne<'a>(&'a [u8]);
-        impl Read for OneByOne<'_> {
-            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-                let count = self.0.len().min(1).min(buffer.len());
-                buffer[..count].copy_from_slice(&self.0[..count]);
-                self.0 = &self.0[count..];
-                Ok(count)
-            }
-        }
-        let read = |bytes: &[u8]| {
-            let mut out = Vec::new();
-            Utf8Only::new(OneByOne(bytes))
-                .read_to_end(&mut out)
-                .map(|_| out)
-        };
-        assert_eq!(read("aé€😀".as_bytes()).unwrap(), "aé€😀".as_bytes());
-        assert!(read(b"a\xffb").is_err());
-        assert!(read(&"€".as_bytes()[..2]).is_err(), "cut off at the end");
     }
 }

@@ -189,8 +189,7 @@ impl Flight {
             let request: Request<'_> =
                 serde_json::from_slice(&line).map_err(Failure::when("reading a validated line"))?;
             let body = self.body(&line, request.body)?;
-            turn.begin();
-            let result = self.ask(&id, body).await;
+            let result = self.ask(&mut turn, &id, body).await;
             let (verdict, asked_pause, usage) = match &result {
                 Ok(answer) => (answer.verdict, answer.retry_after, answer.usage),
                 Err(none) => (none.verdict(), None, Usage::default()),
@@ -231,7 +230,22 @@ impl Flight {
         }
     }
 
-    async fn ask(&self, id: &str, body: Bytes) -> Result<Answer, NoAnswer> {
+    /// Asks, as soon as this server is able to.
+    async fn ask(&self, turn: &mut Turn, id: &str, body: Bytes) -> Result<Answer, NoAnswer> {
+        let mut trouble = None;
+        loop {
+            turn.begin();
+            match self.ask_once(id, body.clone()).await {
+                Err(error @ NoAnswer::Exhausted(_)) => {
+                    let trouble = trouble.get_or_insert_with(|| self.traffic.storage.trouble());
+                    trouble.wait_to_send(&self.batch, &error).await;
+                }
+                asked => return asked,
+            }
+        }
+    }
+
+    async fn ask_once(&self, id: &str, body: Bytes) -> Result<Answer, NoAnswer> {
         let traffic = &self.traffic;
         let mut patience = Patience::new(traffic.timeout);
         let asking = traffic.upstream.send(self.endpoint, id, &self.tenant, body);

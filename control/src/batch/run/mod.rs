@@ -366,3 +366,6 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
         tracing::error!(%error, "a job has panicked; its lease will run out");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
-//! Whether what arrives can be kept. While somebody cannot write, because the disk is full or there
-//! are no file descriptors, no further requests are sent: their answers could not be kept either. What
-//! was answered already is held, and written when there is room.
+//! Whether this server has what it needs. While somebody cannot write, because the disk is full, or
+//! cannot connect, because there are no file descriptors, no further requests are sent: their answers
+//! could not be kept either. What was answered already is held, and written when there is room.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::batch::error::Failure;
+use crate::batch::run::upstream::NoAnswer;
 
 /// The first pause before a write is tried again; it doubles up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
@@ -18,7 +19,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Storage(Arc<watch::Sender<usize>>);
 
-/// Somebody cannot write; over when it is dropped.
+/// Somebody lacks something; over when it is dropped.
 #[derive(Debug)]
 pub(super) struct Trouble {
     storage: Storage,
@@ -32,7 +33,7 @@ impl Storage {
         self.0.subscribe().wait_for(|count| *count == 0).await.ok();
     }
 
-    /// Somebody cannot write.
+    /// Somebody lacks something.
     pub(super) fn trouble(&self) -> Trouble {
         self.0.send_modify(|count| *count += 1);
         Trouble {
@@ -43,9 +44,19 @@ impl Storage {
 }
 
 impl Trouble {
-    /// Says why, and waits before the next attempt.
+    /// Says that a result cannot be kept and why, and waits before the next attempt.
     pub(super) async fn wait(&mut self, batch: &str, error: &Failure) {
         tracing::error!(batch, %error, "results cannot be recorded; trying again");
+        self.rest().await;
+    }
+
+    /// Says that a request cannot be sent and why, and waits before the next attempt.
+    pub(super) async fn wait_to_send(&mut self, batch: &str, error: &NoAnswer) {
+        tracing::error!(batch, %error, "requests cannot be sent; trying again");
+        self.rest().await;
+    }
+
+    async fn rest(&mut self) {
         sleep(self.pause).await;
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }

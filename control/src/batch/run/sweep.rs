@@ -52,7 +52,7 @@ async fn sweep(metadata: &dyn Metadata, blobs: &dyn Blobs) {
     log("the queue", show_queue(metadata).await);
     log("files that expire", expire_files(metadata).await);
     log("unused files", remove_files(metadata, blobs).await);
-    log("results", remove_results(metadata, blobs).await);
+    log("results", remove_all_results(metadata, blobs).await);
 }
 
 fn log(what: &str, done: Result<(), Failure>) {
@@ -91,12 +91,12 @@ async fn remove_files(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), 
     let mut after = String::new();
     loop {
         let unused = metadata.unused_files(&after, AT_ONCE).await?;
-        let Some(last) = unused.last() else {
-            return Ok(());
-        };
-        after.clone_from(last);
         for id in &unused {
             log(id, remove_file(metadata, blobs, id).await);
+        }
+        match unused.into_iter().next_back() {
+            Some(last) => after = last,
+            None => return Ok(()),
         }
     }
 }
@@ -111,22 +111,28 @@ pub async fn remove_file(
     metadata.forget_file(id, clock::now()).await
 }
 
-async fn remove_results(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure> {
+/// Removes the recorded results of all batches that have ended: their files hold them.
+async fn remove_all_results(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure> {
     let mut after = String::new();
     loop {
         let ended = metadata.batches_with_parts_to_drop(&after, AT_ONCE).await?;
-        let Some(last) = ended.last() else {
-            return Ok(());
-        };
-        after.clone_from(last);
         for batch in &ended {
-            let removed = match blobs.delete_parts(batch).await {
-                Ok(()) => metadata.drop_parts(batch).await,
-                failed => failed,
-            };
-            log(batch, removed);
+            log(batch, remove_results(metadata, blobs, batch).await);
+        }
+        match ended.into_iter().next_back() {
+            Some(last) => after = last,
+            None => return Ok(()),
         }
     }
+}
+
+async fn remove_results(
+    metadata: &dyn Metadata,
+    blobs: &dyn Blobs,
+    batch: &str,
+) -> Result<(), Failure> {
+    blobs.delete_parts(batch).await?;
+    metadata.drop_parts(batch).await
 }
 
 async fn clear_litter(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), Failure> {
@@ -147,17 +153,30 @@ async fn clear_litter(metadata: &dyn Metadata, blobs: &dyn Blobs) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::batch::blobs::Local;
-    use crate::batch::file::{File, Purpose};
-    use crate::batch::store::{Create, Deletion, Fence, Sqlite, Stream};
+    use tempfile::TempDir;
 
-    #[tokio::test]
-    async fn a_file_that_cannot_be_removed_does_not_keep_the_next_from_it() {
+    use super::*;
+    use crate::batch::blobs::{Local, Piece};
+    use crate::batch::file::{File, Purpose};
+    use crate::batch::store::{Create, Deletion, Fence, Files, Sqlite, Stream};
+
+    struct World {
+        directory: TempDir,
+        metadata: Sqlite,
+        blobs: Local,
+    }
+
+    fn world() -> World {
         let directory = tempfile::tempdir().unwrap();
-        let metadata = Sqlite::open(&directory.path().join("db")).unwrap();
-        let blobs = Local::open(directory.path()).unwrap();
-        for id in ["file-1", "file-2"] {
+        World {
+            metadata: Sqlite::open(&directory.path().join("db")).unwrap(),
+            blobs: Local::open(directory.path()).unwrap(),
+            directory,
+        }
+    }
+
+    impl World {
+        async fn add_deleted_file(&self, id: &str) {
             let file = File {
                 id: id.into(),
                 tenant: "a".into(),
@@ -171,59 +190,50 @@ mod tests {
                 digest: id.into(),
                 is_retry: false,
             };
-            metadata.add_file(file, create, None).await.unwrap();
-            let deleted = metadata.delete_file("a", id).await.unwrap();
+            self.metadata.add_file(file, create, None).await.unwrap();
+            let deleted = self.metadata.delete_file("a", id).await.unwrap();
             assert_eq!(deleted, Deletion::Unused);
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_removed_does_not_keep_the_next_from_it() {
+        let world = world();
+        for id in ["file-1", "file-2"] {
+            world.add_deleted_file(id).await;
+        }
         // A directory in its place is what no removal of a file removes.
-        std::fs::create_dir(directory.path().join(blob_key("file-1"))).unwrap();
-        sweep(&metadata, &blobs).await;
-        assert!(metadata.knows_file("file-1").await.unwrap());
-        assert!(!metadata.knows_file("file-2").await.unwrap());
+        std::fs::create_dir(world.directory.path().join(blob_key("file-1"))).unwrap();
+        sweep(&world.metadata, &world.blobs).await;
+        assert!(world.metadata.knows_file("file-1").await.unwrap());
+        assert!(!world.metadata.knows_file("file-2").await.unwrap());
     }
 
     #[tokio::test]
     async fn more_files_than_are_looked_up_at_once_go_in_one_sweep() {
-        let directory = tempfile::tempdir().unwrap();
-        let metadata = Sqlite::open(&directory.path().join("db")).unwrap();
-        let blobs = Local::open(directory.path()).unwrap();
+        let world = world();
         for n in 0..AT_ONCE + 7 {
-            let id = format!("file-{n}");
-            let file = File {
-                id: id.clone(),
-                tenant: "a".into(),
-                purpose: Purpose::Batch,
-                filename: "in.jsonl".into(),
-                bytes: 1,
-                created_at: 1,
-                expires_at: None,
-            };
-            let create = Create {
-                digest: id.clone(),
-                is_retry: false,
-            };
-            metadata.add_file(file, create, None).await.unwrap();
-            metadata.delete_file("a", &id).await.unwrap();
+            world.add_deleted_file(&format!("file-{n}")).await;
         }
-        assert_eq!(metadata.stored_bytes("a").await.unwrap(), 107);
-        sweep(&metadata, &blobs).await;
-        assert_eq!(metadata.stored_bytes("a").await.unwrap(), 0);
+        assert_eq!(world.metadata.stored_bytes("a").await.unwrap(), 107);
+        sweep(&world.metadata, &world.blobs).await;
+        assert_eq!(world.metadata.stored_bytes("a").await.unwrap(), 0);
     }
 
     #[tokio::test]
     async fn results_that_nobody_needs_are_litter() {
-        let directory = tempfile::tempdir().unwrap();
-        let metadata = Sqlite::open(&directory.path().join("db")).unwrap();
-        let blobs = Local::open(directory.path()).unwrap();
+        let World {
+            metadata, blobs, ..
+        } = &world();
         let fence = Fence {
             batch: "batch_gone".into(),
             epoch: 1,
         };
-        let late = Arc::new(vec![crate::batch::blobs::Piece::Memory("x".into())]);
+        let late = Arc::new(vec![Piece::Memory("x".into())]);
         let mut parts = blobs.part_writer(&fence);
         parts.append(Stream::Output, late).await.unwrap();
         assert_eq!(blobs.batches_with_parts().await.unwrap(), ["batch_gone"]);
-        clear_litter(&metadata, &blobs).await.unwrap();
+        clear_litter(metadata, blobs).await.unwrap();
         assert!(blobs.batches_with_parts().await.unwrap().is_empty());
     }
 }

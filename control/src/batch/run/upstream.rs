@@ -1,6 +1,7 @@
 //! The server that answers the requests: the router, or any other that speaks OpenAI's protocol.
 
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
@@ -11,12 +12,14 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustix::io::Errno;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::batch::endpoint::Endpoint;
 use crate::batch::error::Failure;
 use crate::batch::run::retry::Verdict;
+use crate::batch::tls::Trust;
 
 /// How long a connection may take to be made.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -45,6 +48,10 @@ pub enum NoAnswer {
     /// No connection could be made.
     #[error("the upstream cannot be reached: {0}")]
     Unreachable(String),
+    /// None could be begun: this server has no file descriptors or memory left for it. Nobody was
+    /// asked.
+    #[error("this server can make no further connection: {0}")]
+    Exhausted(io::Error),
     /// The connection ended before the answer did.
     #[error("the upstream broke the connection: {0}")]
     Broken(String),
@@ -67,7 +74,9 @@ impl NoAnswer {
         match self {
             NoAnswer::Unreachable(_) => Verdict::Unavailable,
             // Of what is wrong here, nothing is learnt about the upstream.
-            NoAnswer::TooLarge(_) | NoAnswer::Local(_) => Verdict::Permanent,
+            NoAnswer::TooLarge(_) | NoAnswer::Exhausted(_) | NoAnswer::Local(_) => {
+                Verdict::Permanent
+            }
             _ => Verdict::Transient,
         }
     }
@@ -80,7 +89,7 @@ impl NoAnswer {
             NoAnswer::TimedOut(_) => "request_timeout",
             NoAnswer::TooLarge(_) => "response_too_large",
             NoAnswer::NotJson(_) => "invalid_response",
-            NoAnswer::Local(_) => "server_error",
+            NoAnswer::Exhausted(_) | NoAnswer::Local(_) => "server_error",
         }
     }
 }
@@ -99,17 +108,18 @@ pub enum UpstreamError {
     /// The key cannot be sent.
     #[error("the upstream's key has characters that no header can carry")]
     Key,
-    /// There are no root certificates.
-    #[error("the system's root certificates cannot be read: {0}")]
-    Roots(std::io::Error),
+    /// Nobody's certificate would be believed.
+    #[error("--upstream is https:// and no authority is trusted: give --ca-file")]
+    Roots,
 }
 
 impl Upstream {
-    /// A client of the server at `url`, with or without `/v1` at its end.
+    /// A client of the server at `url`, with or without `/v1` at its end, who believes over TLS whom
+    /// `trust` believes.
     ///
     /// # Errors
     /// When URL or key cannot be used.
-    pub fn new(url: &str, key: Option<&str>) -> Result<Upstream, UpstreamError> {
+    pub fn new(url: &str, key: Option<&str>, trust: &Trust) -> Result<Upstream, UpstreamError> {
         let wrong = |reason: String| UpstreamError::Url {
             url: url.to_owned(),
             reason,
@@ -122,6 +132,9 @@ impl Upstream {
         }
         if parsed.query().is_some() {
             return Err(wrong("it must have no query".to_owned()));
+        }
+        if parsed.scheme_str() == Some("https") && trust.is_empty() {
+            return Err(UpstreamError::Roots);
         }
         let authorization = key
             .map(|key| {
@@ -136,8 +149,7 @@ impl Upstream {
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_WITHIN));
         let https = HttpsConnectorBuilder::new()
-            .with_native_roots()
-            .map_err(UpstreamError::Roots)?
+            .with_tls_config(trust.client_config())
             .https_or_http()
             .enable_http1()
             .wrap_connector(http);
@@ -170,10 +182,10 @@ impl Upstream {
         set(headers, "user", tenant);
         self.client.request(request).await.map_err(|error| {
             let reason = root_cause(&error);
-            if error.is_connect() {
-                NoAnswer::Unreachable(reason)
-            } else {
-                NoAnswer::Broken(reason)
+            match exhausted(&error) {
+                Some(errno) if error.is_connect() => NoAnswer::Exhausted(errno.into()),
+                _ if error.is_connect() => NoAnswer::Unreachable(reason),
+                _ => NoAnswer::Broken(reason),
             }
         })
     }
@@ -233,6 +245,20 @@ fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
     }
 }
 
+/// Whether it is this system that had nothing left for a connection. Such an error says nothing of
+/// whoever was to be reached.
+fn exhausted(error: &(dyn Error + 'static)) -> Option<Errno> {
+    std::iter::successors(Some(error), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .filter_map(Errno::from_io_error)
+        .find(|errno| {
+            matches!(
+                *errno,
+                Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM
+            )
+        })
+}
+
 /// What hyper's errors say is in the cause of the cause.
 fn root_cause(error: &hyper_util::client::legacy::Error) -> String {
     let mut cause: &dyn Error = error;
@@ -240,4 +266,26 @@ fn root_cause(error: &hyper_util::client::legacy::Error) -> String {
         cause = next;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("tcp open error")]
+    struct Connecting(#[source] io::Error);
+
+    #[test]
+    fn what_is_lacking_here_is_told_from_whom_nobody_answers() {
+        let of = |errno: Errno| exhausted(&Connecting(errno.into()));
+        assert_eq!(of(Errno::MFILE), Some(Errno::MFILE));
+        assert_eq!(of(Errno::NOBUFS), Some(Errno::NOBUFS));
+        assert_eq!(of(Errno::CONNREFUSED), None);
+        assert_eq!(
+            exhausted(&io::Error::other(Connecting(Errno::MFILE.into()))),
+            Some(Errno::MFILE)
+        );
+        assert_eq!(exhausted(&io::Error::other("something else")), None);
+    }
 }

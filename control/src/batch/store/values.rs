@@ -3,10 +3,9 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::batch::clock::Seconds;
 use crate::batch::error::Failure;
 use crate::batch::state::Batch;
-use crate::batch::store::{Fence, RETRY_WINDOW_S};
+use crate::batch::store::Fence;
 
 /// The databases' integers are signed. Nothing here comes near the end of either range.
 pub(super) fn integer(value: u64) -> i64 {
@@ -26,11 +25,6 @@ pub(super) fn stored(document: &impl Serialize) -> Result<String, Failure> {
 /// The reverse of [`stored`].
 pub(super) fn loaded<T: DeserializeOwned>(document: &str) -> Result<T, Failure> {
     serde_json::from_str(document).map_err(Failure::when("reading a document"))
-}
-
-/// Since when a create may have been made that one at `created_at` repeats.
-pub(super) fn retried_since(created_at: Seconds) -> i64 {
-    integer(created_at.saturating_sub(RETRY_WINDOW_S))
 }
 
 /// A batch whose lease was taken.

@@ -114,6 +114,20 @@ fn what_is_wrong_is_named_with_openai_s_code_and_the_field() {
 }
 
 #[test]
+fn a_field_that_is_there_twice_is_called_so_whatever_its_values_are() {
+    for first in ["1", "\"/v1/chat/completions\"", "null"] {
+        let line = GOOD.replacen('{', &format!("{{\"url\": {first}, "), 1);
+        let wrong = check(line.as_bytes(), &RULES).unwrap_err();
+        assert_eq!(wrong.code, "invalid_json_line");
+        assert!(
+            wrong.message.contains("duplicate field `url`"),
+            "{}",
+            wrong.message
+        );
+    }
+}
+
+#[test]
 fn messages_quote_little_of_a_line_however_long_it_is() {
     let long = "é".repeat(1_000_000);
     let swap = |from: &str, to: &str| {
@@ -171,7 +185,75 @@ fn embedding_inputs_are_counted_as_openai_counts_them() {
     }
 }
 
+/// What is put in the place of what is cut out.
+const SPICE: [&str; 24] = [
+    "",
+    "{",
+    "}",
+    "[",
+    "]",
+    "\"",
+    "\\",
+    ",",
+    ":",
+    " ",
+    "null",
+    "true",
+    "7",
+    "-",
+    "\"\"",
+    "{}",
+    "[]",
+    "\"body\"",
+    "\"model\"",
+    "\"stream\": true,",
+    "\"url\": 1,",
+    "\u{0}",
+    "é",
+    "\n",
+];
+
+fn damaged() -> impl Strategy<Value = String> {
+    let cut = (
+        any::<prop::sample::Index>(),
+        0usize..12,
+        prop::sample::select(&SPICE[..]),
+    );
+    prop::collection::vec(cut, 1..5).prop_map(|cuts| {
+        let mut line: Vec<char> = GOOD.chars().collect();
+        for (at, length, spice) in cuts {
+            let begin = at.index(line.len() + 1);
+            let end = line.len().min(begin + length);
+            line.splice(begin..end, spice.chars());
+        }
+        line.into_iter().collect()
+    })
+}
+
 proptest! {
+    #[test]
+    fn a_damaged_line_is_judged_as_another_parser_of_json_would(line in damaged()) {
+        let parsed: Result<serde_json::Value, _> = serde_json::from_str(&line);
+        match (check(line.as_bytes(), &RULES), parsed) {
+            (Ok(checked), Ok(other)) => {
+                prop_assert_eq!(&other["custom_id"], &*checked.custom_id);
+                prop_assert_eq!(&other["body"]["model"], &*checked.model);
+                prop_assert_eq!(&other["method"], "POST");
+                prop_assert_eq!(&other["url"], RULES.endpoint.path());
+                prop_assert_ne!(&other["body"]["stream"], true);
+            }
+            (Ok(_), Err(error)) => prop_assert!(false, "{} was found good: {}", line, error),
+            (Err(wrong), Err(_)) => prop_assert_eq!(wrong.code, "invalid_json_line"),
+            // What is JSON is called so, unless it is no object or names a field twice.
+            (Err(wrong), Ok(other)) => prop_assert!(
+                wrong.code != "invalid_json_line"
+                    || !other.is_object()
+                    || wrong.message.contains("duplicate field"),
+                "{}: {}", line, wrong.message
+            ),
+        }
+    }
+
     #[test]
     fn no_bytes_make_the_parser_fail_otherwise_than_by_an_answer(line in prop::collection::vec(any::<u8>(), 0..300)) {
         if let Err(wrong) = check(&line, &RULES) {

@@ -11,6 +11,7 @@ use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::Upstream;
 use crate::batch::state::{Order, Usage};
 use crate::batch::store::{Create, Places, Sqlite};
+use crate::batch::tls::Trust;
 
 const LEASE: Duration = Duration::from_secs(60);
 const TOTAL: u64 = 2;
@@ -78,9 +79,10 @@ async fn world() -> World {
         most: 1,
         latency_tolerance: 2.0,
     };
+    let trust = Trust::open(None).unwrap();
     let traffic = Traffic {
         // Nobody is there: these batches end without it.
-        upstream: Arc::new(Upstream::new("http://127.0.0.1:9", None).unwrap()),
+        upstream: Arc::new(Upstream::new("http://127.0.0.1:9", None, &trust).unwrap()),
         blobs: Arc::clone(&blobs),
         paces: Paces::new(pace, 1024),
         storage: Storage::default(),

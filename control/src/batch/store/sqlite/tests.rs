@@ -1,7 +1,12 @@
 use super::*;
+use crate::batch::clock;
 use crate::batch::endpoint::Endpoint;
-use crate::batch::state::{Order, Status, Usage};
-use crate::batch::store::Stream;
+use crate::batch::file::{File, Purpose};
+use crate::batch::state::{Batch, Change, Order, Status, Usage};
+use crate::batch::store::{
+    Batches, Create, Fence, Files, Leases, Part, Places, RETRY_WINDOW_S, Results, Share, Stage,
+    Stream, User, Users,
+};
 
 const PLACES: Places = Places {
     all: 100,
@@ -266,6 +271,41 @@ async fn a_tenant_cannot_take_all_places_and_a_repeated_create_needs_none() {
     assert_eq!(add("batch_3", "a", true).await.unwrap().id, "batch_2");
     add("batch_4", "b", false).await.unwrap();
     assert!(crowded(add("batch_5", "c", false).await), "none is left");
+}
+
+#[tokio::test]
+async fn a_create_is_a_repetition_only_of_one_that_was_made_a_short_while_ago() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = Sqlite::open(&directory.path().join("db")).unwrap();
+    let first_at = clock::now();
+    let again = Create {
+        digest: "d".into(),
+        is_retry: true,
+    };
+    let add = |id: &str, at| {
+        let mut batch = batch(id, "a");
+        batch.created_at = at;
+        db.add_batch(batch, again.clone(), PLACES)
+    };
+    assert_eq!(add("batch_1", first_at).await.unwrap().id, "batch_1");
+    let last_at = first_at + RETRY_WINDOW_S;
+    assert_eq!(add("batch_2", last_at).await.unwrap().id, "batch_1");
+    assert_eq!(add("batch_3", last_at + 1).await.unwrap().id, "batch_3");
+    let upload = |id: &str, at| {
+        let file = File {
+            id: id.into(),
+            tenant: "a".into(),
+            purpose: Purpose::Batch,
+            filename: "in.jsonl".into(),
+            bytes: 1,
+            created_at: at,
+            expires_at: None,
+        };
+        db.add_file(file, again.clone(), None)
+    };
+    assert_eq!(upload("file-1", first_at).await.unwrap().id, "file-1");
+    assert_eq!(upload("file-2", last_at).await.unwrap().id, "file-1");
+    assert_eq!(upload("file-3", last_at + 1).await.unwrap().id, "file-3");
 }
 
 #[tokio::test]

@@ -1,0 +1,154 @@
+//! [`Leases`].
+
+use async_trait::async_trait;
+use deadpool_postgres::Transaction;
+
+use super::rows::{Values, column, document, execute, failed, first, within};
+use super::{NOW_MS, Postgres, batches, files, sql};
+use crate::batch::clock;
+use crate::batch::error::Failure;
+use crate::batch::file::File;
+use crate::batch::state::{Batch, Change};
+use crate::batch::store::values::{fenced_off, integer, leased};
+use crate::batch::store::{Fence, Leases, Part, Share, Stage};
+
+/// The batch, if the lease is still that of `fence`; nobody else changes it meanwhile.
+async fn fenced(transaction: &Transaction<'_>, fence: &Fence) -> Result<Batch, Failure> {
+    let sql = "SELECT doc FROM kvtide_batches WHERE id = $1 AND lease_epoch = $2 FOR UPDATE";
+    let found = first(transaction, sql, &[&fence.batch, &fence.epoch]).await?;
+    document(&found.ok_or_else(|| fenced_off(fence))?)
+}
+
+async fn insert_part(
+    transaction: &Transaction<'_>,
+    batch: &str,
+    part: &Part,
+) -> Result<(), Failure> {
+    execute(
+        transaction,
+        sql::INSERT_PART,
+        &[
+            &batch,
+            &part.stream.as_str(),
+            &part.key,
+            &integer(part.offset),
+            &integer(part.bytes),
+            &part.packed_lines(),
+        ],
+    )
+    .await
+}
+
+#[async_trait]
+impl Leases for Postgres {
+    async fn acquire(
+        &self,
+        server: &str,
+        stage: Stage,
+        last: &[Share],
+        lease_ms: i64,
+        limit: u32,
+    ) -> Result<Vec<(Batch, Fence)>, Failure> {
+        let sql = format!(
+            "WITH busy AS MATERIALIZED (
+                 SELECT tenant, model FROM kvtide_batches WHERE live AND lease_until > {NOW_MS}),
+             chosen AS MATERIALIZED (
+                 SELECT mine.seq FROM kvtide_batches AS mine
+                 WHERE mine.live AND mine.lease_until <= {NOW_MS} AND CASE WHEN $5
+                     THEN mine.due_at * 1000 <= {NOW_MS}
+                     ELSE mine.due_at * 1000 > {NOW_MS} AND mine.validated = $3 END
+                 ORDER BY
+                     mine.tenant || chr(10) || coalesce(mine.model, '') = ANY($6::text[]),
+                     (SELECT count(*) FROM busy WHERE busy.tenant = mine.tenant),
+                     (SELECT count(*) FROM busy WHERE busy.model IS NOT DISTINCT FROM mine.model),
+                     mine.seq
+                 LIMIT $4 FOR UPDATE OF mine SKIP LOCKED)
+             UPDATE kvtide_batches SET lease_server = $1, lease_until = {NOW_MS} + $2,
+                 lease_epoch = lease_epoch + 1
+             WHERE seq IN (SELECT seq FROM chosen)
+             RETURNING doc, lease_epoch"
+        );
+        let (run, end) = (stage == Stage::Run, stage == Stage::End);
+        let last: Vec<String> = last.iter().map(Share::key).collect();
+        let rows = self
+            .rows(
+                &sql,
+                &[&server, &lease_ms, &run, &i64::from(limit), &end, &last],
+            )
+            .await?;
+        rows.iter()
+            .map(|row| leased(&column::<String>(row, 0)?, column(row, 1)?))
+            .collect()
+    }
+
+    async fn waiting(&self, limit: u32) -> Result<Vec<Share>, Failure> {
+        let sql = format!(
+            "SELECT tenant, model FROM kvtide_batches
+             WHERE live AND validated AND lease_until <= {NOW_MS} AND due_at * 1000 > {NOW_MS}
+             GROUP BY tenant, model ORDER BY min(seq) LIMIT $1"
+        );
+        let rows = self.rows(&sql, &[&i64::from(limit)]).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Share {
+                    tenant: column(row, 0)?,
+                    model: column(row, 1)?,
+                })
+            })
+            .collect()
+    }
+
+    async fn renew(&self, fence: &Fence, lease_ms: i64) -> Result<Batch, Failure> {
+        let sql = format!(
+            "UPDATE kvtide_batches SET lease_until = {NOW_MS} + $1
+             WHERE id = $2 AND lease_epoch = $3 RETURNING doc"
+        );
+        let renewed = self
+            .one(&sql, &[&lease_ms, &fence.batch, &fence.epoch])
+            .await?;
+        renewed.ok_or_else(|| fenced_off(fence))
+    }
+
+    async fn release(&self, fence: &Fence, pause_ms: i64) -> Result<(), Failure> {
+        let sql = format!(
+            "UPDATE kvtide_batches SET lease_until = {NOW_MS} + $1, lease_server = NULL,
+                 lease_epoch = lease_epoch + 1
+             WHERE id = $2 AND lease_epoch = $3"
+        );
+        self.execute(&sql, &[&pause_ms, &fence.batch, &fence.epoch])
+            .await
+            .map(drop)
+    }
+
+    async fn change(
+        &self,
+        fence: &Fence,
+        change: Change,
+        parts: Vec<Part>,
+        files: Vec<File>,
+    ) -> Result<Batch, Failure> {
+        within(async move {
+            let mut connection = self.connection().await?;
+            let transaction = connection.transaction().await.map_err(failed)?;
+            let mut batch = fenced(&transaction, fence).await?;
+            if let Some(part) = parts.first() {
+                let place: Values<'_> = &[&part.key, &integer(part.offset)];
+                if first(&transaction, sql::KNOWS_PART, place).await?.is_some() {
+                    return Ok(batch);
+                }
+                execute(&transaction, sql::HAS_PARTS, &[&fence.batch]).await?;
+            }
+            batch.apply(change, clock::now())?;
+            batches::store(&transaction, &batch).await?;
+            for part in &parts {
+                insert_part(&transaction, &fence.batch, part).await?;
+            }
+            for file in &files {
+                files::insert(&transaction, file, None).await?;
+            }
+            transaction.commit().await.map_err(failed)?;
+            Ok(batch)
+        })
+        .await
+    }
+}
