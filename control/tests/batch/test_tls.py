@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,19 @@ import httpx
 import pytest
 from objects import BUCKET, bucket, object_store
 from postgres import postgres
-from rig import Mock, Server, all_ids, end, ended, line, server, submit, wait_until
+from rig import (
+    CONTROL,
+    Mock,
+    Server,
+    all_ids,
+    end,
+    ended,
+    jsonl,
+    line,
+    server,
+    submit,
+    wait_until,
+)
 from tls import Certificates, certificates, tls_before
 
 
@@ -68,6 +81,21 @@ def test_an_upstream_that_proves_itself_by_nobody_is_not_sent_anything(
         assert client.batches.retrieve(batch.id).status == "in_progress"
         assert "certificate" in running.log.read_text()
     assert len(upstream.contents()) == before
+
+
+def test_the_command_line_speaks_to_a_server_behind_tls(
+    shared: Server, made: Certificates, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(jsonl([line("a")]))
+    with tls_before(shared.url, made) as url:
+        command = [CONTROL, "batch", "submit", tmp_path / "in.jsonl", "--url", url]
+        trusting = [*command, "--ca-file", made.authority]
+        done = subprocess.run(trusting, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("batch_")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert "cannot be reached" in done.stderr
 
 
 def test_database_and_object_store_are_used_over_tls(

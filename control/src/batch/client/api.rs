@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use reqwest::multipart::{Form, Part};
-use reqwest::{Client, RequestBuilder, Response};
+use reqwest::{Certificate, Client, RequestBuilder, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio_util::io::ReaderStream;
 
 use crate::batch::client::{ClientArgs, ClientError};
+use crate::batch::tls::Trust;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// Bytes of the first line that are read to find its endpoint.
@@ -34,13 +35,18 @@ impl Api {
             .ok();
         let base = args.url.trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base).to_owned();
-        let client = Client::builder()
-            .connect_timeout(CONNECT_WITHIN)
-            .build()
-            .map_err(|source| ClientError::Unreachable {
-                url: base.clone(),
-                source,
-            })?;
+        let unreachable = |source| ClientError::Unreachable {
+            url: base.clone(),
+            source,
+        };
+        let mut builder = Client::builder().connect_timeout(CONNECT_WITHIN);
+        if let Some(path) = &args.ca_file {
+            for added in Trust::open(Some(path))?.added() {
+                let certificate = Certificate::from_der(added).map_err(unreachable)?;
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        let client = builder.build().map_err(unreachable)?;
         Ok(Api {
             client,
             base,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
+use crate::batch::tls::TrustError;
 use api::Api;
 
 /// How often a batch is looked at while it is watched.
@@ -33,6 +34,9 @@ pub struct ClientArgs {
     /// The API key.
     #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
+    /// PEM file with certificates of authorities to trust, beside those that the system trusts.
+    #[arg(long, env = "KVTIDE_BATCH_CA_FILE")]
+    ca_file: Option<PathBuf>,
 }
 
 /// `submit`
@@ -112,6 +116,9 @@ pub enum ClientError {
     /// The answer is not what it should be.
     #[error("the server's answer cannot be read: {0}")]
     Json(serde_json::Error),
+    /// Nobody can be trusted as asked for.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// No key could be made.
     #[error(transparent)]
     Keys(#[from] crate::keys::KeysError),
