@@ -100,17 +100,20 @@ fn caches(args: &Args, client: &Client, triggers: &Triggers, ledger: &Arc<Ledger
     let namespace = args.namespace.as_deref();
     let mut feeds: Vec<Feed> = Vec::new();
     let everything = watcher::Config::default();
-    let services = start(
-        events(api(client, namespace), everything.clone()),
-        vec![(route_self(), triggers.services.clone())],
-        ledger,
-        &mut feeds,
-    );
     let role_sets = start(
         events(api(client, namespace), everything.clone()),
         vec![
             (route_self(), triggers.role_sets.clone()),
             (route_owner("StormService"), triggers.services.clone()),
+        ],
+        ledger,
+        &mut feeds,
+    );
+    let services = start(
+        events(api(client, namespace), everything.clone()),
+        vec![
+            (route_self(), triggers.services.clone()),
+            route_pause(role_sets.clone(), triggers.role_sets.clone()),
         ],
         ledger,
         &mut feeds,
@@ -187,6 +190,27 @@ where
     let (informer, feed) = Informer::new(events, routes, ledger.clone());
     feeds.push(feed.boxed());
     informer
+}
+
+/// A StormService that is paused, or is so no more, asks for all its RoleSets.
+fn route_pause(
+    role_sets: Informer<DeserializeGuard<RoleSet>>,
+    trigger: Trigger,
+) -> (Route<DeserializeGuard<StormService>>, Trigger) {
+    let paused = |service: &DeserializeGuard<StormService>| {
+        let service = service.0.as_ref();
+        service.is_ok_and(|service| service.spec.paused)
+    };
+    let fired = trigger.clone();
+    let route: Route<DeserializeGuard<StormService>> = Box::new(move |old, new| {
+        if old.is_none_or(|old| paused(old) != paused(new)) {
+            let uid = new.meta().uid.as_deref().unwrap_or_default();
+            let sets = role_sets.owned_by(uid);
+            sets.iter().for_each(|set| fired.fire(key_of(set.as_ref())));
+        }
+        None
+    });
+    (route, trigger)
 }
 
 /// A node that changed its mind asks for every PodSet with a pod on it.

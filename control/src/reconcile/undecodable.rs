@@ -11,6 +11,9 @@ use super::context::Context;
 use super::error::Error;
 use super::meta::{names_of, uid_of};
 
+/// In the ledger: what an object was told.
+const PURPOSE: &str = "not readable";
+
 /// It is told so, and left alone until it is deleted.
 ///
 /// # Errors
@@ -23,7 +26,7 @@ pub(super) async fn undecodable<K: Resource<DynamicType = ()>>(
     let meta = &invalid.metadata;
     let message = format!("the stored object cannot be read: {}", invalid.error);
     let uid = uid_of(meta);
-    if context.ledger.tell(uid, conditions::INVALID, &message) {
+    if !context.ledger.is_applied(uid, PURPOSE, &message) {
         let (namespace, name) = names_of(meta);
         tracing::warn!(kind = %K::kind(&()), %namespace, %name, error = %invalid.error, "not readable");
         let now = context.now();
@@ -35,6 +38,8 @@ pub(super) async fn undecodable<K: Resource<DynamicType = ()>>(
             .writer
             .merge_status(&resource::<K>(), namespace, name, &status)
             .await?;
+        // Not before: one that could not be told is told at the next look.
+        context.ledger.applied(uid, PURPOSE, message);
     }
     Ok(Action::await_change())
 }

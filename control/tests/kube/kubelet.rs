@@ -5,6 +5,8 @@
 //! |---|---|
 //! | `never-ready` | runs, never ready |
 //! | `crash` | CrashLoopBackOff |
+//! | `ends` | ends at once |
+//! | `after-N` | runs, and becomes ready after N ms |
 //! | `on-lost-node` | runs on [`LOST_NODE`], which never confirms a deletion |
 //! | anything else | runs and becomes ready |
 
@@ -115,7 +117,16 @@ async fn step(client: &Client, pod: &Pod) -> kube::Result<()> {
     if phase != Some("Pending") {
         return Ok(());
     }
+    if let Some(latency_ms) = image
+        .as_deref()
+        .and_then(|image| image.strip_prefix("after-"))
+    {
+        let running = status(false, &json!({"running": {}}), 0);
+        set_status(client, &namespace, &name, &running).await?;
+        tokio::time::sleep(Duration::from_millis(latency_ms.parse().unwrap())).await;
+    }
     let status = match image.as_deref() {
+        Some("ends") => json!({"phase": "Failed"}),
         Some("never-ready") => status(false, &json!({"running": {}}), 0),
         Some("crash") => status(
             false,

@@ -10,12 +10,16 @@ use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
 use crate::film::{Film, Scene};
-use crate::world::{World, condition, role, service, with_definitions};
+use crate::world::{World, condition, role, role_with, service, with_definitions};
 
 /// The definitions less the fields that AIBrix v0.5.0's lack.
 fn like_aibrix(definition: &mut CustomResourceDefinition) {
     let mut value = serde_json::to_value(&*definition).unwrap();
     let schema = &mut value["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    if definition.spec.names.kind == "PodSet" {
+        let policy = &mut schema["properties"]["spec"]["properties"]["recoveryPolicy"];
+        policy["enum"] = json!(["ReplaceUnhealthy", "Recreate"]);
+    }
     let role_set = "/properties/spec";
     let of_service = "/properties/spec/properties/template/properties/spec";
     let mut remove = |path: &str, field: &str| {
@@ -88,6 +92,46 @@ async fn with_the_definitions_of_aibrix_rollouts_wait_and_nothing_is_written_in_
         })
         .await;
     drop(ours);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_only_some_definitions_are_foreign_nothing_is_written_in_vain_either() {
+    let world = World::alone(cluster_or_skip!(), "mixed").await;
+    let object = |image: &str| {
+        let fields = json!({
+            "dependencies": ["a"], "podGroupSize": 2, "recoveryPolicy": "FullRecreate",
+        });
+        let roles = json!([role("a", 1, image), role_with("p", 1, image, fields)]);
+        service("llm", 2, roles)
+    };
+    let updates = || {
+        let writes = world.writes().into_iter();
+        writes.filter(|write| write.starts_with("update ")).count()
+    };
+    for foreign in ["RoleSet", "PodSet"] {
+        let some = |definition: &mut CustomResourceDefinition| {
+            if definition.spec.names.kind == foreign {
+                like_aibrix(definition);
+            }
+        };
+        with_definitions(&world, some, async || {
+            let _controller = world.controller();
+            world.apply(object("a")).await;
+            world.until_ready("llm").await;
+            world.apply(object("b")).await;
+            let ready = world.until_ready("llm").await;
+            let conditions = ready.status.unwrap().conditions;
+            assert_eq!(condition(&conditions, "SchemaOutdated"), Some(true));
+            world.until_quiet().await;
+            // Looks that somebody else's change asks for.
+            let before = updates();
+            world.kubectl(&["annotate", "stormservice", "llm", "look=again"]);
+            world.until_quiet().await;
+            assert_eq!(updates(), before, "{foreign}");
+            world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

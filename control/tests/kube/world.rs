@@ -283,6 +283,14 @@ pub(crate) fn uids<K: ResourceExt>(objects: &[K]) -> Vec<String> {
     uids
 }
 
+/// Images of pods, sorted.
+pub(crate) fn images(pods: &[Pod]) -> Vec<String> {
+    let image = |pod: &Pod| pod.spec.as_ref()?.containers[0].image.clone();
+    let mut images: Vec<String> = pods.iter().filter_map(image).collect();
+    images.sort();
+    images
+}
+
 impl Controller {
     pub(crate) fn start(
         cluster: &'static Cluster,

@@ -18,6 +18,9 @@ pub enum ReplicaState {
     },
     /// Ended, and will not run again.
     Finished,
+    /// Ended soon after it was made from the present template. It holds its place until its
+    /// replacement is due.
+    Held,
     /// There, and not ready.
     Waiting,
     /// Ready.
@@ -56,6 +59,8 @@ pub struct RoleView {
     pub budget: Budget,
     /// Whether replicas have slots.
     pub indexed: bool,
+    /// Whether rollouts stop: nothing is replaced, and only what is missing or too much is corrected.
+    pub paused: bool,
     /// What is there.
     pub units: Vec<Replica>,
 }
@@ -87,11 +92,15 @@ fn count(units: &[Replica], wanted: impl Fn(&Replica) -> bool) -> i32 {
 }
 
 impl RoleView {
-    /// Replicas still holding resources while they go.
+    /// Replicas that hold a place and do not serve: still holding resources while they go, or not to
+    /// be replaced yet.
     fn going(&self) -> i32 {
-        count(&self.units, |unit| {
-            unit.state == ReplicaState::Going { overdue: false }
-        })
+        let going = ReplicaState::Going { overdue: false };
+        self.held() + count(&self.units, |unit| unit.state == going)
+    }
+
+    fn held(&self) -> i32 {
+        count(&self.units, |unit| unit.state == ReplicaState::Held)
     }
 
     fn active(&self) -> i32 {
@@ -169,14 +178,35 @@ impl RoleView {
         } else {
             self.scale_plain()
         };
-        plan.delete.extend(
-            self.units
-                .iter()
-                .enumerate()
-                .filter(|(_, unit)| unit.state == ReplicaState::Finished)
-                .map(|(at, _)| at),
-        );
+        let mut surplus = self.active() + self.held() - self.tolerated();
+        for (at, unit) in self.units.iter().enumerate() {
+            let unwanted = match unit.state {
+                ReplicaState::Finished => true,
+                ReplicaState::Held if self.indexed => !self.is_slot(unit.index),
+                ReplicaState::Held => {
+                    surplus -= 1;
+                    surplus >= 0
+                }
+                _ => false,
+            };
+            if unwanted {
+                plan.delete.push(at);
+            }
+        }
         plan
+    }
+
+    fn is_slot(&self, index: Option<i32>) -> bool {
+        index.is_some_and(|index| (0..self.replicas).contains(&index))
+    }
+
+    /// How many are not too many. In the middle of a rollout a surge is not: the new ones are waited for.
+    fn tolerated(&self) -> i32 {
+        if self.active_positions().any(|at| !self.units[at].updated) {
+            self.ceiling()
+        } else {
+            self.replicas
+        }
     }
 
     fn scale_plain(&self) -> RolePlan {
@@ -184,16 +214,10 @@ impl RoleView {
         let active = self.active();
         if active < self.replicas {
             let room = self.ceiling() - active - self.going();
-            plan.create_plain(room.min(self.replicas - active));
+            plan.create_plain(room.min(self.replicas - active - self.held()));
             return plan;
         }
-        // A surge in the middle of a rollout is not too many: the new ones are waited for.
-        let rolling = self.active_positions().any(|at| !self.units[at].updated);
-        let ceiling = if rolling {
-            self.ceiling()
-        } else {
-            self.replicas
-        };
+        let ceiling = self.tolerated();
         let floor = self.replicas - self.budget.unavailable;
         let mut left = active;
         let mut ready = count(&self.units, Replica::is_ready);
@@ -202,7 +226,8 @@ impl RoleView {
                 break;
             }
             let unit = &self.units[at];
-            let harmless = !unit.updated && (!unit.is_ready() || ready > floor);
+            // Taking an outdated one away is a step of the rollout.
+            let harmless = !self.paused && !unit.updated && (!unit.is_ready() || ready > floor);
             if left > ceiling || harmless {
                 plan.delete.push(at);
                 left -= 1;
@@ -230,21 +255,32 @@ impl RoleView {
     fn scale_indexed(&self) -> RolePlan {
         let (slots, strays) = self.slots();
         let mut plan = RolePlan::default();
-        let mut spare = self.ready() - self.replicas + self.budget.unavailable;
+        let mut spare = if self.paused {
+            self.active() - self.ceiling()
+        } else {
+            self.ready() - self.replicas + self.budget.unavailable
+        };
+        let mut filled = i32::try_from(slots.len()).unwrap_or(i32::MAX);
         for at in strays {
             let unit = &self.units[at];
             // Without a slot it comes from before the role had any: it serves until others do.
-            let serving = unit.index.is_none() && unit.is_ready();
+            let serving = unit.index.is_none() && (self.paused || unit.is_ready());
             if serving && spare <= 0 {
+                filled = filled.saturating_add(1);
                 continue;
             }
             spare -= i32::from(serving);
             plan.delete.push(at);
         }
-        let surplus = slots.values().filter(|slot| slot.len() > 1);
-        plan.delete
-            .extend(surplus.flat_map(|slot| self.surplus(slot)));
-        let room = self.ceiling() - self.active() - self.going();
+        let mut room = self.ceiling() - self.active() - self.going();
+        if self.paused {
+            // A surge is not begun, and one that was begun stands.
+            room = room.min(self.replicas - filled);
+        } else {
+            let surplus = slots.values().filter(|slot| slot.len() > 1);
+            plan.delete
+                .extend(surplus.flat_map(|slot| self.surplus(slot)));
+        }
         let room = usize::try_from(room.min(CREATIONS_MAX)).unwrap_or(0);
         let free = (0..self.replicas)
             .filter(|index| !slots.contains_key(index) && !self.name_is_taken(*index));

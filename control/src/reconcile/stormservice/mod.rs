@@ -21,6 +21,7 @@ use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
 use crate::reconcile::meta::{finalizer_patch, names_of};
+use crate::reconcile::status::tell_failure;
 use crate::reconcile::undecodable::undecodable;
 use apply::apply;
 use finalize::finalize;
@@ -45,10 +46,16 @@ pub async fn reconcile(
         }
         Err(invalid) => return undecodable::<StormService>(&context, invalid).await,
     };
+    let outcome = look_at(service, &context).await;
+    tell_failure(service, &outcome, |status| &mut status.conditions, &context).await;
+    outcome
+}
+
+async fn look_at(service: &StormService, context: &Context) -> Result<Action, Error> {
     let service = context.ledger.with_newest_status(service);
     let service = service.as_ref();
     if service.metadata.deletion_timestamp.is_some() {
-        return finalize(&service.metadata, &context).await;
+        return finalize(&service.metadata, context).await;
     }
     let (namespace, name) = names_of(&service.metadata);
     let violations = validate::stormservice(name, &service.spec);
@@ -59,7 +66,7 @@ pub async fn reconcile(
         .as_ref()
         .filter(|_| violations.is_empty())
     else {
-        return invalid(service, &violations, &context).await;
+        return invalid(service, &violations, context).await;
     };
     let patch = finalizer_patch(&service.metadata, keys::STORM_SERVICE_FINALIZER);
     if patch["metadata"]
@@ -70,19 +77,19 @@ pub async fn reconcile(
         context.writer.merge(&kind, namespace, name, &patch).await?;
         return Ok(Action::await_change());
     }
-    let mut observed = dereference(service, &context);
-    let revisions = sync_revisions(service, &observed, &context).await?;
-    let headless = sync_headless(service, &context).await;
-    mark(&mut observed, template_spec, &revisions, &context);
+    let mut observed = dereference(service, context);
+    let revisions = sync_revisions(service, &observed, context).await?;
+    let headless = sync_headless(service, context).await;
+    mark(&mut observed, template_spec, &revisions, context);
     let view = view_of(service, &observed);
     let plan = view.plan();
-    let applied = apply(service, &observed, &plan, &revisions, &context).await;
+    let applied = apply(service, &observed, &plan, &revisions, context).await;
     let failure = error::failure(&headless).or(error::failure(&applied));
     let rewritten = applied.as_ref().is_ok_and(|rewritten| *rewritten);
     let changed = !plan.create.is_empty() || !plan.delete.is_empty() || rewritten;
     // What was just written is told of when the watch shows it.
     if !changed || failure.is_some() {
-        let status = status_of(service, &observed, &revisions, failure, &context);
+        let status = status_of(service, &observed, &revisions, failure, context);
         let kind = resource::<StormService>();
         context
             .writer
@@ -91,7 +98,7 @@ pub async fn reconcile(
     }
     headless?;
     applied?;
-    trim_history(service, &observed, &revisions, &context).await?;
+    trim_history(service, &observed, &revisions, context).await?;
     let more = i32::try_from(plan.create.len()) == Ok(CREATIONS_MAX);
     Ok(if more {
         Action::requeue(super::NEXT_CREATIONS)
