@@ -144,8 +144,20 @@ async fn an_object_that_cannot_be_decoded_stops_nothing() {
         let schema = json!({"openAPIV3Schema": schema});
         version.schema = serde_json::from_value(schema).unwrap();
     };
-    with_definitions(&world, loose, async || {
-        let kinds = ["StormService", "RoleSet", "PodSet"];
+    // And in one that takes no conditions, so that telling an object so fails at first.
+    let deaf = |definition: &mut CustomResourceDefinition| {
+        loose(definition);
+        let version = &mut definition.spec.versions[0];
+        let mut schema = serde_json::to_value(&version.schema).unwrap();
+        let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let mut status = anything.clone();
+        status["properties"]["conditions"] =
+            json!({"type": "array", "maxItems": 0, "items": anything});
+        schema["openAPIV3Schema"]["properties"]["status"] = status;
+        version.schema = serde_json::from_value(schema).unwrap();
+    };
+    let kinds = ["StormService", "RoleSet", "PodSet"];
+    let controller = with_definitions(&world, deaf, async || {
         for kind in kinds {
             let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(
                 "orchestration.aibrix.ai",
@@ -165,6 +177,21 @@ async fn an_object_that_cannot_be_decoded_stops_nothing() {
         }
         let controller = world.controller();
         world
+            .until("telling them failed", || async {
+                let log = controller.log();
+                let failed = |kind: &&str| {
+                    let mut lines = log.lines();
+                    let kind = format!("kind=\"{kind}\"");
+                    lines.any(|line| line.contains("could not reconcile") && line.contains(&kind))
+                };
+                kinds.iter().all(failed).then_some(())
+            })
+            .await;
+        controller
+    })
+    .await;
+    with_definitions(&world, loose, async || {
+        world
             .apply(service("llm", 1, json!([role("a", 1, "a")])))
             .await;
         world.until_ready("llm").await;
@@ -173,11 +200,15 @@ async fn an_object_that_cannot_be_decoded_stops_nothing() {
             .await;
         world.until_ready("llm").await;
         for kind in kinds {
-            let stored = world.kubectl(&["get", kind, "broken", "-o", "json"]);
-            let stored: Value = serde_json::from_str(&stored).unwrap();
+            let stored = world
+                .until("it is told", || async {
+                    let stored = world.kubectl(&["get", kind, "broken", "-o", "json"]);
+                    let stored: Value = serde_json::from_str(&stored).unwrap();
+                    let told = stored["status"]["conditions"][0]["type"] == "Invalid";
+                    told.then_some(stored)
+                })
+                .await;
             assert_eq!(stored["spec"]["selector"], 3, "it is left as it is");
-            let invalid = &stored["status"]["conditions"][0];
-            assert_eq!(invalid["type"], "Invalid", "and told so: {stored}");
             world.kubectl(&["delete", kind, "broken", "--timeout=60s"]);
         }
         world.kubectl(&["delete", "stormservice", "llm", "--timeout=60s"]);

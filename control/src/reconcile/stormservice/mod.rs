@@ -84,7 +84,9 @@ async fn look_at(service: &StormService, context: &Context) -> Result<Action, Er
     let view = view_of(service, &observed);
     let plan = view.plan();
     let applied = apply(service, &observed, &plan, &revisions, context).await;
+    let trimmed = trim_history(service, &observed, &revisions, context).await;
     let failure = error::failure(&headless).or(error::failure(&applied));
+    let failure = failure.or(error::failure(&trimmed));
     let rewritten = applied.as_ref().is_ok_and(|rewritten| *rewritten);
     let changed = !plan.create.is_empty() || !plan.delete.is_empty() || rewritten;
     // What was just written is told of when the watch shows it.
@@ -98,7 +100,7 @@ async fn look_at(service: &StormService, context: &Context) -> Result<Action, Er
     }
     headless?;
     applied?;
-    trim_history(service, &observed, &revisions, context).await?;
+    trimmed?;
     let more = i32::try_from(plan.create.len()) == Ok(CREATIONS_MAX);
     Ok(if more {
         Action::requeue(super::NEXT_CREATIONS)
