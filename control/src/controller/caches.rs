@@ -177,7 +177,8 @@ fn route_pause(
 ) -> (Route<DeserializeGuard<StormService>>, Trigger) {
     let paused = |service: &DeserializeGuard<StormService>| {
         let service = service.0.as_ref();
-        service.is_ok_and(|service| service.spec.paused)
+        // As the RoleSets' controller sees it.
+        service.map_or(true, |service| service.spec.paused)
     };
     let fired = trigger.clone();
     let route: Route<DeserializeGuard<StormService>> = Box::new(move |old, new| {

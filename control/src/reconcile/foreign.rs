@@ -54,20 +54,17 @@ impl<'a> Foreign<'a> {
         }
     }
 
-    /// Whether a pod of this name is not the RoleSet's. One that is going is soon out of the way.
+    /// Whether a pod of this name is not the RoleSet's. One that is going may take its time.
     pub(super) fn has_pod(&self, name: &str) -> bool {
         let found = self.context.pods.get(&self.key(name));
-        found.is_some_and(|pod| {
-            let meta = &pod.metadata;
-            owner_uid(meta) != Some(uid_of(self.set)) && !self.context.is_going(meta)
-        })
+        found.is_some_and(|pod| owner_uid(&pod.metadata) != Some(uid_of(self.set)))
     }
 
     /// The same of a PodSet, or of the pods that one of this name and size left behind.
     pub(super) fn has_group(&self, name: &str, size: i32) -> bool {
         if let Some(group) = self.context.pod_sets.get(&self.key(name)) {
             let meta = group.as_ref().meta();
-            return owner_uid(meta) != Some(uid_of(self.set)) && !self.context.is_going(meta);
+            return owner_uid(meta) != Some(uid_of(self.set));
         }
         (0..size).any(|index| self.has_pod(&names::pod_set_pod(name, index)))
     }

@@ -143,7 +143,8 @@ impl ObservedPod {
         let turns = self.status.conditions.iter();
         let turns = turns.filter_map(|condition| condition.last_transition_time.as_ref());
         let created = seconds(self.metadata.creation_timestamp.as_ref());
-        let ended = ends.max().or_else(|| turns.max());
+        // A container that was cut off has no end of its own, while one that ran before it has.
+        let ended = ends.chain(turns).max();
         let lived = ended.map_or(0, |ended| ended.0.as_second() - created);
         Duration::from_secs(lived.try_into().unwrap_or(0))
     }
@@ -283,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_lived_until_its_last_container_ended() {
+    fn a_pod_lived_until_the_last_that_is_known_of_it() {
         let ended = |at: &str| json!({"state": {"terminated": {"finishedAt": at}}});
         let two = [ended("2026-01-01T00:01:00Z"), ended("2026-01-01T00:00:30Z")];
         let ready = json!({"type": "Ready", "status": "False",
@@ -292,6 +293,11 @@ mod tests {
             (json!({}), 0),
             (json!({"containerStatuses": two}), 60),
             (json!({"conditions": [ready]}), 3600),
+            (
+                json!({"initContainerStatuses": [ended("2026-01-01T00:01:00Z")],
+                    "conditions": [ready]}),
+                3600,
+            ),
             (
                 json!({"containerStatuses": [ended("2025-12-31T00:00:00Z")]}),
                 0,

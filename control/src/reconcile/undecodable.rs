@@ -1,5 +1,6 @@
 //! A stored object that the types cannot hold.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::Action;
@@ -13,6 +14,11 @@ use super::meta::{names_of, uid_of};
 
 /// In the ledger: what an object was told.
 const PURPOSE: &str = "not readable";
+
+/// That one can be read: should it not be any more, it is told again.
+pub(super) fn readable(context: &Context, meta: &ObjectMeta) {
+    context.ledger.forget_applied(uid_of(meta), PURPOSE);
+}
 
 /// It is told so, and left alone until it is deleted.
 ///

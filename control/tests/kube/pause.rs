@@ -72,8 +72,8 @@ async fn a_pause_reaches_into_a_pool_that_is_rolling() {
     assert_eq!(images(&world.pods_of("b").await), ["a"; 4]);
     // Nor does a controller that was not told of the pause when it came.
     controller.kill();
-    let _again = world.controller();
-    world.until_quiet().await;
+    let again = world.controller();
+    world.until_looked_at_by(&again).await;
     assert_eq!(uids(&world.all(&world.pods()).await), pods);
 
     // What fails is replaced, and scaling goes on.

@@ -88,8 +88,8 @@ async fn a_pod_that_ends_at_once_is_not_made_again_and_again() {
     let pods = uids(&world.all(&world.pods()).await);
     assert_eq!(pods.len(), 3);
     controller.kill();
-    let _again = world.controller_with(&flags);
-    world.until_quiet().await;
+    let again = world.controller_with(&flags);
+    world.until_looked_at_by(&again).await;
     assert_eq!(
         uids(&world.all(&world.pods()).await),
         pods,

@@ -74,7 +74,7 @@ impl RoleView {
             } else if spare > 0 {
                 plan.delete.push(*at);
                 spare -= 1;
-            } else if room > 0 {
+            } else if room > 0 && !self.name_is_taken(index) {
                 plan.create.push(Some(index));
                 room -= 1;
             }

@@ -35,11 +35,15 @@ impl RoleView {
     }
 
     /// How many are not too many. In the middle of a rollout a surge is not: the new ones are waited for.
+    /// At a pause only those stay that have come already, and none where nothing is wanted.
     fn tolerated(&self) -> i32 {
-        if self.active_positions().any(|at| !self.units[at].updated) {
-            self.ceiling()
-        } else {
+        let updated = count(&self.units, |unit| unit.is_active() && unit.updated);
+        if updated == self.active() || self.paused && self.replicas == 0 {
             self.replicas
+        } else if self.paused {
+            self.ceiling().min(self.replicas.saturating_add(updated))
+        } else {
+            self.ceiling()
         }
     }
 
@@ -55,7 +59,12 @@ impl RoleView {
         let floor = self.replicas - self.budget.unavailable;
         let mut left = active;
         let mut ready = count(&self.units, Replica::is_ready);
-        for at in self.least_wanted_first() {
+        let order = if self.paused {
+            self.least_serving_first()
+        } else {
+            self.least_wanted_first()
+        };
+        for at in order {
             if left <= self.replicas {
                 break;
             }
@@ -86,11 +95,40 @@ impl RoleView {
         order
     }
 
+    /// Waiting before ready, newest first; of those that are ready, outdated and updated ones in
+    /// proportion. At a pause neither template is the better one.
+    fn least_serving_first(&self) -> Vec<usize> {
+        let newest_first = |wanted: &dyn Fn(&Replica) -> bool| {
+            let found = self
+                .active_positions()
+                .filter(|&at| wanted(&self.units[at]));
+            let mut found: Vec<usize> = found.collect();
+            found.sort_by_key(|&at| std::cmp::Reverse((self.units[at].created_s, at)));
+            found
+        };
+        let updated = newest_first(&|unit| unit.is_ready() && unit.updated);
+        let outdated = newest_first(&|unit| unit.is_ready() && !unit.updated);
+        // When so much of its kind has gone, it is its turn: its place by the size of its kind, both
+        // times the sizes of the two kinds.
+        let turns = |kind: &[usize], other: &[usize]| {
+            let places = kind.iter().copied().zip(1..);
+            let turns = places.map(|(at, place)| (place * other.len().max(1), at));
+            turns.collect::<Vec<_>>()
+        };
+        let mut ready = turns(&updated, &outdated);
+        ready.extend(turns(&outdated, &updated));
+        // Stable: of equal turns an updated one goes, as the one that can be made again.
+        ready.sort_by_key(|&(turn, _)| turn);
+        let mut order = newest_first(&|unit| !unit.is_ready());
+        order.extend(ready.into_iter().map(|(_, at)| at));
+        order
+    }
+
     fn scale_indexed(&self) -> RolePlan {
         let (slots, strays) = self.slots();
         let mut plan = RolePlan::default();
         let mut spare = if self.paused {
-            self.active() - self.ceiling()
+            self.active() - self.tolerated()
         } else {
             self.ready() - self.replicas + self.budget.unavailable
         };
@@ -123,7 +161,7 @@ impl RoleView {
     }
 
     /// A name is made of template and slot, so what goes from there must be gone first.
-    fn name_is_taken(&self, index: i32) -> bool {
+    pub(super) fn name_is_taken(&self, index: i32) -> bool {
         self.units
             .iter()
             .any(|unit| unit.index == Some(index) && unit.updated && !unit.is_active())

@@ -232,6 +232,13 @@ fn what_ended_early_holds_its_place() {
     let surging = plain(2, 1, 0, &[('o', R), ('o', R), ('n', H)]);
     assert_eq!(surging.scale(), plan(&[], &[]));
     assert_eq!(surging.roll(None), plan(&[], &[]), "no other one either");
+    let slots = [(0, 'o', R), (0, 'n', H), (1, 'o', R), (2, 'o', R)];
+    let surging = indexed(3, 2, 0, &slots);
+    assert_eq!(
+        surging.roll(None),
+        plan(&[Some(1)], &[]),
+        "its name is taken"
+    );
 }
 
 #[test]
@@ -258,8 +265,28 @@ fn a_pause_replaces_nothing_and_keeps_the_number() {
             plan(&[], &[]),
         ),
         (
-            "scaling in goes on",
+            "scaling in goes on, of both ages",
             plain(1, 0, 1, &[('o', R), ('o', R), ('n', R)]),
+            plan(&[], &[1, 2]),
+        ),
+        (
+            "scaling in takes what does not serve, whatever it is made from",
+            plain(2, 0, 1, &[('o', R), ('o', R), ('o', R), ('n', W)]),
+            plan(&[], &[3, 2]),
+        ),
+        (
+            "the last to go is one that serves",
+            plain(1, 0, 1, &[('o', R), ('n', W)]),
+            plan(&[], &[1]),
+        ),
+        (
+            "a surge that has not come is not waited for",
+            plain(2, 2, 0, &[('o', R), ('o', R), ('o', R), ('o', R)]),
+            plan(&[], &[3, 2]),
+        ),
+        (
+            "nothing wanted is nothing there",
+            plain(0, 1, 0, &[('o', R), ('n', R)]),
             plan(&[], &[1, 0]),
         ),
         (

@@ -16,7 +16,7 @@ use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::status::tell_failure;
-use crate::reconcile::undecodable::undecodable;
+use crate::reconcile::undecodable::{readable, undecodable};
 use apply::apply;
 use finalize::finalize;
 use observe::{Observed, dereference};
@@ -39,6 +39,7 @@ pub async fn reconcile(
         }
         Err(invalid) => return undecodable::<PodSet>(&context, invalid).await,
     };
+    readable(&context, &set.metadata);
     let outcome = look_at(set, &context).await;
     tell_failure(set, &outcome, |status| &mut status.conditions, &context).await;
     outcome

@@ -83,10 +83,9 @@ pub(super) async fn apply(
         .writer
         .delete_all(&resource::<PodSet>(), namespace, doomed_groups)
         .await?;
-    release(set, observed, context).await?;
-    update_groups(set, observed, context).await?;
-    // A role whose pods are refused must not keep the others from replacing theirs.
-    let mut result = Ok(());
+    // What is refused for one replica or role must not keep the others from replacing theirs.
+    let mut result = release(set, observed, context).await;
+    result = result.and(update_groups(set, observed, context).await);
     for (role, plan) in set.spec.roles.iter().zip(plans) {
         let created = create(set, role, observed, plan, gang, &owner, context).await;
         result = result.and(created);
@@ -201,21 +200,29 @@ async fn create(
         .iter()
         .filter_map(|unit| unit.meta.name.as_deref())
         .collect();
+    // The caches may still say that these are the RoleSet's.
+    let released = observed.released.iter();
+    let released: BTreeSet<&str> = released
+        .filter_map(|unit| unit.meta.name.as_deref())
+        .collect();
     let foreign = Foreign::to(&set.metadata, context);
+    let is_foreign_pod = |name: &str| released.contains(name) || foreign.has_pod(name);
     let (role_name, hash) = (&role.name, &units.hash);
     let mut plain = (0..NAMES_MAX)
         .map(|nth| names::plain_pod(name, uid, role_name, hash, nth))
-        .filter(|candidate| !taken.contains(candidate.as_str()) && !foreign.has_pod(candidate));
+        .filter(|candidate| !taken.contains(candidate.as_str()) && !is_foreign_pod(candidate));
     let size = role.pod_group_size.unwrap_or(1);
     let free = |index: i32| {
         let candidates = 0..NAMES_MAX;
         if is_group(role) {
             let mut names = candidates.map(|nth| names::pod_set(name, role_name, hash, index, nth));
-            names.find(|candidate| !foreign.has_group(candidate, size))
+            names.find(|candidate| {
+                !released.contains(candidate.as_str()) && !foreign.has_group(candidate, size)
+            })
         } else {
             let mut names =
                 candidates.map(|nth| names::indexed_pod(name, role_name, hash, index, nth));
-            names.find(|candidate| !foreign.has_pod(candidate))
+            names.find(|candidate| !is_foreign_pod(candidate))
         }
     };
     let mut objects = Vec::with_capacity(plan.create.len());

@@ -23,7 +23,7 @@ use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::status::tell_failure;
-use crate::reconcile::undecodable::undecodable;
+use crate::reconcile::undecodable::{readable, undecodable};
 use apply::apply;
 use finalize::finalize;
 use observe::{Observed, Unit, build, dereference};
@@ -48,6 +48,7 @@ pub async fn reconcile(
             return undecodable::<RoleSet>(&context, invalid).await;
         }
     };
+    readable(&context, &set.metadata);
     let outcome = look_at(set, &context).await;
     tell_failure(set, &outcome, |status| &mut status.conditions, &context).await;
     outcome

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::Resource;
 
 use crate::api::{PodSet, PodSetPhase, RoleSet, RoleSpec, keys};
 use crate::core::adoption::{self};
@@ -152,13 +153,13 @@ pub(super) fn dereference(set: &RoleSet, context: &Context) -> Observed {
 }
 
 /// Whether the StormService of a RoleSet with this metadata is paused. It is asked itself, so a pause
-/// holds at once, and no RoleSet is written for it.
+/// holds at once, and no RoleSet is written for it. Of one that cannot be read nobody knows.
 fn is_paused(meta: &ObjectMeta, context: &Context) -> bool {
     let owner = owner_key(meta, "StormService").and_then(|key| context.services.get(&key));
-    let Some(Ok(service)) = owner.as_ref().map(|owner| &owner.0) else {
-        return false;
-    };
-    service.spec.paused && service.metadata.uid.as_deref() == owner_uid(meta)
+    owner.is_some_and(|owner| {
+        let paused = owner.0.as_ref().map_or(true, |service| service.spec.paused);
+        paused && owner.meta().uid.as_deref() == owner_uid(meta)
+    })
 }
 
 fn index_of(meta: &ObjectMeta) -> Option<i32> {

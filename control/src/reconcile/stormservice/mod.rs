@@ -22,7 +22,7 @@ use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
 use crate::reconcile::meta::{finalizer_patch, names_of};
 use crate::reconcile::status::tell_failure;
-use crate::reconcile::undecodable::undecodable;
+use crate::reconcile::undecodable::{readable, undecodable};
 use apply::apply;
 use finalize::finalize;
 use headless::sync_headless;
@@ -46,6 +46,7 @@ pub async fn reconcile(
         }
         Err(invalid) => return undecodable::<StormService>(&context, invalid).await,
     };
+    readable(&context, &service.metadata);
     let outcome = look_at(service, &context).await;
     tell_failure(service, &outcome, |status| &mut status.conditions, &context).await;
     outcome
