@@ -32,6 +32,8 @@ pub const RESTARTS_BEFORE: &str = "control.kvtide.io/restarts-before";
 /// Annotation of a RoleSet, ours: the roles that were created once, comma-separated. Only where
 /// roles depend on each other: dependencies gate a role's first creation alone.
 pub const STARTED_ROLES: &str = "control.kvtide.io/started-roles";
+/// Annotation of a RoleSet, ours: how often pods of its roles ended soon after they were made, as JSON.
+pub const EARLY_ENDS: &str = "control.kvtide.io/early-ends";
 /// Annotation of a pod template, ours: `"true"` lets the controller delete pods by force once they
 /// outstayed their grace period, wherever they are.
 pub const FORCE_DELETE: &str = "control.kvtide.io/force-delete-stuck-pods";

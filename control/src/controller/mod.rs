@@ -4,6 +4,7 @@
 //! that loses its lease exits, so that two never write at once for longer than a request takes.
 
 mod args;
+mod caches;
 mod http;
 mod lease;
 mod schema;

@@ -16,9 +16,12 @@ use crate::reconcile::schema::Gap;
 
 const GENERATION_OF_ROLE_SETS: &str = "observedGeneration of RoleSets";
 const GENERATION_OF_POD_SETS: &str = "observedGeneration of PodSets";
+const FULL_RECREATE: &str = "the spelling FullRecreate in PodSets";
+
+const POD_SETS: &str = "podsets.orchestration.aibrix.ai";
 
 /// Fields that other CRDs of the same names lack: where they are, and what is lost with them.
-const FIELDS: [(&str, &str, &str); 5] = [
+const FIELDS: [(&str, &str, &str); 6] = [
     (
         "stormservices.orchestration.aibrix.ai",
         "/properties/spec/properties/template/properties/spec/properties/roles/items/properties/recoveryPolicy",
@@ -36,11 +39,16 @@ const FIELDS: [(&str, &str, &str); 5] = [
     ),
     (
         "rolesets.orchestration.aibrix.ai",
+        "/properties/spec/properties/roles/items/properties/dependencies",
+        "dependencies of roles in RoleSets",
+    ),
+    (
+        "rolesets.orchestration.aibrix.ai",
         "/properties/status/properties/observedGeneration",
         GENERATION_OF_ROLE_SETS,
     ),
     (
-        "podsets.orchestration.aibrix.ai",
+        POD_SETS,
         "/properties/status/properties/observedGeneration",
         GENERATION_OF_POD_SETS,
     ),
@@ -65,11 +73,7 @@ pub(super) async fn gap(client: &Client) -> anyhow::Result<Gap> {
             );
         };
         let schema = served_schema(&installed);
-        for (_, path, what) in FIELDS.iter().filter(|(crd, _, _)| *crd == name) {
-            if schema.pointer(path).is_none() {
-                lost.push(*what);
-            }
-        }
+        lost.extend(lost_in(&name, &schema));
     }
     let text = format!(
         "the installed CRDs are not of this version and drop {}: run `kvtide-control crds | \
@@ -80,7 +84,25 @@ pub(super) async fn gap(client: &Client) -> anyhow::Result<Gap> {
         lost: (!lost.is_empty()).then_some(text),
         role_set_generation: lost.contains(&GENERATION_OF_ROLE_SETS),
         pod_set_generation: lost.contains(&GENERATION_OF_POD_SETS),
+        full_recreate: lost.contains(&FULL_RECREATE),
     })
+}
+
+/// What a CRD with this name and schema drops.
+fn lost_in(name: &str, schema: &Value) -> Vec<&'static str> {
+    let fields = FIELDS.iter().filter(|(crd, _, _)| *crd == name);
+    let fields = fields.filter(|(_, path, _)| schema.pointer(path).is_none());
+    let mut lost: Vec<&str> = fields.map(|(_, _, what)| *what).collect();
+    let policies = schema.pointer("/properties/spec/properties/recoveryPolicy/enum");
+    let spelled = |policies: &Value| {
+        let all = policies.as_array().into_iter().flatten();
+        all.filter_map(Value::as_str)
+            .any(|policy| policy == "FullRecreate")
+    };
+    if name == POD_SETS && !policies.is_none_or(spelled) {
+        lost.push(FULL_RECREATE);
+    }
+    lost
 }
 
 /// Looks at the CRDs from time to time for as long as it is polled, and at everything once more when
@@ -105,6 +127,7 @@ pub(super) async fn follow(context: &Context, services: &Trigger, role_sets: &Tr
         if found == versions {
             continue;
         }
+        context.writer.try_again();
         match gap(&context.client).await {
             Ok(gap) => {
                 versions = found;
@@ -141,16 +164,31 @@ fn served_schema(definition: &CustomResourceDefinition) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn our_own_definitions_have_every_field() {
         for definition in definitions().unwrap() {
             let schema = served_schema(&definition);
-            let name = definition.name_any();
-            for (_, path, what) in FIELDS.iter().filter(|(crd, _, _)| *crd == name) {
-                assert!(schema.pointer(path).is_some(), "{name} lacks {what}");
-            }
+            let lost = lost_in(&definition.name_any(), &schema);
+            assert_eq!(lost, Vec::<&str>::new(), "{}", definition.name_any());
         }
+    }
+
+    #[test]
+    fn what_other_definitions_lack_is_named() {
+        for definition in definitions().unwrap() {
+            let name = definition.name_any();
+            let expected = FIELDS.iter().filter(|(crd, _, _)| *crd == name).count();
+            let lost = lost_in(&name, &Value::Null);
+            assert_eq!(lost.len(), expected, "{lost:?}");
+        }
+        let path = "/properties/spec/properties/recoveryPolicy/enum";
+        let pod_sets = &definitions().unwrap()[2];
+        let mut schema = served_schema(pod_sets);
+        *schema.pointer_mut(path).unwrap() = json!(["ReplaceUnhealthy", "Recreate"]);
+        assert_eq!(lost_in(POD_SETS, &schema), [FULL_RECREATE]);
     }
 }

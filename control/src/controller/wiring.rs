@@ -1,4 +1,4 @@
-//! Watches, caches and controllers, put together.
+//! Caches and controllers, put together.
 //!
 //! ```text
 //!  watch ──> Informer<K> ──route──> Trigger ──coalesced──> Controller<kind> ──> reconcile
@@ -14,24 +14,22 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
-use kube::api::Api;
-use kube::core::{DeserializeGuard, NamespaceResourceScope};
-use kube::runtime::WatchStreamExt;
+use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher::{self, watcher};
-use kube::{Client, Resource, ResourceExt};
+use kube::runtime::watcher;
+use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+use super::caches::{Triggers, caches};
 use super::{Args, Health, schema};
-use crate::api::{PodSet, RoleSet, Scheduler, StormService, keys};
+use crate::api::Scheduler;
 use crate::reconcile::apply::{FIELD_MANAGER, Writer};
 use crate::reconcile::gangs::Gangs;
-use crate::reconcile::informer::{Informer, Route, key_of, route_owner, route_self};
+use crate::reconcile::informer::key_of;
 use crate::reconcile::ledger::Ledger;
-use crate::reconcile::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 use crate::reconcile::schema::Schema;
 use crate::reconcile::{Context, Error, Key, Trigger, podset, roleset, stormservice};
 
@@ -48,171 +46,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
 /// A lost race is tried again soon: only the cache has to catch up.
 const RETRY_CONFLICT: Duration = Duration::from_millis(100);
-
-type Feed = BoxFuture<'static, ()>;
-
-fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-{
-    match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    }
-}
-
-/// A watch that starts again by itself, less what no controller reads.
-fn events<K>(
-    api: Api<K>,
-    config: watcher::Config,
-) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
-    watcher(api, config).default_backoff().modify(|object| {
-        object.managed_fields_mut().clear();
-        object
-            .annotations_mut()
-            .remove("kubectl.kubernetes.io/last-applied-configuration");
-    })
-}
-
-struct Triggers {
-    services: Trigger,
-    role_sets: Trigger,
-    pod_sets: Trigger,
-}
-
-/// The caches and what feeds them.
-struct Caches {
-    services: Informer<DeserializeGuard<StormService>>,
-    role_sets: Informer<DeserializeGuard<RoleSet>>,
-    pod_sets: Informer<DeserializeGuard<PodSet>>,
-    pods: Informer<ObservedPod>,
-    lone_pods: Informer<ObservedPod>,
-    nodes: Informer<ObservedNode>,
-    headless: Informer<ObservedService>,
-    revisions: Informer<ObservedRevision>,
-    feeds: Vec<Feed>,
-}
-
-fn caches(args: &Args, client: &Client, triggers: &Triggers, ledger: &Arc<Ledger>) -> Caches {
-    let namespace = args.namespace.as_deref();
-    let mut feeds: Vec<Feed> = Vec::new();
-    let everything = watcher::Config::default();
-    let services = start(
-        events(api(client, namespace), everything.clone()),
-        vec![(route_self(), triggers.services.clone())],
-        ledger,
-        &mut feeds,
-    );
-    let role_sets = start(
-        events(api(client, namespace), everything.clone()),
-        vec![
-            (route_self(), triggers.role_sets.clone()),
-            (route_owner("StormService"), triggers.services.clone()),
-        ],
-        ledger,
-        &mut feeds,
-    );
-    let pod_sets = start(
-        events(api(client, namespace), everything.clone()),
-        vec![
-            (route_self(), triggers.pod_sets.clone()),
-            (route_owner("RoleSet"), triggers.role_sets.clone()),
-        ],
-        ledger,
-        &mut feeds,
-    );
-    let pod_routes = || {
-        vec![
-            (route_owner("PodSet"), triggers.pod_sets.clone()),
-            (route_owner("RoleSet"), triggers.role_sets.clone()),
-        ]
-    };
-    let of_role_sets = everything.clone().labels(keys::ROLE_SET_NAME);
-    let pods = start(
-        events(api(client, namespace), of_role_sets),
-        pod_routes(),
-        ledger,
-        &mut feeds,
-    );
-    let alone = format!("{},!{}", keys::POD_SET_NAME, keys::ROLE_SET_NAME);
-    let lone_pods = start(
-        events(api(client, namespace), everything.clone().labels(&alone)),
-        pod_routes(),
-        ledger,
-        &mut feeds,
-    );
-    let nodes = start(
-        events(Api::<ObservedNode>::all(client.clone()), everything.clone()),
-        node_routes([pods.clone(), lone_pods.clone()], triggers.pod_sets.clone()),
-        ledger,
-        &mut feeds,
-    );
-    let headless = start(
-        events(api(client, namespace), everything.clone()),
-        vec![(route_owner("StormService"), triggers.services.clone())],
-        ledger,
-        &mut feeds,
-    );
-    let revisions = start(
-        events(api(client, namespace), everything).modify(ObservedRevision::forget_foreign_data),
-        vec![(route_owner("StormService"), triggers.services.clone())],
-        ledger,
-        &mut feeds,
-    );
-    Caches {
-        services,
-        role_sets,
-        pod_sets,
-        pods,
-        lone_pods,
-        nodes,
-        headless,
-        revisions,
-        feeds,
-    }
-}
-
-fn start<K>(
-    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
-    routes: Vec<(Route<K>, Trigger)>,
-    ledger: &Arc<Ledger>,
-    feeds: &mut Vec<Feed>,
-) -> Informer<K>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
-{
-    let (informer, feed) = Informer::new(events, routes, ledger.clone());
-    feeds.push(feed.boxed());
-    informer
-}
-
-/// A node that changed its mind asks for every PodSet with a pod on it.
-fn node_routes(
-    pods: [Informer<ObservedPod>; 2],
-    pod_sets: Trigger,
-) -> Vec<(Route<ObservedNode>, Trigger)> {
-    let trigger = pod_sets.clone();
-    let route: Route<ObservedNode> = Box::new(move |old, new| {
-        let same = old.is_some_and(|old| {
-            old.not_ready_since() == new.not_ready_since()
-                && old.is_out_of_service() == new.is_out_of_service()
-        });
-        if !same {
-            let name = new.name_any();
-            let here = |pod: &Arc<ObservedPod>| pod.spec.node_name.as_deref() == Some(&name);
-            for pod in pods.iter().flat_map(Informer::all).filter(&here) {
-                if let Some(key) = crate::reconcile::informer::owner_key(&pod.metadata, "PodSet") {
-                    trigger.fire(key);
-                }
-            }
-        }
-        None
-    });
-    vec![(route, pod_sets)]
-}
 
 /// Runs the controllers until `stopped`.
 pub(super) async fn run(

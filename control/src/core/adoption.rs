@@ -47,24 +47,44 @@ pub fn write(adopted: &AdoptedHashes) -> String {
 /// The foreign hash that stands for a role's present template: the one that as many replicas carry
 /// as AIBrix counted as updated; where that leaves a choice, the newest. None where it counted
 /// replicas and none of them as updated: then all are of an older template.
+///
+/// A count can be behind: AIBrix was stopped before the next. It makes replicas of the present template
+/// alone, so where it counted another number than there is, what was made last is of that; but where no
+/// more are left than it counted as outdated, and all are alike, they are those.
 #[must_use]
 pub fn choose(replicas: &[(String, i64)], counted: Option<&RoleStatus>) -> Option<String> {
     // A count from before there were replicas says nothing about them.
     let counted = counted.filter(|counted| counted.replicas > 0);
-    let updated = counted.map(|counted| counted.updated_replicas);
-    if updated == Some(0) {
-        return None;
-    }
     let mut found: BTreeMap<&str, (i32, i64)> = BTreeMap::new();
     for (hash, created_s) in replicas {
         let entry = found.entry(hash).or_insert((0, i64::MIN));
         entry.0 += 1;
         entry.1 = entry.1.max(*created_s);
     }
-    found
-        .into_iter()
-        .max_by_key(|(_, (count, newest))| (Some(*count) == updated, *newest))
-        .map(|(hash, _)| hash.to_owned())
+    let Some(counted) = counted else {
+        return newest(&found);
+    };
+    let updated = counted.updated_replicas;
+    let there = i32::try_from(replicas.len()).unwrap_or(i32::MAX);
+    let matching = found.iter().filter(|(_, (count, _))| *count == updated);
+    let matching: BTreeMap<_, _> = matching.map(|(hash, seen)| (*hash, *seen)).collect();
+    let outdated = counted.replicas - updated;
+    let fits = there == counted.replicas;
+    if fits && updated == 0 {
+        None
+    } else if fits && !matching.is_empty() {
+        newest(&matching)
+    } else if found.len() == 1 && there <= outdated {
+        None
+    } else {
+        newest(&found)
+    }
+}
+
+/// Of hashes with how many replicas carry them and when the last was made.
+fn newest(found: &BTreeMap<&str, (i32, i64)>) -> Option<String> {
+    let last = found.iter().max_by_key(|(_, (_, newest))| *newest)?;
+    Some((*last.0).to_owned())
 }
 
 #[cfg(test)]
@@ -97,7 +117,7 @@ mod tests {
         );
         // Replicas, AIBrix's count of all and of updated ones, and the hash that is chosen.
         type Row<'a> = (&'a [(String, i64)], Option<(i32, i32)>, Option<&'a str>);
-        let table: [Row<'_>; 8] = [
+        let table: [Row<'_>; 14] = [
             (&[], Some((0, 0)), None),
             (&one, Some((2, 2)), Some("a")),
             (&rolling, Some((3, 1)), Some("new")),
@@ -109,6 +129,15 @@ mod tests {
             (&rolling, Some((3, 0)), None),
             // Counted before the pods were there.
             (&one, Some((0, 0)), Some("a")),
+            // Counted before the new one was made.
+            (&rolling, Some((2, 2)), Some("new")),
+            (&rolling, Some((2, 0)), Some("new")),
+            // Before an outdated one went, and before a new one took its place.
+            (&one, Some((3, 0)), None),
+            (&one, Some((2, 1)), Some("a")),
+            (&one, Some((3, 1)), None),
+            // Before somebody deleted one.
+            (&one, Some((3, 3)), Some("a")),
         ];
         for (replicas, counted, expected) in table {
             let status = counted.map(|(replicas, updated_replicas)| RoleStatus {

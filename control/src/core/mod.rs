@@ -4,6 +4,7 @@
 pub mod adoption;
 pub mod budget;
 pub mod canonical;
+pub mod early_ends;
 mod go_types;
 pub mod names;
 pub mod pod;

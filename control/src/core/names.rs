@@ -26,27 +26,41 @@ pub fn shortened(name: &str, length_max: usize) -> String {
     )
 }
 
-/// A RoleSet at an index. The owner's uid keeps a StormService that was deleted and made again from
-/// meeting objects of its predecessor; the index is there as it is, so that no two are alike.
+/// A hash, or for the `nth` candidate after the first another one.
+fn salted(hash: &str, nth: u32) -> String {
+    if nth == 0 {
+        hash.to_owned()
+    } else {
+        hash_text(&format!("{hash}/{nth}"), hash.len())
+    }
+}
+
+/// The `nth` candidate for a RoleSet at an index: what was orphaned may carry the name of the first. The
+/// owner's uid keeps a StormService that was deleted and made again from meeting objects of its
+/// predecessor; the index is there as it is, so that no two are alike.
 #[must_use]
-pub fn role_set(service: &str, service_uid: &str, index: i32) -> String {
-    let suffix = format!("-roleset-{}-{index}", hash_text(service_uid, 5));
+pub fn role_set(service: &str, service_uid: &str, index: i32, nth: u32) -> String {
+    let uid = salted(&hash_text(service_uid, 5), nth);
+    let suffix = format!("-roleset-{uid}-{index}");
     let prefix = shortened(service, NAME_LENGTH_MAX - suffix.len());
     format!("{prefix}{suffix}")
 }
 
-/// A replica with a fixed index: a stateful pod.
+/// The `nth` candidate for a replica with a fixed index: a stateful pod. One that was released keeps
+/// the name of the first.
 #[must_use]
-pub fn indexed_pod(role_set: &str, role: &str, hash: &str, index: i32) -> String {
+pub fn indexed_pod(role_set: &str, role: &str, hash: &str, index: i32, nth: u32) -> String {
+    let hash = salted(hash, nth);
     shortened(
         &format!("{role_set}-{role}-{hash}-{index}"),
         NAME_LENGTH_MAX,
     )
 }
 
-/// A PodSet, with room for its pods' indices.
+/// The `nth` candidate for a PodSet, with room for its pods' indices.
 #[must_use]
-pub fn pod_set(role_set: &str, role: &str, hash: &str, index: i32) -> String {
+pub fn pod_set(role_set: &str, role: &str, hash: &str, index: i32, nth: u32) -> String {
+    let hash = salted(hash, nth);
     shortened(
         &format!("{role_set}-{role}-{hash}-{index}"),
         NAME_LENGTH_MAX - POD_INDEX_LENGTH,
@@ -90,15 +104,18 @@ mod tests {
     #[test]
     fn names_are_repeatable_and_fit_into_a_label() {
         let service = "a".repeat(63);
-        let set = role_set(&service, "uid", 17);
-        assert_eq!(set, role_set(&service, "uid", 17));
-        assert_ne!(set, role_set(&service, "uid", 18));
-        assert_ne!(set, role_set(&service, "other", 17));
+        let set = role_set(&service, "uid", 17, 0);
+        assert_eq!(set, role_set(&service, "uid", 17, 0));
+        assert_ne!(set, role_set(&service, "uid", 18, 0));
+        assert_ne!(set, role_set(&service, "other", 17, 0));
+        let next = role_set(&service, "uid", 17, 1);
+        assert_eq!((set == next, set.len()), (false, next.len()));
         let role = "r".repeat(63);
-        let group = pod_set(&set, &role, "hash2345", 999);
+        let group = pod_set(&set, &role, "hash2345", 999, 0);
+        assert_ne!(group, pod_set(&set, &role, "hash2345", 999, 1));
         for name in [
             set.clone(),
-            indexed_pod(&set, &role, "hash2345", 12),
+            indexed_pod(&set, &role, "hash2345", 12, 0),
             plain_pod(&set, "uid", &role, "hash2345", 3),
             pod_set_pod(&group, 99),
             revision(&service, "hash2345"),
@@ -120,7 +137,7 @@ mod tests {
     fn no_two_role_sets_have_the_same_name() {
         let service = "a".repeat(63);
         for name in ["llm", &service] {
-            let all = (0..20_000).map(|index| role_set(name, "uid", index));
+            let all = (0..20_000).map(|index| role_set(name, "uid", index, 0));
             let names: std::collections::BTreeSet<String> = all.collect();
             assert_eq!(names.len(), 20_000);
         }
@@ -128,13 +145,13 @@ mod tests {
 
     #[test]
     fn short_names_are_readable() {
-        let set = role_set("llm", "uid", 12);
+        let set = role_set("llm", "uid", 12, 0);
         assert!(
             set.starts_with("llm-roleset-") && set.ends_with("-12"),
             "{set}"
         );
         assert_eq!(
-            indexed_pod("llm-roleset-x", "prefill", "h", 1),
+            indexed_pod("llm-roleset-x", "prefill", "h", 1, 0),
             "llm-roleset-x-prefill-h-1"
         );
     }

@@ -16,10 +16,22 @@ pub fn role_set_members(spec: &RoleSetSpec) -> i32 {
     })
 }
 
-/// The PodGroup's spec; `members` stands where the user gives no number. Fields that a scheduler's
-/// PodGroup lacks do not appear, and neither do fields that nobody gave.
+/// What a PodGroup asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// As many members at once as the user says, or else this number.
+    ForAll(i32),
+    /// For each member by itself: some pods run outside, and whoever waited for them waited for ever.
+    ForEach,
+}
+
+/// The fields that say what must fit at once.
+const AT_ONCE: [&str; 3] = ["minMember", "minTaskMember", "minResources"];
+
+/// The PodGroup's spec. Fields that a scheduler's PodGroup lacks do not appear, and neither do fields
+/// that nobody gave.
 #[must_use]
-pub fn spec(strategy: &SchedulingStrategy, members: i32) -> Option<Value> {
+pub fn spec(strategy: &SchedulingStrategy, asks: Asks) -> Option<Value> {
     let mut spec = match strategy.scheduler()? {
         Scheduler::Godel => serde_json::to_value(strategy.godel_scheduling_strategy.as_ref()?),
         Scheduler::Coscheduling => {
@@ -29,7 +41,14 @@ pub fn spec(strategy: &SchedulingStrategy, members: i32) -> Option<Value> {
     }
     .ok()?;
     let fields: &mut Map<String, Value> = spec.as_object_mut()?;
-    fields.entry("minMember").or_insert(json!(members.max(1)));
+    let members = match asks {
+        Asks::ForAll(members) => members.max(1),
+        Asks::ForEach => {
+            fields.retain(|field, _| !AT_ONCE.contains(&field.as_str()));
+            1
+        }
+    };
+    fields.entry("minMember").or_insert(json!(members));
     Some(spec)
 }
 
@@ -37,7 +56,7 @@ pub fn spec(strategy: &SchedulingStrategy, members: i32) -> Option<Value> {
 #[must_use]
 pub fn build(
     strategy: &SchedulingStrategy,
-    members: i32,
+    asks: Asks,
     name: &str,
     label: (&str, &str),
     owner: &Value,
@@ -47,7 +66,7 @@ pub fn build(
         "apiVersion": format!("{group}/{version}"),
         "kind": "PodGroup",
         "metadata": {"name": name, "labels": {label.0: label.1}, "ownerReferences": [owner]},
-        "spec": spec(strategy, members)?,
+        "spec": spec(strategy, asks)?,
     }))
 }
 
@@ -81,12 +100,22 @@ mod tests {
         ];
         for (written, expected) in table {
             assert_eq!(
-                spec(&strategy(written.clone()), 7),
+                spec(&strategy(written.clone()), Asks::ForAll(7)),
                 Some(expected),
                 "{written}"
             );
         }
-        assert_eq!(spec(&SchedulingStrategy::default(), 7), None);
+        assert_eq!(spec(&SchedulingStrategy::default(), Asks::ForAll(7)), None);
+    }
+
+    #[test]
+    fn a_gang_with_pods_outside_asks_for_each_by_itself() {
+        let written = json!({"volcanoSchedulingStrategy": {"queue": "q", "minMember": 4,
+            "minTaskMember": {"prefill": 2}, "minResources": {"cpu": 4}}});
+        assert_eq!(
+            spec(&strategy(written), Asks::ForEach),
+            Some(json!({"minMember": 1, "queue": "q"}))
+        );
     }
 
     #[test]

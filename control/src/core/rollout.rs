@@ -15,7 +15,7 @@ pub struct RoleEntry {
 }
 
 /// What every role needs next, in the order of `roles`. As long as any role's number is being
-/// corrected, none rolls. A role that may not start has nothing to roll and is not waited for: it may
+/// corrected, or any is paused, none rolls. A role that may not start has nothing to roll and is not waited for: it may
 /// be waiting for the very role that comes after it.
 #[must_use]
 pub fn plan(order: RoleUpdateOrder, roles: &[RoleEntry]) -> Vec<RolePlan> {
@@ -29,7 +29,8 @@ pub fn plan(order: RoleUpdateOrder, roles: &[RoleEntry]) -> Vec<RolePlan> {
             }
         })
         .collect();
-    if scaling.iter().any(|plan| !plan.is_empty()) {
+    let paused = roles.iter().any(|role| role.view.paused);
+    if paused || scaling.iter().any(|plan| !plan.is_empty()) {
         return scaling;
     }
     let mut plans = vec![RolePlan::default(); roles.len()];
@@ -103,6 +104,7 @@ mod tests {
                     unavailable: 1,
                 },
                 indexed: false,
+                paused: false,
                 units,
             },
         }
@@ -172,6 +174,17 @@ mod tests {
         let plans = plan(RoleUpdateOrder::Sequential, &[missing, outdated]);
         assert_eq!(plans[0].create.len(), 1);
         assert!(plans[1].is_empty());
+    }
+
+    #[test]
+    fn a_pause_holds_every_order() {
+        use RoleUpdateOrder::{Interleave, Parallel, Sequential};
+        let mut outdated = role(None, &[OLD], 1);
+        outdated.view.paused = true;
+        for order in [Sequential, Parallel, Interleave] {
+            let roles = std::slice::from_ref(&outdated);
+            assert_eq!(moving(order, roles), [false], "{order:?}");
+        }
     }
 
     #[test]

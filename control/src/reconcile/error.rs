@@ -61,6 +61,17 @@ impl Error {
         }
     }
 
+    /// Whether the API server could not take the request, whatever it was.
+    fn is_about_the_server(&self) -> bool {
+        let Self::Api { source, .. } = self else {
+            return false;
+        };
+        match source.as_ref() {
+            kube::Error::Api(status) => matches!(status.code, 429 | 503 | 504),
+            _ => true,
+        }
+    }
+
     /// Whether another writer was faster; the next look settles it.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
@@ -68,11 +79,13 @@ impl Error {
     }
 }
 
-/// The failure that a status tells of, if there is one. A lost race is none: it is settled within
-/// moments, and a condition for it would come and go with every one.
+/// The failure that a status tells of, if there is one. A lost race is none, nor is an API server that
+/// is away or has too much to do: that is over within moments, and a condition for it would come and
+/// go with every one, at the worst time for another write.
 #[must_use]
 pub(crate) fn failure<T>(outcome: &Result<T, Error>) -> Option<&Error> {
-    outcome.as_ref().err().filter(|error| !error.is_conflict())
+    let passes = |error: &Error| error.is_conflict() || error.is_about_the_server();
+    outcome.as_ref().err().filter(|error| !passes(error))
 }
 
 /// Whether the API server says that the object is not there.
@@ -94,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_race_is_no_failure_to_tell_of() {
+    fn what_passes_by_itself_is_no_failure_to_tell_of() {
         let refused = |code: u16| -> Result<(), Error> {
             let status = Status::failure("no", "No").with_code(code);
             Err(Error::Api {
@@ -104,7 +117,11 @@ mod tests {
                 source: Box::new(kube::Error::Api(status.boxed())),
             })
         };
-        assert!(failure(&refused(409)).is_none());
+        for code in [409, 429, 503, 504] {
+            assert!(failure(&refused(code)).is_none(), "{code}");
+        }
+        // What a webhook that is away makes of every write.
+        assert!(failure(&refused(500)).is_some());
         assert!(failure(&refused(403)).is_some());
         assert!(failure(&refused(422)).is_some());
         assert!(failure(&Ok(())).is_none());

@@ -1,6 +1,13 @@
 //! What a deleted object does with its children.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+
+use super::apply::resource;
+use super::context::Context;
+use super::error::Error;
+use super::meta::{names_of, uid_of};
+use crate::api::SchedulingStrategy;
 
 /// Garbage collection's finalizer of an object whose children are to stay: `kubectl delete
 /// --cascade=orphan` sets it together with the deletion time.
@@ -29,6 +36,48 @@ impl Farewell {
             (true, false) => Self::TakeChildren,
         }
     }
+}
+
+/// Whether the children of a deleted object are to go first. Where not, our part in it is over.
+///
+/// # Errors
+///
+/// When the API server refuses.
+pub(super) async fn takes_children<K: Resource<DynamicType = ()>>(
+    meta: &ObjectMeta,
+    finalizer: &str,
+    context: &Context,
+) -> Result<bool, Error> {
+    match Farewell::of(meta, finalizer) {
+        Farewell::Over => Ok(false),
+        Farewell::LeaveChildren => {
+            let kind = resource::<K>();
+            context.writer.release(&kind, meta, finalizer).await?;
+            Ok(false)
+        }
+        Farewell::TakeChildren => Ok(true),
+    }
+}
+
+/// Deletes the PodGroup of an object that goes, if it had one.
+///
+/// # Errors
+///
+/// When the API server refuses.
+pub(super) async fn take_group(
+    meta: &ObjectMeta,
+    strategy: Option<&SchedulingStrategy>,
+    context: &Context,
+) -> Result<(), Error> {
+    let Some(scheduler) = strategy.and_then(SchedulingStrategy::scheduler) else {
+        return Ok(());
+    };
+    let (client, writer) = (&context.client, &context.writer);
+    let (group, parent) = (names_of(meta), uid_of(meta));
+    context
+        .gangs
+        .remove(client, writer, group, parent, scheduler)
+        .await
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::error::Error;
 use super::gangs;
 use crate::api::{Condition, Scheduler, SchedulingStrategy, set_condition};
 use crate::core::pod::Gang;
+use crate::core::pod_group::Asks;
 
 /// When to ask again whether a PodGroup kind was installed.
 const ASK_AGAIN: Duration = Duration::from_secs(15);
@@ -23,9 +24,9 @@ pub(super) enum Ganging {
     None,
     /// One is asked for, and its kind is not installed.
     Unavailable(Scheduler),
-    /// Its kind was installed when pods ran already. What is made beside them does not join: it would
-    /// wait for a full gang that never comes.
-    TooLate(Scheduler),
+    /// Pods run outside of it: its kind was installed later, or AIBrix made them under a key that
+    /// nobody reads. Until they are replaced it asks for each member by itself.
+    Joining(Scheduler),
     /// One by this scheduler.
     Of(Scheduler),
 }
@@ -55,7 +56,7 @@ impl Ganging {
         let ganging = if !installed {
             Self::Unavailable(scheduler)
         } else if siblings.any(|sibling| !gang.includes(sibling)) {
-            Self::TooLate(scheduler)
+            Self::Joining(scheduler)
         } else {
             Self::Of(scheduler)
         };
@@ -69,7 +70,7 @@ impl Ganging {
 
     /// The gang that new pods join.
     pub(super) fn gang<'a>(self, name: &'a str, context: &'a Context) -> Option<Gang<'a>> {
-        let Self::Of(scheduler) = self else {
+        let (Self::Of(scheduler) | Self::Joining(scheduler)) = self else {
             return None;
         };
         let coscheduling = context.settings.coscheduling_scheduler_name.as_deref();
@@ -78,6 +79,15 @@ impl Ganging {
             name,
             scheduler_name: gangs::scheduler_name(scheduler, coscheduling),
         })
+    }
+
+    /// What its PodGroup asks for, where there is one; `members` where the user gives no number.
+    pub(super) fn asks(self, members: i32) -> Option<Asks> {
+        match self {
+            Self::None | Self::Unavailable(_) => None,
+            Self::Joining(_) => Some(Asks::ForEach),
+            Self::Of(_) => Some(Asks::ForAll(members)),
+        }
     }
 
     /// When to ask again.
@@ -97,11 +107,11 @@ impl Ganging {
                 );
                 Some(("NotInstalled", message))
             }
-            Self::TooLate(scheduler) => {
+            Self::Joining(scheduler) => {
                 let (group, version) = scheduler.api_version();
                 let message = format!(
-                    "pods run that are not in a PodGroup of {group}/{version}: what replaces them is \
-                     scheduled one by one as well, until all of them are gone at once"
+                    "pods run that are not in the PodGroup of {group}/{version}: what replaces them \
+                     joins it one by one, and it asks for all at once again when none is outside"
                 );
                 Some(("PodsOutside", message))
             }

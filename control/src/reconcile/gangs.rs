@@ -16,7 +16,7 @@ use super::pod_groups::{Known, PodGroups};
 use super::trigger::Key;
 use crate::api::{Scheduler, SchedulingStrategy, keys};
 use crate::core::canonical::hash_name;
-use crate::core::pod_group;
+use crate::core::pod_group::{self, Asks};
 
 /// How long an answer about an installed kind is believed.
 const BELIEVE_PRESENT: Duration = Duration::from_secs(60);
@@ -72,8 +72,8 @@ pub struct Wanted<'a> {
     pub owner: &'a Value,
     /// What the user gave.
     pub strategy: &'a SchedulingStrategy,
-    /// What to ask for where the user gives no number.
-    pub members: i32,
+    /// What to ask for.
+    pub asks: Asks,
 }
 
 impl Gangs {
@@ -139,7 +139,7 @@ impl Gangs {
     ) -> Result<bool, Error> {
         let group = pod_group::build(
             wanted.strategy,
-            wanted.members,
+            wanted.asks,
             wanted.name,
             wanted.label,
             wanted.owner,

@@ -178,6 +178,13 @@ impl Ledger {
         self.lock().applied.remove(&(parent.to_owned(), purpose));
     }
 
+    /// The same, of everything for a purpose.
+    pub fn forget_all_applied(&self, purpose: &'static str) {
+        self.lock()
+            .applied
+            .retain(|(_, applied), _| *applied != purpose);
+    }
+
     /// Whether the same was applied before.
     #[must_use]
     pub fn is_applied(&self, parent: &str, purpose: &'static str, hash: &str) -> bool {

@@ -12,6 +12,7 @@ pub mod apply;
 pub mod context;
 mod error;
 mod farewell;
+mod foreign;
 mod ganging;
 pub mod gangs;
 pub mod informer;

@@ -1,12 +1,15 @@
 //! The parts of Kubernetes' own objects that the controllers look at. Caches hold nothing else, so
 //! that a thousand pods cost a few megabytes.
 
+use std::time::Duration;
+
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use serde::{Deserialize, Serialize};
 
+use super::context::seconds;
 use super::informer::owner_key;
 
 /// A pod.
@@ -74,6 +77,16 @@ pub struct ObservedContainer {
 pub struct ObservedContainerState {
     /// It waits.
     pub waiting: Option<ObservedWaiting>,
+    /// It ended.
+    pub terminated: Option<ObservedEnd>,
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObservedEnd {
+    /// When.
+    pub finished_at: Option<Time>,
 }
 
 /// Why a container waits.
@@ -117,6 +130,23 @@ impl ObservedPod {
             let waiting = container.state.waiting.as_ref();
             waiting.and_then(|waiting| waiting.reason.as_deref()) == Some("CrashLoopBackOff")
         })
+    }
+
+    /// How long it was there until it ended; nothing where it does not say when that was, as one that a
+    /// kubelet turns away.
+    #[must_use]
+    pub fn lifetime(&self) -> Duration {
+        let ends = self.containers().filter_map(|container| {
+            let end = container.state.terminated.as_ref()?;
+            end.finished_at.as_ref()
+        });
+        let turns = self.status.conditions.iter();
+        let turns = turns.filter_map(|condition| condition.last_transition_time.as_ref());
+        let created = seconds(self.metadata.creation_timestamp.as_ref());
+        // A container that was cut off has no end of its own, while one that ran before it has.
+        let ended = ends.chain(turns).max();
+        let lived = ended.map_or(0, |ended| ended.0.as_second() - created);
+        Duration::from_secs(lived.try_into().unwrap_or(0))
     }
 
     /// How often containers were started again.
@@ -252,6 +282,36 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_pod_lived_until_the_last_that_is_known_of_it() {
+        let ended = |at: &str| json!({"state": {"terminated": {"finishedAt": at}}});
+        let two = [ended("2026-01-01T00:01:00Z"), ended("2026-01-01T00:00:30Z")];
+        let ready = json!({"type": "Ready", "status": "False",
+            "lastTransitionTime": "2026-01-01T01:00:00Z"});
+        let table = [
+            (json!({}), 0),
+            (json!({"containerStatuses": two}), 60),
+            (json!({"conditions": [ready]}), 3600),
+            (
+                json!({"initContainerStatuses": [ended("2026-01-01T00:01:00Z")],
+                    "conditions": [ready]}),
+                3600,
+            ),
+            (
+                json!({"containerStatuses": [ended("2025-12-31T00:00:00Z")]}),
+                0,
+            ),
+        ];
+        for (status, expected) in table {
+            let pod: ObservedPod = serde_json::from_value(json!({
+                "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"},
+                "status": status,
+            }))
+            .unwrap();
+            assert_eq!(pod.lifetime().as_secs(), expected, "{status}");
+        }
+    }
 
     #[test]
     fn only_revisions_of_storm_services_keep_their_data() {

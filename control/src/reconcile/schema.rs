@@ -17,6 +17,8 @@ pub struct Gap {
     pub role_set_generation: bool,
     /// Whether `observedGeneration` of PodSets is.
     pub pod_set_generation: bool,
+    /// Whether PodSets are refused that say FullRecreate; AIBrix's own spelling is Recreate.
+    pub full_recreate: bool,
 }
 
 /// See the module.

@@ -1,20 +1,23 @@
-//! The webhook, asked by the API server over TLS with the certificate that the controller made.
+//! The webhook, asked by the API server over TLS with the certificate that the controller made, or with
+//! one that is mounted from a Secret.
 
-use serde_json::json;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use serde_json::{Value, json};
 
 use crate::cluster::free_port;
 use crate::cluster_or_skip;
 use crate::world::{World, role, role_with, service};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_webhook_refuses_cycles_that_no_rule_can_see() {
-    let world = World::new(cluster_or_skip!(), "webhook").await;
-    let port = free_port();
-    // As in control/deploy, but reached on loopback and asked about this namespace alone.
-    let configuration = json!({
+/// As in control/deploy, but reached on loopback and asked about this namespace alone.
+fn configuration(world: &World, name: &str, port: u16) -> Value {
+    json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": "kvtide-control"},
+        "metadata": {"name": name},
         "webhooks": [{
             "name": "validate.orchestration.aibrix.ai",
             "admissionReviewVersions": ["v1"],
@@ -22,42 +25,116 @@ async fn the_webhook_refuses_cycles_that_no_rule_can_see() {
             "failurePolicy": "Fail",
             "rules": [{
                 "apiGroups": ["orchestration.aibrix.ai"], "apiVersions": ["v1alpha1"],
-                "operations": ["CREATE", "UPDATE"], "resources": ["stormservices"],
+                "operations": ["CREATE", "UPDATE"], "resources": ["stormservices", "rolesets"],
             }],
             "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": world.namespace}},
             "clientConfig": {"url": format!("https://127.0.0.1:{port}/validate")},
         }],
-    });
-    let file = world.cluster.home().join("webhook.json");
-    std::fs::write(&file, configuration.to_string()).unwrap();
-    world.kubectl(&["apply", "-f", file.to_str().unwrap()]);
+    })
+}
+
+fn cyclic() -> Value {
+    json!([
+        role_with("a", 1, "i", json!({"dependencies": ["b"]})),
+        role_with("b", 1, "i", json!({"dependencies": ["a"]})),
+    ])
+}
+
+fn write(world: &World, name: &str, object: &Value) -> String {
+    let file = world
+        .cluster
+        .home()
+        .join(format!("{}-{name}.json", world.namespace));
+    std::fs::write(&file, object.to_string()).unwrap();
+    file.display().to_string()
+}
+
+/// What `kubectl apply` says to an object once the API server trusts the webhook.
+async fn denied(world: &World, object: &Value) -> String {
+    let file = write(world, "bad", object);
+    world
+        .until("the API server trusts the webhook", || async {
+            // Not stored: before it asks the webhook, the API server takes anything.
+            let arguments = [
+                "-n",
+                &world.namespace,
+                "apply",
+                "--dry-run=server",
+                "-f",
+                &file,
+            ];
+            let said = world.cluster.kubectl_refused(&arguments)?;
+            said.contains("denied the request").then_some(said)
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_webhook_refuses_cycles_that_no_rule_can_see() {
+    let world = World::new(cluster_or_skip!(), "webhook").await;
+    let port = free_port();
+    let file = write(
+        &world,
+        "webhook",
+        &configuration(&world, "kvtide-control", port),
+    );
+    world.kubectl(&["apply", "-f", &file]);
     let _controller = world.controller_with(&[
         "--leader-elect=false",
         &format!("--webhook-listen=127.0.0.1:{port}"),
         "--webhook-names=127.0.0.1",
     ]);
-    let good = service("llm", 1, json!([role("a", 1, "i")]));
-    let cycle = json!([
-        role_with("a", 1, "i", json!({"dependencies": ["b"]})),
-        role_with("b", 1, "i", json!({"dependencies": ["a"]})),
-    ]);
-    let good_file = world.cluster.home().join("webhook-good.json");
-    std::fs::write(&good_file, good.to_string()).unwrap();
-    let bad_file = world.cluster.home().join("webhook-bad.json");
-    std::fs::write(&bad_file, service("bad", 1, cycle).to_string()).unwrap();
-    let said = world
-        .until("the API server trusts the webhook", || async {
-            let arguments = ["-n", &world.namespace, "apply", "-f", bad_file.to_str()?];
-            let said = world.cluster.kubectl_fails(&arguments);
-            said.contains("denied the request").then_some(said)
-        })
-        .await;
+    let said = denied(&world, &service("bad", 1, cyclic())).await;
     assert!(
         said.contains("spec.template.spec.roles: dependencies form a cycle"),
         "{said}"
     );
-    world.kubectl(&["apply", "-f", good_file.to_str().unwrap()]);
+    let set = json!({"apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "RoleSet",
+        "metadata": {"name": "bad"}, "spec": {"roles": cyclic()}});
+    let said = denied(&world, &set).await;
+    assert!(
+        said.contains("spec.roles: dependencies form a cycle"),
+        "{said}"
+    );
+    let good = service("llm", 1, json!([role("a", 1, "i")]));
+    world.kubectl(&["apply", "-f", &write(&world, "good", &good)]);
     world.until_ready("llm").await;
     world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
     world.kubectl(&["delete", "validatingwebhookconfiguration", "kvtide-control"]);
+}
+
+/// A certificate for loopback in the form in which a Secret of type `kubernetes.io/tls` is mounted; its
+/// CA.
+fn mount(directory: &Path) -> String {
+    let authority_key = KeyPair::generate().unwrap();
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
+    let issuer = Issuer::new(authority, authority_key);
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &issuer).unwrap();
+    std::fs::create_dir_all(directory).unwrap();
+    std::fs::write(directory.join("tls.crt"), leaf.pem()).unwrap();
+    std::fs::write(directory.join("tls.key"), key.serialize_pem()).unwrap();
+    authority_pem
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_webhook_serves_the_certificate_of_a_mounted_secret() {
+    let world = World::new(cluster_or_skip!(), "mounted").await;
+    let (port, directory) = (free_port(), world.cluster.home().join("mounted-secret"));
+    let authority = mount(&directory);
+    let mut configuration = configuration(&world, "mounted-secret", port);
+    configuration["webhooks"][0]["clientConfig"]["caBundle"] = json!(STANDARD.encode(authority));
+    world.kubectl(&["apply", "-f", &write(&world, "webhook", &configuration)]);
+    let _controller = world.controller_with(&[
+        "--leader-elect=false",
+        &format!("--webhook-listen=127.0.0.1:{port}"),
+        &format!("--webhook-cert-dir={}", directory.display()),
+        "--webhook-configuration=mounted-secret",
+    ]);
+    let said = denied(&world, &service("bad", 1, cyclic())).await;
+    assert!(said.contains("dependencies form a cycle"), "{said}");
+    world.kubectl(&["delete", "validatingwebhookconfiguration", "mounted-secret"]);
 }

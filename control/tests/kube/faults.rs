@@ -1,19 +1,21 @@
 //! What must not shake the controllers: restarts in the middle, a second one, conflicts, haste.
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
-use crate::world::{Controller, World, pod_group_crd, role, role_with, service, uids};
+use crate::world::{Controller, World, condition, pod_group_crd, role, role_with, service, uids};
 
 fn roles(image: &str) -> Value {
     json!([
@@ -180,30 +182,88 @@ async fn conflicts_only_cost_another_try() {
     world.apply(service("llm", 2, roles("a"))).await;
     world.until_ready("llm").await;
     let stop = Arc::new(AtomicBool::new(false));
-    let (sets, stopped) = (world.role_sets(), stop.clone());
-    let meddler = tokio::spawn(async move {
-        let mut turn = 0;
-        while !stopped.load(Ordering::Relaxed) {
-            turn += 1;
-            for set in sets.list(&Default::default()).await.unwrap().items {
-                let patch = json!({"metadata": {"annotations": {"meddler": turn.to_string()}}});
-                let patch = Patch::Merge(&patch);
-                sets.patch(&set.name_any(), &PatchParams::default(), &patch)
-                    .await
-                    .unwrap();
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
+    let meddlers = [
+        tokio::spawn(meddle(world.services(), stop.clone())),
+        tokio::spawn(meddle(world.role_sets(), stop.clone())),
+        tokio::spawn(meddle(world.pod_sets(), stop.clone())),
+    ];
     world.apply(service("llm", 2, roles("b"))).await;
     expect_complete(&world, 2, "b").await;
+    // Also what changes groups in place.
+    let mut recreated = roles("b");
+    recreated[0]["recoveryPolicy"] = json!("FullRecreate");
+    world.apply(service("llm", 2, recreated)).await;
+    world
+        .until("the groups take the policy", || async {
+            let sets = world.all(&world.pod_sets()).await;
+            let policies = sets.iter().filter_map(|set| set.spec.recovery_policy);
+            let taken = policies.filter(|policy| policy.recreates_all());
+            (taken.count() == 4).then_some(())
+        })
+        .await;
     stop.store(true, Ordering::Relaxed);
-    meddler.await.unwrap();
+    for meddler in meddlers {
+        meddler.await.unwrap();
+    }
+    world.until_ready("llm").await;
     let set = world.all(&world.role_sets()).await.pop().unwrap();
     assert!(
         set.annotations().contains_key("meddler"),
         "others' annotations stay"
     );
+    world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
+}
+
+/// Writes all objects of a kind again and again, so that whoever looked before is late.
+async fn meddle<K>(api: Api<K>, stopped: Arc<AtomicBool>)
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let mut turn = 0;
+    while !stopped.load(Ordering::Relaxed) {
+        turn += 1;
+        for object in api.list(&ListParams::default()).await.unwrap().items {
+            let patch = json!({"metadata": {"annotations": {"meddler": turn.to_string()}}});
+            let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+            match api.patch(&object.name_any(), &params, &patch).await {
+                Ok(_) => {}
+                // It went in between.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_before_anything_is_made_is_told_too() {
+    let world = World::new(cluster_or_skip!(), "told").await;
+    let _controller = world.controller();
+    let object = service("llm", 1, json!([role("a", 1, "i")]));
+    // All names that its first revision could have are somebody else's.
+    let template = serde_json::from_value(object["spec"]["template"].clone()).unwrap();
+    let data = kvtide_control::core::revision::data(&template);
+    for collisions in 0..8 {
+        let hash = kvtide_control::core::revision::hash(&data, collisions);
+        let name = kvtide_control::core::names::revision("llm", &hash);
+        let taken = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision",
+            "metadata": {"name": name}, "data": {}, "revision": 1});
+        world.apply(taken).await;
+    }
+    world.apply(object).await;
+    world
+        .until("it says so", || async {
+            let status = world.services().get("llm").await.ok()?.status?;
+            let mut conditions = status.conditions.iter();
+            let failure = conditions.find(|condition| condition.kind == "ReplicaFailure")?;
+            failure.message.contains("ControllerRevision").then_some(())
+        })
+        .await;
+    assert_eq!(world.all(&world.role_sets()).await.len(), 0);
+    world.kubectl(&["delete", "controllerrevisions", "--all"]);
+    let status = world.until_ready("llm").await.status.unwrap();
+    assert_eq!(condition(&status.conditions, "ReplicaFailure"), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,12 +7,17 @@ use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
-use crate::world::{World, condition, pod_group_crd, role, role_with, service, uids};
+use crate::world::{Controller, World, condition, pod_group_crd, role, role_with, service, uids};
 
 const KINDS: [(&str, &str); 3] = [
     ("scheduling.godel.kubewharf.io", "v1alpha1"),
     ("scheduling.x-k8s.io", "v1alpha1"),
     ("scheduling.volcano.sh", "v1beta1"),
+];
+
+const FLAGS: [&str; 2] = [
+    "--leader-elect=false",
+    "--coscheduling-scheduler-name=gang-scheduler",
 ];
 
 fn ganged(name: &str, strategy: &Value) -> Value {
@@ -59,11 +64,8 @@ async fn pods_are_ganged_where_the_scheduler_is_installed_and_run_without_where_
     controller.kill();
 
     too_late(&world).await;
-    let _controller = world.controller_with(&[
-        "--leader-elect=false",
-        "--coscheduling-scheduler-name=gang-scheduler",
-    ]);
-    whole_role_set(&world).await;
+    let mut controller = world.controller_with(&FLAGS);
+    whole_role_set(&world, &mut controller).await;
     each_pod_set(&world).await;
     not_ours(&world).await;
 }
@@ -84,8 +86,8 @@ fn volcano_group(meta: &ObjectMeta) -> Option<&String> {
         .get("scheduling.k8s.io/group-name")
 }
 
-/// The kind is installed while pods run: what replaces them must not wait for a gang that they are not
-/// in. What is made as a whole is ganged.
+/// The kind is installed while pods run: what replaces them joins a gang that asks for each by itself, or
+/// it would wait for them for ever. What is made as a whole is ganged, and so is all once it rolled.
 async fn too_late(world: &World) {
     let mut controller = world.controller();
     world
@@ -117,10 +119,46 @@ async fn too_late(world: &World) {
     world.until_ready("late").await;
     for pod in world.all(&world.pods()).await {
         let set = &pod.labels()["roleset-name"];
-        let expected = (*set != first).then_some(set);
+        let inside = *set != first || pod.labels()["role-name"] == "router";
+        let expected = inside.then_some(set);
         assert_eq!(volcano_group(&pod.metadata), expected, "{}", pod.name_any());
     }
-    assert_eq!(groups(world, KINDS[2]).await.len(), 1);
+    let asked = async || {
+        let found = groups(world, KINDS[2]).await;
+        let asked = |group: &DynamicObject| {
+            (
+                group.name_any() == first,
+                group.data["spec"]["minMember"].as_i64(),
+            )
+        };
+        let mut asked: Vec<_> = found.iter().map(asked).collect();
+        asked.sort_unstable();
+        asked
+    };
+    assert_eq!(asked().await, [(false, Some(5)), (true, Some(1))]);
+    let mut rolled = ganged("late", &json!({"volcanoSchedulingStrategy": {}}));
+    rolled["spec"]["replicas"] = json!(2);
+    for role in 0..2 {
+        rolled["spec"]["template"]["spec"]["roles"][role]["template"]["spec"]["containers"][0]["image"] =
+            json!("j");
+    }
+    world.apply(rolled).await;
+    world.until_ready("late").await;
+    world
+        .until("none is outside", || async {
+            let all = asked().await;
+            all.iter().all(|(_, asks)| *asks == Some(5)).then_some(())
+        })
+        .await;
+    for pod in world.all(&world.pods()).await {
+        let set = &pod.labels()["roleset-name"];
+        assert_eq!(
+            volcano_group(&pod.metadata),
+            Some(set),
+            "{}",
+            pod.name_any()
+        );
+    }
     world.kubectl(&["delete", "stormservice", "late", "--timeout=80s"]);
     controller.kill();
 }
@@ -132,7 +170,7 @@ async fn not_ours(world: &World) {
     none["spec"]["replicas"] = json!(0);
     world.apply(none).await;
     let uid = world.services().get("llm").await.unwrap().uid().unwrap();
-    let name = kvtide_control::core::names::role_set("llm", &uid, 0);
+    let name = kvtide_control::core::names::role_set("llm", &uid, 0, 0);
     world
         .apply(json!({
             "apiVersion": "scheduling.x-k8s.io/v1alpha1", "kind": "PodGroup",
@@ -158,7 +196,7 @@ async fn not_ours(world: &World) {
 }
 
 /// One PodGroup for the RoleSet, by each scheduler in turn.
-async fn whole_role_set(world: &World) {
+async fn whole_role_set(world: &World, controller: &mut Controller) {
     let table = [
         ("godelSchedulingStrategy", KINDS[0], "godel-scheduler"),
         ("coschedulingSchedulingStrategy", KINDS[1], "gang-scheduler"),
@@ -203,6 +241,15 @@ async fn whole_role_set(world: &World) {
         let mut scaled = ganged("llm", &json!({strategy: {}}));
         scaled["spec"]["template"]["spec"]["roles"][0]["replicas"] = json!(3);
         world.apply(scaled).await;
+        // Whoever goes on where this one was killed finds a PodGroup that is changed, or not yet.
+        world
+            .until("the change has begun", || async {
+                let set = world.all(&world.role_sets()).await.pop()?;
+                (set.spec.roles[0].replicas == Some(3)).then_some(())
+            })
+            .await;
+        controller.kill();
+        *controller = world.controller_with(&FLAGS);
         world
             .until("the PodGroup follows", || async {
                 (groups(world, kind).await[0].data["spec"]["minMember"] == 7).then_some(())

@@ -5,6 +5,8 @@
 //! |---|---|
 //! | `never-ready` | runs, never ready |
 //! | `crash` | CrashLoopBackOff |
+//! | `ends` | ends at once |
+//! | `after-N` | runs, and becomes ready after N ms |
 //! | `on-lost-node` | runs on [`LOST_NODE`], which never confirms a deletion |
 //! | anything else | runs and becomes ready |
 
@@ -12,7 +14,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Request};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions, Request};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Client, ResourceExt};
@@ -83,8 +85,15 @@ async fn step(client: &Client, pod: &Pod) -> kube::Result<()> {
     if pod.metadata.deletion_timestamp.is_some() {
         // A lost node confirms nothing.
         if node != Some(LOST_NODE) {
-            api.delete(&name, &DeleteParams::default().grace_period(0))
-                .await?;
+            // Not a later pod of the same name.
+            let confirmed = DeleteParams {
+                preconditions: Some(Preconditions {
+                    uid: pod.uid(),
+                    resource_version: None,
+                }),
+                ..DeleteParams::default().grace_period(0)
+            };
+            api.delete(&name, &confirmed).await?;
         }
         return Ok(());
     }
@@ -115,7 +124,16 @@ async fn step(client: &Client, pod: &Pod) -> kube::Result<()> {
     if phase != Some("Pending") {
         return Ok(());
     }
+    if let Some(latency_ms) = image
+        .as_deref()
+        .and_then(|image| image.strip_prefix("after-"))
+    {
+        let running = status(false, &json!({"running": {}}), 0);
+        tell_of(client, pod, &running).await?;
+        tokio::time::sleep(Duration::from_millis(latency_ms.parse().unwrap())).await;
+    }
     let status = match image.as_deref() {
+        Some("ends") => json!({"phase": "Failed"}),
         Some("never-ready") => status(false, &json!({"running": {}}), 0),
         Some("crash") => status(
             false,
@@ -124,7 +142,20 @@ async fn step(client: &Client, pod: &Pod) -> kube::Result<()> {
         ),
         _ => status(true, &json!({"running": {}}), 0),
     };
-    set_status(client, &namespace, &name, &status).await
+    tell_of(client, pod, &status).await
+}
+
+/// Of this pod, and not of a later one of the same name.
+async fn tell_of(client: &Client, pod: &Pod, status: &Value) -> kube::Result<()> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    let patch = json!({"metadata": {"uid": pod.uid()}, "status": status});
+    api.patch_status(
+        &pod.name_any(),
+        &PatchParams::default(),
+        &Patch::Merge(&patch),
+    )
+    .await?;
+    Ok(())
 }
 
 /// A status of a pod with one container.

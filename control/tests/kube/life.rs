@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
 use crate::film::{Film, Scene, Shot};
-use crate::world::{World, condition, role, role_with, service, uids};
+use crate::world::{World, condition, images, role, role_with, service, uids};
 
 /// The roles of the announcement.
 fn announced(image: &str) -> Value {
@@ -16,20 +16,6 @@ fn announced(image: &str) -> Value {
         role_with("prefill", 3, image, prefill),
         role_with("decode", 1, image, json!({"upgradeOrder": 3})),
     ])
-}
-
-fn images(pods: &[Pod]) -> Vec<String> {
-    let mut images: Vec<String> = pods
-        .iter()
-        .map(|pod| {
-            pod.spec.as_ref().unwrap().containers[0]
-                .image
-                .clone()
-                .unwrap()
-        })
-        .collect();
-    images.sort();
-    images
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,10 +12,14 @@ mod world;
 
 mod admission;
 mod adoption;
+mod alone;
 mod faults;
 mod gangs;
+mod leaving;
 mod life;
+mod pause;
 mod recovery;
+mod restarts;
 mod rules;
 mod schema;
 

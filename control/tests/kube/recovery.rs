@@ -60,6 +60,50 @@ async fn a_killed_pod_is_replaced_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_ends_at_once_is_not_made_again_and_again() {
+    let world = World::new(cluster_or_skip!(), "ends").await;
+    // Long pauses: what is to stand for one stands also on a slow machine.
+    let flags = [
+        "--leader-elect=false",
+        "--recovery-backoff-seconds=100",
+        "--recovery-backoff-max-seconds=200",
+    ];
+    let mut controller = world.controller_with(&flags);
+    let stateful = |image: &str| role_with("b", 1, image, json!({"stateful": true}));
+    let roles = json!([role("a", 2, "ends"), stateful("ends")]);
+    world.apply(service("llm", 1, roles)).await;
+    let recovering = async || {
+        let status = world.all(&world.role_sets()).await.pop()?.status?;
+        let found = status.conditions.into_iter();
+        found
+            .filter(|condition| condition.kind == "Recovering")
+            .find(|condition| condition.message.contains("a, b"))
+    };
+    world
+        .until("it is told that they wait", async || {
+            recovering().await.map(|_| ())
+        })
+        .await;
+    world.until_quiet().await;
+    let pods = uids(&world.all(&world.pods()).await);
+    assert_eq!(pods.len(), 3);
+    controller.kill();
+    let again = world.controller_with(&flags);
+    world.until_looked_at_by(&again).await;
+    assert_eq!(
+        uids(&world.all(&world.pods()).await),
+        pods,
+        "a new controller knows of it"
+    );
+    // A template that works is not waited with.
+    world
+        .apply(service("llm", 1, json!([role("a", 2, "i"), stateful("i")])))
+        .await;
+    world.until_ready("llm").await;
+    assert!(recovering().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_pod_of_a_group_is_replaced_alone() {
     let world = World::new(cluster_or_skip!(), "replace").await;
     let _controller = world.controller();

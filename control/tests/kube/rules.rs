@@ -107,6 +107,135 @@ async fn wrong_specs_are_refused_at_the_field() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_role_sets_and_pod_sets_are_refused_at_the_field() {
+    let world = World::new(cluster_or_skip!(), "rulesbelow").await;
+    let object = |kind: &str, name: &str, spec: Value| {
+        json!({"apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": kind,
+            "metadata": {"name": name}, "spec": spec})
+    };
+    let set = |roles: Value| object("RoleSet", "r", json!({"roles": roles}));
+    let with = |fields: Value| set(json!([role_with("a", 1, "i", fields)]));
+    let group = |fields: Value| {
+        let mut spec = json!({"podGroupSize": 2, "template": {"spec": {"containers": []}}});
+        for (key, value) in fields.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        object("PodSet", "p", spec)
+    };
+    let two = json!({"volcanoSchedulingStrategy": {}, "godelSchedulingStrategy": {}});
+    let gang = json!({"volcanoSchedulingStrategy": {}});
+    let mut ganged = set(json!([
+        role("a", 1, "i"),
+        role_with("b", 1, "i", json!({"dependencies": ["a"]})),
+    ]));
+    ganged["spec"]["schedulingStrategy"] = gang;
+    let many = |count: usize| -> Vec<Value> {
+        (0..count)
+            .map(|nth| role(&format!("r{nth}"), 0, "i"))
+            .collect()
+    };
+    let names: Vec<String> = (0..17).map(|nth| format!("r{nth}")).collect();
+    let mut depending = many(18);
+    depending[17]["dependencies"] = json!(names);
+    let table = [
+        (
+            with(json!({"dependencies": ["x"]})),
+            "spec.roles",
+            "must name roles",
+        ),
+        (
+            with(json!({"podGroupSize": 101})),
+            "spec.roles[0].podGroupSize",
+            "100",
+        ),
+        (with(json!({"replicas": -1})), "spec.roles[0].replicas", "0"),
+        (
+            with(json!({"upgradeOrder": 0})),
+            "spec.roles[0].upgradeOrder",
+            "1",
+        ),
+        (with(json!({"name": "A_b"})), "spec.roles[0].name", "match"),
+        (
+            with(json!({"schedulingStrategy": two})),
+            "schedulingStrategy",
+            "at most 1",
+        ),
+        (ganged, "spec.roles", "exclude"),
+        (set(json!(many(33))), "spec.roles", "at most 32"),
+        (
+            set(json!(depending)),
+            "spec.roles[17].dependencies",
+            "at most 16",
+        ),
+        (
+            set(json!([role("a", 1, "i"), role("a", 1, "i")])),
+            "spec.roles[1]",
+            "Duplicate",
+        ),
+        (
+            object("RoleSet", &"a".repeat(64), json!({"roles": []})),
+            "metadata.name",
+            "Too long",
+        ),
+        (group(json!({"podGroupSize": 1})), "spec.podGroupSize", "2"),
+        (
+            group(json!({"podGroupSize": 101})),
+            "spec.podGroupSize",
+            "100",
+        ),
+        (
+            group(json!({"recoveryPolicy": "No"})),
+            "spec.recoveryPolicy",
+            "Recreate",
+        ),
+        (
+            group(json!({"schedulingStrategy": two})),
+            "spec.schedulingStrategy",
+            "at most 1",
+        ),
+        (
+            object("PodSet", "p", json!({"podGroupSize": 2})),
+            "spec.template",
+            "Required",
+        ),
+    ];
+    for (object, path, why) in table {
+        let said = refused(&world, &object);
+        assert!(
+            said.contains(path) && said.contains(why),
+            "{path}, {why}: {said}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_aibrix_takes_is_taken() {
+    let world = World::new(cluster_or_skip!(), "lenient").await;
+    let _controller = world.controller();
+    let pods = json!({"spec": {"terminationGracePeriodSeconds": 1,
+        "containers": [{"name": "c", "image": "i", "env": [{"name": "A", "value": "$(ROLE_NAME)"}]}]}});
+    let roles = json!([
+        {"name": "a", "template": pods, "updateStrategy": {}, "disruptionTolerance": {}},
+        {"name": "b", "replicas": 0, "upgradeOrder": 7, "template": pods, "podGroupSize": 1,
+            "updateStrategy": {"maxSurge": "25%", "maxUnavailable": 0},
+            "disruptionTolerance": {"maxUnavailable": "50%"},
+            "schedulingStrategy": {"volcanoSchedulingStrategy": {"minMember": 3}}},
+        {"name": "c", "replicas": 1, "stateful": true, "template": pods, "schedulingStrategy": {}},
+    ]);
+    let mut lenient = service("llm", 1, roles);
+    let spec = &mut lenient["spec"];
+    spec["disruptionTolerance"] = json!({"maxUnavailable": 1});
+    spec["revisionHistoryLimit"] = json!(0);
+    spec["selector"] = json!({"matchExpressions": [{"key": "app", "operator": "Exists"}]});
+    spec["updateStrategy"] = json!({"maxSurge": "30%"});
+    spec["template"]["spec"]["updateStrategy"] = json!("Interleave");
+    spec["template"]["spec"]["schedulingStrategy"] = json!({});
+    world.apply(lenient).await;
+    world.until_ready("llm").await;
+    assert_eq!(world.all(&world.pods()).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn defaults_do_not_change_what_was_written() {
     let world = World::new(cluster_or_skip!(), "defaults").await;
     world

@@ -10,12 +10,16 @@ use serde_json::{Value, json};
 
 use crate::cluster_or_skip;
 use crate::film::{Film, Scene};
-use crate::world::{World, condition, role, service, with_definitions};
+use crate::world::{World, condition, role, role_with, service, with_definitions};
 
 /// The definitions less the fields that AIBrix v0.5.0's lack.
 fn like_aibrix(definition: &mut CustomResourceDefinition) {
     let mut value = serde_json::to_value(&*definition).unwrap();
     let schema = &mut value["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    if definition.spec.names.kind == "PodSet" {
+        let policy = &mut schema["properties"]["spec"]["properties"]["recoveryPolicy"];
+        policy["enum"] = json!(["ReplaceUnhealthy", "Recreate"]);
+    }
     let role_set = "/properties/spec";
     let of_service = "/properties/spec/properties/template/properties/spec";
     let mut remove = |path: &str, field: &str| {
@@ -91,6 +95,46 @@ async fn with_the_definitions_of_aibrix_rollouts_wait_and_nothing_is_written_in_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_only_some_definitions_are_foreign_nothing_is_written_in_vain_either() {
+    let world = World::alone(cluster_or_skip!(), "mixed").await;
+    let object = |image: &str| {
+        let fields = json!({
+            "dependencies": ["a"], "podGroupSize": 2, "recoveryPolicy": "FullRecreate",
+        });
+        let roles = json!([role("a", 1, image), role_with("p", 1, image, fields)]);
+        service("llm", 2, roles)
+    };
+    let updates = || {
+        let writes = world.writes().into_iter();
+        writes.filter(|write| write.starts_with("update ")).count()
+    };
+    for foreign in ["RoleSet", "PodSet"] {
+        let some = |definition: &mut CustomResourceDefinition| {
+            if definition.spec.names.kind == foreign {
+                like_aibrix(definition);
+            }
+        };
+        with_definitions(&world, some, async || {
+            let _controller = world.controller();
+            world.apply(object("a")).await;
+            world.until_ready("llm").await;
+            world.apply(object("b")).await;
+            let ready = world.until_ready("llm").await;
+            let conditions = ready.status.unwrap().conditions;
+            assert_eq!(condition(&conditions, "SchemaOutdated"), Some(true));
+            world.until_quiet().await;
+            // Looks that somebody else's change asks for.
+            let before = updates();
+            world.kubectl(&["annotate", "stormservice", "llm", "look=again"]);
+            world.until_quiet().await;
+            assert_eq!(updates(), before, "{foreign}");
+            world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_object_that_cannot_be_decoded_stops_nothing() {
     let world = World::alone(cluster_or_skip!(), "decode").await;
     // Kinds in a looser form than the types have.
@@ -100,8 +144,20 @@ async fn an_object_that_cannot_be_decoded_stops_nothing() {
         let schema = json!({"openAPIV3Schema": schema});
         version.schema = serde_json::from_value(schema).unwrap();
     };
-    with_definitions(&world, loose, async || {
-        let kinds = ["StormService", "RoleSet", "PodSet"];
+    // And in one that takes no conditions, so that telling an object so fails at first.
+    let deaf = |definition: &mut CustomResourceDefinition| {
+        loose(definition);
+        let version = &mut definition.spec.versions[0];
+        let mut schema = serde_json::to_value(&version.schema).unwrap();
+        let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let mut status = anything.clone();
+        status["properties"]["conditions"] =
+            json!({"type": "array", "maxItems": 0, "items": anything});
+        schema["openAPIV3Schema"]["properties"]["status"] = status;
+        version.schema = serde_json::from_value(schema).unwrap();
+    };
+    let kinds = ["StormService", "RoleSet", "PodSet"];
+    let controller = with_definitions(&world, deaf, async || {
         for kind in kinds {
             let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(
                 "orchestration.aibrix.ai",
@@ -121,6 +177,21 @@ async fn an_object_that_cannot_be_decoded_stops_nothing() {
         }
         let controller = world.controller();
         world
+            .until("telling them failed", || async {
+                let log = controller.log();
+                let failed = |kind: &&str| {
+                    let mut lines = log.lines();
+                    let kind = format!("kind=\"{kind}\"");
+                    lines.any(|line| line.contains("could not reconcile") && line.contains(&kind))
+                };
+                kinds.iter().all(failed).then_some(())
+            })
+            .await;
+        controller
+    })
+    .await;
+    with_definitions(&world, loose, async || {
+        world
             .apply(service("llm", 1, json!([role("a", 1, "a")])))
             .await;
         world.until_ready("llm").await;
@@ -129,11 +200,15 @@ async fn an_object_that_cannot_be_decoded_stops_nothing() {
             .await;
         world.until_ready("llm").await;
         for kind in kinds {
-            let stored = world.kubectl(&["get", kind, "broken", "-o", "json"]);
-            let stored: Value = serde_json::from_str(&stored).unwrap();
+            let stored = world
+                .until("it is told", || async {
+                    let stored = world.kubectl(&["get", kind, "broken", "-o", "json"]);
+                    let stored: Value = serde_json::from_str(&stored).unwrap();
+                    let told = stored["status"]["conditions"][0]["type"] == "Invalid";
+                    told.then_some(stored)
+                })
+                .await;
             assert_eq!(stored["spec"]["selector"], 3, "it is left as it is");
-            let invalid = &stored["status"]["conditions"][0];
-            assert_eq!(invalid["type"], "Invalid", "and told so: {stored}");
             world.kubectl(&["delete", kind, "broken", "--timeout=60s"]);
         }
         world.kubectl(&["delete", "stormservice", "llm", "--timeout=60s"]);

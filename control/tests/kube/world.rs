@@ -210,6 +210,22 @@ impl World {
         }
     }
 
+    /// Waits until a controller that was just started has looked at a RoleSet, and for what it did then.
+    pub(crate) async fn until_looked_at_by(&self, controller: &Controller) {
+        self.until("the controller has looked at a RoleSet", || async {
+            let page = controller.page("/metrics").await?;
+            page.lines()
+                .find(|line| {
+                    line.starts_with("kvtide_control_reconciles_total")
+                        && line.contains("kind=\"RoleSet\"")
+                        && line.contains("result=\"success\"")
+                })
+                .map(|_| ())
+        })
+        .await;
+        self.until_quiet().await;
+    }
+
     async fn versions(&self) -> String {
         let mut versions = Vec::new();
         fn note<K: ResourceExt>(objects: Vec<K>, versions: &mut Vec<String>) {
@@ -281,6 +297,14 @@ pub(crate) fn uids<K: ResourceExt>(objects: &[K]) -> Vec<String> {
     let mut uids: Vec<String> = objects.iter().filter_map(ResourceExt::uid).collect();
     uids.sort();
     uids
+}
+
+/// Images of pods, sorted.
+pub(crate) fn images(pods: &[Pod]) -> Vec<String> {
+    let image = |pod: &Pod| pod.spec.as_ref()?.containers[0].image.clone();
+    let mut images: Vec<String> = pods.iter().filter_map(image).collect();
+    images.sort();
+    images
 }
 
 impl Controller {

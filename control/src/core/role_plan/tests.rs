@@ -7,6 +7,7 @@ const R: ReplicaState = ReplicaState::Ready;
 const G: ReplicaState = ReplicaState::Going { overdue: false };
 const OVERDUE: ReplicaState = ReplicaState::Going { overdue: true };
 const F: ReplicaState = ReplicaState::Finished;
+const H: ReplicaState = ReplicaState::Held;
 
 /// `n`ew or `o`ld, and a state; created in the order given.
 fn plain(replicas: i32, surge: i32, unavailable: i32, units: &[(char, ReplicaState)]) -> RoleView {
@@ -24,6 +25,7 @@ fn plain(replicas: i32, surge: i32, unavailable: i32, units: &[(char, ReplicaSta
         replicas,
         budget,
         indexed: false,
+        paused: false,
         units: units.collect(),
     }
 }
@@ -45,6 +47,7 @@ fn indexed(
         replicas,
         budget,
         indexed: true,
+        paused: false,
         units: units.collect(),
     }
 }
@@ -209,6 +212,112 @@ fn slots_are_filled_and_cleared() {
 }
 
 #[test]
+fn what_ended_early_holds_its_place() {
+    let table = [
+        ("plain", plain(2, 0, 1, &[('n', R), ('n', H)]), &[][..]),
+        ("surge", plain(2, 1, 0, &[('n', R), ('n', H)]), &[]),
+        ("scaled in", plain(1, 0, 1, &[('n', R), ('n', H)]), &[1]),
+        ("to nothing", plain(0, 0, 1, &[('n', H), ('n', H)]), &[0, 1]),
+        ("slot", indexed(1, 1, 0, &[(0, 'n', H)]), &[]),
+        (
+            "no slot",
+            indexed(1, 0, 1, &[(0, 'n', R), (1, 'n', H)]),
+            &[1],
+        ),
+    ];
+    for (name, view, delete) in table {
+        assert_eq!(view.scale(), plan(&[], delete), "{name}");
+        assert!(delete.is_empty() != view.is_done(), "{name}");
+    }
+    let surging = plain(2, 1, 0, &[('o', R), ('o', R), ('n', H)]);
+    assert_eq!(surging.scale(), plan(&[], &[]));
+    assert_eq!(surging.roll(None), plan(&[], &[]), "no other one either");
+    let slots = [(0, 'o', R), (0, 'n', H), (1, 'o', R), (2, 'o', R)];
+    let surging = indexed(3, 2, 0, &slots);
+    assert_eq!(
+        surging.roll(None),
+        plan(&[Some(1)], &[]),
+        "its name is taken"
+    );
+}
+
+#[test]
+fn a_pause_replaces_nothing_and_keeps_the_number() {
+    let table = [
+        (
+            "outdated ones stay",
+            plain(2, 0, 1, &[('o', R), ('o', W)]),
+            plan(&[], &[]),
+        ),
+        (
+            "what is missing is made",
+            plain(2, 0, 1, &[('o', R)]),
+            plan(&[None], &[]),
+        ),
+        (
+            "what ended is replaced",
+            plain(2, 0, 1, &[('o', R), ('o', F)]),
+            plan(&[None], &[1]),
+        ),
+        (
+            "a surge stands also when it is ready",
+            plain(2, 1, 0, &[('o', R), ('o', R), ('n', R)]),
+            plan(&[], &[]),
+        ),
+        (
+            "scaling in goes on, of both ages",
+            plain(1, 0, 1, &[('o', R), ('o', R), ('n', R)]),
+            plan(&[], &[1, 2]),
+        ),
+        (
+            "scaling in takes what does not serve, whatever it is made from",
+            plain(2, 0, 1, &[('o', R), ('o', R), ('o', R), ('n', W)]),
+            plan(&[], &[3, 2]),
+        ),
+        (
+            "the last to go is one that serves",
+            plain(1, 0, 1, &[('o', R), ('n', W)]),
+            plan(&[], &[1]),
+        ),
+        (
+            "a surge that has not come is not waited for",
+            plain(2, 2, 0, &[('o', R), ('o', R), ('o', R), ('o', R)]),
+            plan(&[], &[3, 2]),
+        ),
+        (
+            "nothing wanted is nothing there",
+            plain(0, 1, 0, &[('o', R), ('n', R)]),
+            plan(&[], &[1, 0]),
+        ),
+        (
+            "a slot with two",
+            indexed(1, 1, 0, &[(0, 'o', R), (0, 'n', R)]),
+            plan(&[], &[]),
+        ),
+        (
+            "an empty slot",
+            indexed(2, 1, 0, &[(0, 'o', R)]),
+            plan(&[Some(1)], &[]),
+        ),
+        (
+            "a slot beyond the number",
+            indexed(1, 0, 1, &[(0, 'o', R), (1, 'o', R)]),
+            plan(&[], &[1]),
+        ),
+    ];
+    for (name, mut view, expected) in table {
+        view.paused = true;
+        assert_eq!(view.scale(), expected, "{name}");
+    }
+    for surge in [0, 1] {
+        let mut becoming = plain(2, surge, 1, &[('o', R), ('o', R)]);
+        becoming.indexed = true;
+        becoming.paused = true;
+        assert_eq!(becoming.scale(), plan(&[], &[]), "from pods to groups");
+    }
+}
+
+#[test]
 fn replicas_from_before_there_were_slots_go_within_the_budget() {
     let mut view = plain(2, 0, 1, &[('o', R), ('o', R)]);
     view.indexed = true;
@@ -312,6 +421,7 @@ fn rollouts_end_within_their_budget() {
                 replicas: 3,
                 budget,
                 indexed,
+                paused: false,
                 units: (0..3).map(old).collect(),
             };
             let mut clock = 1;

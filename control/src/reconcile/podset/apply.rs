@@ -25,7 +25,8 @@ pub(super) async fn apply(
     let uid = uid_of(&set.metadata);
     let owner = owner_reference::<PodSet>(&set.metadata);
     // The PodGroup first: a pod that is seen before its group is scheduled alone.
-    if let (Ganging::Of(_), Some(strategy)) = (gang, &set.spec.scheduling_strategy) {
+    let asks = gang.asks(set.spec.pod_group_size);
+    if let (Some(asks), Some(strategy)) = (asks, &set.spec.scheduling_strategy) {
         let wanted = Wanted {
             parent: uid,
             namespace,
@@ -33,7 +34,7 @@ pub(super) async fn apply(
             label: (keys::POD_SET_NAME, name),
             owner: &owner,
             strategy,
-            members: set.spec.pod_group_size,
+            asks,
         };
         context
             .gangs

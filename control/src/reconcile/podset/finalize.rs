@@ -11,7 +11,7 @@ use crate::api::{PodSet, PodSetSpec, keys};
 use crate::reconcile::apply::{Doomed, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::farewell::Farewell;
+use crate::reconcile::farewell::{take_group, takes_children};
 use crate::reconcile::meta::{names_of, uid_of};
 
 /// Lets a deleted PodSet go once its pods are gone. One that cannot be decoded has no `spec`: what
@@ -22,18 +22,10 @@ pub(super) async fn finalize(
     context: &Context,
 ) -> Result<Action, Error> {
     let kind = resource::<PodSet>();
-    match Farewell::of(meta, keys::POD_SET_FINALIZER) {
-        Farewell::Over => return Ok(Action::await_change()),
-        Farewell::LeaveChildren => {
-            context
-                .writer
-                .release(&kind, meta, keys::POD_SET_FINALIZER)
-                .await?;
-            return Ok(Action::await_change());
-        }
-        Farewell::TakeChildren => {}
+    if !takes_children::<PodSet>(meta, keys::POD_SET_FINALIZER, context).await? {
+        return Ok(Action::await_change());
     }
-    let (namespace, name) = names_of(meta);
+    let (namespace, _) = names_of(meta);
     let uid = uid_of(meta);
     let pods = context.pods_of(uid);
     let cached = |uid: &str| {
@@ -68,14 +60,7 @@ pub(super) async fn finalize(
         ));
     }
     let strategy = spec.and_then(|spec| spec.scheduling_strategy.as_ref());
-    if let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) {
-        let client = &context.client;
-        let group = (namespace, name);
-        context
-            .gangs
-            .remove(client, &context.writer, group, uid, scheduler)
-            .await?;
-    }
+    take_group(meta, strategy, context).await?;
     context
         .writer
         .release(&kind, meta, keys::POD_SET_FINALIZER)

@@ -15,7 +15,8 @@ use crate::api::PodSet;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
 use crate::reconcile::ganging::Ganging;
-use crate::reconcile::undecodable::undecodable;
+use crate::reconcile::status::tell_failure;
+use crate::reconcile::undecodable::{readable, undecodable};
 use apply::apply;
 use finalize::finalize;
 use observe::{Observed, dereference};
@@ -38,30 +39,37 @@ pub async fn reconcile(
         }
         Err(invalid) => return undecodable::<PodSet>(&context, invalid).await,
     };
+    readable(&context, &set.metadata);
+    let outcome = look_at(set, &context).await;
+    tell_failure(set, &outcome, |status| &mut status.conditions, &context).await;
+    outcome
+}
+
+async fn look_at(set: &PodSet, context: &Context) -> Result<Action, Error> {
     let set = context.ledger.with_newest_status(set);
     let set = set.as_ref();
     if set.metadata.deletion_timestamp.is_some() {
-        return finalize(&set.metadata, Some(&set.spec), &context).await;
+        return finalize(&set.metadata, Some(&set.spec), context).await;
     }
-    if prepare(set, &context).await? {
+    if prepare(set, context).await? {
         // The watch shows the object again, with its marks.
         return Ok(Action::await_change());
     }
-    let observed = dereference(set, &context);
+    let observed = dereference(set, context);
     let plan = observed.view.plan(context.settings.backoff);
-    let gang = gang(set, &observed, &context).await?;
+    let gang = gang(set, &observed, context).await?;
     if plan.attempt {
         // Counted before it is made: one that is cut short was made none the less.
-        write_status(set, &observed, &plan, &gang, None, &context).await?;
+        write_status(set, &observed, &plan, &gang, None, context).await?;
     }
-    let applied = apply(set, &observed, &plan, &gang, &context).await;
+    let applied = apply(set, &observed, &plan, &gang, context).await;
     let again = plan.again_in.or(observed.look_again).into_iter();
     let mut again = again.chain(gang.look_again()).min();
     let changed = !plan.create.is_empty() || !plan.delete.is_empty();
     // What was just created or deleted is told of when the watch shows it.
     let failure = error::failure(&applied);
     if !changed || failure.is_some() {
-        let status = write_status(set, &observed, &plan, &gang, failure, &context).await?;
+        let status = write_status(set, &observed, &plan, &gang, failure, context).await?;
         let forget = forget_in(&status, context.settings.backoff, &context.now());
         again = again.into_iter().chain(forget).min();
     }

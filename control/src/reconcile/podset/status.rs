@@ -96,6 +96,7 @@ fn status_of(
     });
     let is_ready = status.phase == Some(PodSetPhase::Ready);
     let all = &mut status.conditions;
+    all.retain(|condition| condition.kind != conditions::INVALID);
     let message = format!("{ready} of {size} pods are ready");
     let reason = if is_ready {
         "AllPodsReady"

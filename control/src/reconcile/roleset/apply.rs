@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::events::EventType;
 use serde_json::{Value, json};
 
 use super::observe::{Observed, is_group};
-use crate::api::{PodSet, PodSetSpec, RoleSet, RoleSpec, keys};
+use crate::api::{PodSet, PodSetSpec, RecoveryPolicy, RoleSet, RoleSpec, keys};
 use crate::core::pod::{Marks, Place};
 use crate::core::restarts::Baseline;
 use crate::core::role_plan::RolePlan;
@@ -14,6 +15,7 @@ use crate::core::{names, pod_group};
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
+use crate::reconcile::foreign::Foreign;
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::gangs::Wanted;
 use crate::reconcile::meta::{annotation, label, names_of, uid_of};
@@ -21,16 +23,8 @@ use crate::reconcile::meta::{annotation, label, names_of, uid_of};
 /// Labels of a RoleSet that its pods inherit, as in AIBrix.
 const INHERITED_LABELS: [&str; 2] = ["name", "previous-owner"];
 
-/// Candidates for names of plain pods; far more than a role's replicas.
-const PLAIN_NAMES_MAX: u32 = 1 << 20;
-
-fn replica_name(set: &str, role: &RoleSpec, hash: &str, index: i32) -> String {
-    if is_group(role) {
-        names::pod_set(set, &role.name, hash, index)
-    } else {
-        names::indexed_pod(set, &role.name, hash, index)
-    }
-}
+/// Candidates for a replica's name; far more than a role's replicas.
+const NAMES_MAX: u32 = 1 << 20;
 
 pub(super) async fn apply(
     set: &RoleSet,
@@ -42,7 +36,8 @@ pub(super) async fn apply(
     let (namespace, name) = names_of(&set.metadata);
     let owner = owner_reference::<RoleSet>(&set.metadata);
     // The PodGroup first: a pod that is seen before its group is scheduled alone.
-    if let (Ganging::Of(_), Some(strategy)) = (gang, &set.spec.scheduling_strategy) {
+    let asks = gang.asks(pod_group::role_set_members(&set.spec));
+    if let (Some(asks), Some(strategy)) = (asks, &set.spec.scheduling_strategy) {
         let wanted = Wanted {
             parent: uid_of(&set.metadata),
             namespace,
@@ -50,7 +45,7 @@ pub(super) async fn apply(
             label: (keys::ROLE_SET_NAME, name),
             owner: &owner,
             strategy,
-            members: pod_group::role_set_members(&set.spec),
+            asks,
         };
         if context
             .gangs
@@ -88,14 +83,37 @@ pub(super) async fn apply(
         .writer
         .delete_all(&resource::<PodSet>(), namespace, doomed_groups)
         .await?;
-    update_groups(set, observed, context).await?;
-    // A role whose pods are refused must not keep the others from replacing theirs.
-    let mut result = Ok(());
+    // What is refused for one replica or role must not keep the others from replacing theirs.
+    let mut result = release(set, observed, context).await;
+    result = result.and(update_groups(set, observed, context).await);
     for (role, plan) in set.spec.roles.iter().zip(plans) {
         let created = create(set, role, observed, plan, gang, &owner, context).await;
         result = result.and(created);
     }
     result
+}
+
+/// Lets replicas go that somebody took the role's name off, to look at them in peace: as ReplicaSets
+/// do, they are made nobody's and replaced.
+async fn release(set: &RoleSet, observed: &Observed, context: &Context) -> Result<(), Error> {
+    for unit in &observed.released {
+        let kind = if unit.is_group {
+            resource::<PodSet>()
+        } else {
+            resource::<Pod>()
+        };
+        let uid = uid_of(&set.metadata);
+        context.writer.disown(&kind, &unit.meta, uid).await?;
+        let (_, name) = names_of(&unit.meta);
+        let note = format!(
+            "released {name}: it no longer has the label {}",
+            keys::ROLE_NAME
+        );
+        context
+            .tell::<RoleSet>(&set.metadata, EventType::Normal, "Released", note)
+            .await;
+    }
+    Ok(())
 }
 
 /// What of a PodSet can change while its pods live: how it recovers, and the numbers of its gang.
@@ -117,7 +135,7 @@ async fn update_groups(set: &RoleSet, observed: &Observed, context: &Context) ->
         let (Some(role), true, false) = (role, current, context.is_going(&group.metadata)) else {
             continue;
         };
-        let wanted_policy = role.recovery_policy.unwrap_or_default();
+        let wanted_policy = policy_of(role, context);
         let has_policy = group.spec.recovery_policy.unwrap_or_default();
         let same_policy = wanted_policy.recreates_all() == has_policy.recreates_all();
         if !same_policy || role.scheduling_strategy != group.spec.scheduling_strategy {
@@ -127,7 +145,18 @@ async fn update_groups(set: &RoleSet, observed: &Observed, context: &Context) ->
             changed.push(group);
         }
     }
-    context.writer.replace_all(namespace, changed).await
+    context.writer.replace_all(namespace, changed).await?;
+    Ok(())
+}
+
+/// How a PodSet of a role recovers, as the installed CRDs spell it.
+fn policy_of(role: &RoleSpec, context: &Context) -> RecoveryPolicy {
+    let policy = role.recovery_policy.unwrap_or_default();
+    if policy.recreates_all() && context.schema.gap().full_recreate {
+        RecoveryPolicy::Recreate
+    } else {
+        policy
+    }
 }
 
 async fn create(
@@ -171,18 +200,41 @@ async fn create(
         .iter()
         .filter_map(|unit| unit.meta.name.as_deref())
         .collect();
-    let mut plain = (0..PLAIN_NAMES_MAX)
-        .map(|nth| names::plain_pod(name, uid, &role.name, &units.hash, nth))
-        .filter(|candidate| !taken.contains(candidate.as_str()));
+    // The caches may still say that these are the RoleSet's.
+    let released = observed.released.iter();
+    let released: BTreeSet<&str> = released
+        .filter_map(|unit| unit.meta.name.as_deref())
+        .collect();
+    let foreign = Foreign::to(&set.metadata, context);
+    let is_foreign_pod = |name: &str| released.contains(name) || foreign.has_pod(name);
+    let (role_name, hash) = (&role.name, &units.hash);
+    let mut plain = (0..NAMES_MAX)
+        .map(|nth| names::plain_pod(name, uid, role_name, hash, nth))
+        .filter(|candidate| !taken.contains(candidate.as_str()) && !is_foreign_pod(candidate));
+    let size = role.pod_group_size.unwrap_or(1);
+    let free = |index: i32| {
+        let candidates = 0..NAMES_MAX;
+        if is_group(role) {
+            let mut names = candidates.map(|nth| names::pod_set(name, role_name, hash, index, nth));
+            names.find(|candidate| {
+                !released.contains(candidate.as_str()) && !foreign.has_group(candidate, size)
+            })
+        } else {
+            let mut names =
+                candidates.map(|nth| names::indexed_pod(name, role_name, hash, index, nth));
+            names.find(|candidate| !is_foreign_pod(candidate))
+        }
+    };
     let mut objects = Vec::with_capacity(plan.create.len());
     for &index in &plan.create {
         let replica = match index {
-            Some(index) => replica_name(name, role, &units.hash, index),
-            None => plain.next().unwrap_or_default(),
+            Some(index) => free(index),
+            None => plain.next(),
         };
+        let replica = replica.unwrap_or_default();
         let place = place(index);
         objects.push(if is_group(role) {
-            build_group(&replica, role, &place, owner)?
+            build_group(&replica, role, policy_of(role, context), &place, owner)?
         } else {
             place.pod(&replica, &role.template, owner, &inherited)
         });
@@ -202,6 +254,7 @@ async fn create(
 fn build_group(
     name: &str,
     role: &RoleSpec,
+    policy: RecoveryPolicy,
     place: &Place<'_>,
     owner: &Value,
 ) -> Result<Value, Error> {
@@ -209,7 +262,6 @@ fn build_group(
     template
         .0
         .insert("spec".into(), Value::Object(place.pod_spec(&role.template)));
-    let policy = role.recovery_policy.unwrap_or_default();
     let mut marks = place.marks(Marks::default());
     if policy.recreates_all() {
         let none = Baseline::default().write();

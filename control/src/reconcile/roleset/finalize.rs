@@ -10,7 +10,7 @@ use crate::api::{PodSet, RoleSet, SchedulingStrategy, keys};
 use crate::reconcile::apply::{Doomed, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::farewell::Farewell;
+use crate::reconcile::farewell::{take_group, takes_children};
 use crate::reconcile::meta::{names_of, uid_of};
 
 /// Lets a deleted RoleSet go once its pods and PodSets are gone. Of one that cannot be decoded no
@@ -21,18 +21,10 @@ pub(super) async fn finalize(
     context: &Context,
 ) -> Result<Action, Error> {
     let kind = resource::<RoleSet>();
-    match Farewell::of(meta, keys::ROLE_SET_FINALIZER) {
-        Farewell::Over => return Ok(Action::await_change()),
-        Farewell::LeaveChildren => {
-            context
-                .writer
-                .release(&kind, meta, keys::ROLE_SET_FINALIZER)
-                .await?;
-            return Ok(Action::await_change());
-        }
-        Farewell::TakeChildren => {}
+    if !takes_children::<RoleSet>(meta, keys::ROLE_SET_FINALIZER, context).await? {
+        return Ok(Action::await_change());
     }
-    let (namespace, name) = names_of(meta);
+    let (namespace, _) = names_of(meta);
     let uid = uid_of(meta);
     let pods = context.pods_of(uid);
     let groups = context.pod_sets.owned_by(uid);
@@ -62,13 +54,7 @@ pub(super) async fn finalize(
     if !pods.is_empty() || !groups.is_empty() || unseen {
         return Ok(Action::requeue(Duration::from_secs(30)));
     }
-    if let Some(scheduler) = strategy.and_then(|strategy| strategy.scheduler()) {
-        let group = (namespace, name);
-        context
-            .gangs
-            .remove(&context.client, &context.writer, group, uid, scheduler)
-            .await?;
-    }
+    take_group(meta, strategy, context).await?;
     context
         .writer
         .release(&kind, meta, keys::ROLE_SET_FINALIZER)

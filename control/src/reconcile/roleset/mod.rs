@@ -22,11 +22,12 @@ use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
 use crate::reconcile::ganging::Ganging;
-use crate::reconcile::undecodable::undecodable;
+use crate::reconcile::status::tell_failure;
+use crate::reconcile::undecodable::{readable, undecodable};
 use apply::apply;
 use finalize::finalize;
 use observe::{Observed, Unit, build, dereference};
-use prepare::prepare;
+use prepare::{note_early_ends, prepare};
 use status::{note_observed, status_of};
 
 /// Reconciles one RoleSet.
@@ -47,30 +48,38 @@ pub async fn reconcile(
             return undecodable::<RoleSet>(&context, invalid).await;
         }
     };
+    readable(&context, &set.metadata);
+    let outcome = look_at(set, &context).await;
+    tell_failure(set, &outcome, |status| &mut status.conditions, &context).await;
+    outcome
+}
+
+async fn look_at(set: &RoleSet, context: &Context) -> Result<Action, Error> {
     let set = context.ledger.with_newest_status(set);
     let set = set.as_ref();
     if set.metadata.deletion_timestamp.is_some() {
         let strategy = set.spec.scheduling_strategy.as_ref();
-        return finalize(&set.metadata, strategy, &context).await;
+        return finalize(&set.metadata, strategy, context).await;
     }
     let violations = validate::role_set(&set.spec);
     if !violations.is_empty() {
-        return invalid(set, &violations, &context).await;
+        return invalid(set, &violations, context).await;
     }
-    let mut observed = dereference(set, &context);
-    if prepare(set, &observed, &context).await? {
+    let mut observed = dereference(set, context);
+    if prepare(set, &observed, context).await? {
         // The watch shows the object again, with its marks.
         return Ok(Action::await_change());
     }
-    let gang = gang(set, &observed, &context).await?;
-    let entries = build(set, &mut observed);
+    let gang = gang(set, &observed, context).await?;
+    let entries = build(set, &mut observed, context);
     let plans = rollout::plan(set.spec.update_strategy.unwrap_or_default(), &entries);
-    let applied = apply(set, &observed, &plans, &gang, &context).await;
+    note_early_ends(set, &observed, context).await?;
+    let applied = apply(set, &observed, &plans, &gang, context).await;
     let changed = plans.iter().any(|plan| !plan.is_empty()) || !observed.orphans.is_empty();
     // What was just created or deleted is told of when the watch shows it.
     let failure = error::failure(&applied);
     if !changed || failure.is_some() {
-        let status = status_of(set, &entries, &gang, failure, &context);
+        let status = status_of(set, &observed, &entries, &gang, failure, context);
         let kind = resource::<RoleSet>();
         context
             .writer

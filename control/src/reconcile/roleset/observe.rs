@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::Resource;
 
 use crate::api::{PodSet, PodSetPhase, RoleSet, RoleSpec, keys};
 use crate::core::adoption::{self};
 use crate::core::budget::Budget;
+use crate::core::early_ends::EarlyEnds;
 use crate::core::revision;
 use crate::core::role_plan::{Replica, ReplicaState, RoleView};
 use crate::core::rollout::RoleEntry;
 use crate::reconcile::context::{Context, seconds};
+use crate::reconcile::informer::{owner_key, owner_uid};
 use crate::reconcile::meta::{annotation, label, uid_of};
 use crate::reconcile::observed::ObservedPod;
 
@@ -21,6 +24,8 @@ pub(super) struct Unit {
     pub(super) is_group: bool,
     pub(super) hash: String,
     pub(super) replica: Replica,
+    /// Whether it is a pod that ended soon after it was made.
+    pub(super) ended_early: bool,
 }
 
 pub(super) struct RoleUnits {
@@ -32,8 +37,16 @@ pub(super) struct Observed {
     pub(super) roles: BTreeMap<String, RoleUnits>,
     /// Replicas of roles that the spec no longer has.
     pub(super) orphans: Vec<Unit>,
+    /// Replicas that no longer say of which role they are: somebody took the label off.
+    pub(super) released: Vec<Unit>,
     pub(super) pod_sets: Vec<PodSet>,
     pub(super) started: BTreeSet<String>,
+    /// Whether its StormService is paused.
+    pub(super) paused: bool,
+    pub(super) early_ends: EarlyEnds,
+    /// Roles with pods that ended early: those whose pods are replaced now, and those that wait.
+    pub(super) replaced: Vec<String>,
+    pub(super) held: Vec<String>,
     pub(super) look_again: Option<Duration>,
 }
 
@@ -88,9 +101,13 @@ pub(super) fn dereference(set: &RoleSet, context: &Context) -> Observed {
         );
     }
     let known = |name: &str| set.spec.roles.iter().any(|role| role.name == name);
-    let (mine, orphans) = units
+    let (mine, others) = units
         .into_iter()
         .partition::<Vec<Unit>, _>(|unit| known(label(&unit.meta, keys::ROLE_NAME)));
+    let (released, orphans) = others
+        .into_iter()
+        .filter(|unit| !context.is_going(&unit.meta))
+        .partition(|unit| label(&unit.meta, keys::ROLE_NAME).is_empty());
     let mut roles: BTreeMap<String, RoleUnits> = BTreeMap::new();
     for role in &set.spec.roles {
         let entry = RoleUnits {
@@ -121,17 +138,28 @@ pub(super) fn dereference(set: &RoleSet, context: &Context) -> Observed {
             .filter(|(_, role)| !role.units.is_empty())
             .map(|(name, _)| name.clone()),
     );
-    let orphans = orphans
-        .into_iter()
-        .filter(|unit| !context.is_going(&unit.meta))
-        .collect();
     Observed {
         roles,
         orphans,
+        released,
         pod_sets,
         started,
+        paused: is_paused(&set.metadata, context),
+        early_ends: EarlyEnds::read(annotation(&set.metadata, keys::EARLY_ENDS)),
+        replaced: Vec::new(),
+        held: Vec::new(),
         look_again,
     }
+}
+
+/// Whether the StormService of a RoleSet with this metadata is paused. It is asked itself, so a pause
+/// holds at once, and no RoleSet is written for it. Of one that cannot be read nobody knows.
+fn is_paused(meta: &ObjectMeta, context: &Context) -> bool {
+    let owner = owner_key(meta, "StormService").and_then(|key| context.services.get(&key));
+    owner.is_some_and(|owner| {
+        let paused = owner.0.as_ref().map_or(true, |service| service.spec.paused);
+        paused && owner.meta().uid.as_deref() == owner_uid(meta)
+    })
 }
 
 fn index_of(meta: &ObjectMeta) -> Option<i32> {
@@ -153,7 +181,11 @@ fn pod_unit(pod: &ObservedPod, now: &Time, context: &Context) -> Unit {
     } else {
         ReplicaState::Waiting
     };
-    unit(&pod.metadata, false, state)
+    Unit {
+        ended_early: state == ReplicaState::Finished
+            && pod.lifetime() < context.settings.backoff.longest,
+        ..unit(&pod.metadata, false, state)
+    }
 }
 
 fn is_ready(group: &PodSet) -> bool {
@@ -185,11 +217,15 @@ fn unit(meta: &ObjectMeta, is_group: bool, state: ReplicaState) -> Unit {
             state,
             created_s: seconds(meta.creation_timestamp.as_ref()),
         },
+        ended_early: false,
     }
 }
 
-/// The roles as the pure planner takes them. Marks which replicas are up to date.
-pub(super) fn build(set: &RoleSet, observed: &mut Observed) -> Vec<RoleEntry> {
+/// The roles as the pure planner takes them. Marks which replicas are up to date, and which of those
+/// that ended are not replaced yet.
+pub(super) fn build(set: &RoleSet, observed: &mut Observed, context: &Context) -> Vec<RoleEntry> {
+    let now_s = context.now().0.as_second();
+    let backoff = context.settings.backoff;
     let sizes: BTreeMap<String, i32> = observed
         .pod_sets
         .iter()
@@ -222,10 +258,28 @@ pub(super) fn build(set: &RoleSet, observed: &mut Observed) -> Vec<RoleEntry> {
                 unit.replica.index = None;
             }
         }
+        let early = |unit: &&mut Unit| unit.ended_early && unit.replica.updated;
+        let mut early = units.units.iter_mut().filter(early).peekable();
+        if early.peek().is_some() {
+            let wait = observed
+                .early_ends
+                .wait(&role.name, &units.hash, now_s, backoff);
+            if let Some(wait) = wait {
+                early.for_each(|unit| unit.replica.state = ReplicaState::Held);
+                observed.held.push(role.name.clone());
+                let again = observed.look_again.map_or(wait, |at| at.min(wait));
+                observed.look_again = Some(again);
+            } else {
+                let (name, hash) = (&role.name, &units.hash);
+                observed.early_ends.note(name, hash, now_s, backoff);
+                observed.replaced.push(role.name.clone());
+            }
+        }
         let view = RoleView {
             replicas,
             budget,
             indexed: is_indexed(role),
+            paused: observed.paused,
             units: units
                 .units
                 .iter()

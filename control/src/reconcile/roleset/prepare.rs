@@ -57,6 +57,30 @@ pub(super) async fn prepare(
     Ok(true)
 }
 
+/// Notes that pods that ended early are replaced now. Before they are: a replacement that was cut short
+/// was made none the less.
+pub(super) async fn note_early_ends(
+    set: &RoleSet,
+    observed: &Observed,
+    context: &Context,
+) -> Result<(), Error> {
+    if observed.replaced.is_empty() {
+        return Ok(());
+    }
+    let mut ends = observed.early_ends.clone();
+    ends.retain(|name| set.spec.roles.iter().any(|role| role.name == name));
+    let patch = json!({"metadata": {"annotations": {keys::EARLY_ENDS: ends.write()}}});
+    let (namespace, name) = names_of(&set.metadata);
+    let kind = resource::<RoleSet>();
+    context.writer.merge(&kind, namespace, name, &patch).await?;
+    let roles = observed.replaced.join(", ");
+    let note = format!("replacing pods that ended soon after they were made: {roles}");
+    context
+        .tell::<RoleSet>(&set.metadata, EventType::Warning, "Recovering", note)
+        .await;
+    Ok(())
+}
+
 fn adopt(set: &RoleSet, observed: &Observed) -> AdoptedHashes {
     let status = set.status.clone().unwrap_or_default();
     let mut adopted = AdoptedHashes::new();

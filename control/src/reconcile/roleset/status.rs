@@ -1,5 +1,6 @@
 //! The status of a RoleSet: counts, no writes.
 
+use super::observe::Observed;
 use crate::api::{RoleSet, RoleSetStatus, RoleStatus, set_condition};
 use crate::core::rollout::RoleEntry;
 use crate::reconcile::conditions;
@@ -21,6 +22,7 @@ pub(super) fn note_observed(set: &RoleSet, status: &mut RoleSetStatus, context: 
 
 pub(super) fn status_of(
     set: &RoleSet,
+    observed: &Observed,
     entries: &[RoleEntry],
     gang: &Ganging,
     failure: Option<&Error>,
@@ -60,9 +62,30 @@ pub(super) fn status_of(
         )
     };
     set_condition(all, conditions::READY, is_ready, reason, message, &now);
-    let reason = if done { "Complete" } else { "RolesChanging" };
-    set_condition(all, conditions::PROGRESSING, !done, reason, "", &now);
+    let outdated = |role: &RoleStatus| role.updated_replicas < role.replicas;
+    let (progressing, reason) = if done {
+        (false, "Complete")
+    } else if observed.paused && status.roles.iter().any(outdated) {
+        (false, "Paused")
+    } else {
+        (true, "RolesChanging")
+    };
+    set_condition(all, conditions::PROGRESSING, progressing, reason, "", &now);
+    if observed.held.is_empty() {
+        all.retain(|condition| condition.kind != conditions::RECOVERING);
+    } else {
+        let (kind, message) = (conditions::RECOVERING, held(observed));
+        set_condition(all, kind, true, "PodsEndEarly", message, &now);
+    }
     gang.set_condition(all, &now);
     note_failure(all, failure, &now);
     status
+}
+
+/// Which roles wait before their pods are replaced.
+fn held(observed: &Observed) -> String {
+    format!(
+        "pods ended soon after they were made, and are replaced later each time: {}",
+        observed.held.join(", ")
+    )
 }

@@ -1,5 +1,7 @@
 //! Brings the RoleSets of a StormService to the plan: deletes, changes and creates them.
 
+use std::collections::HashSet;
+
 use kube::runtime::events::EventType;
 use serde_json::{Value, json};
 
@@ -12,15 +14,24 @@ use crate::core::service_plan::{Revision, ServicePlan};
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
+use crate::reconcile::foreign::left_behind;
 use crate::reconcile::meta::{names_of, uid_of};
+
+/// Candidates for a RoleSet's name.
+const NAMES_MAX: u32 = 1 << 20;
 
 fn build_set(
     service: &StormService,
     index: i32,
+    left: &HashSet<String>,
     template: &RoleSetTemplate,
     revision: &str,
 ) -> Result<Value, Error> {
     let (_, name) = names_of(&service.metadata);
+    let uid = uid_of(&service.metadata);
+    let name = (0..NAMES_MAX)
+        .map(|nth| names::role_set(name, uid, index, nth))
+        .find(|candidate| !left.contains(candidate));
     let (labels, mut annotations) = set_marks(service, template, revision);
     annotations.insert(keys::ROLE_SET_INDEX.into(), index.to_string());
     annotations.insert(keys::ADOPTED_HASHES.into(), "{}".into());
@@ -33,7 +44,7 @@ fn build_set(
         "apiVersion": format!("{}/{}", crate::api::GROUP, crate::api::VERSION),
         "kind": "RoleSet",
         "metadata": {
-            "name": names::role_set(name, uid_of(&service.metadata), index),
+            "name": name,
             "labels": labels,
             "annotations": annotations,
             "ownerReferences": [owner_reference::<StormService>(&service.metadata)],
@@ -64,15 +75,19 @@ pub(super) async fn apply(
         .collect();
     context.writer.delete_all(&kind, namespace, doomed).await?;
     let changed = changed_sets(service, observed, plan, revisions);
-    let rewritten = !changed.is_empty();
-    context.writer.replace_all(namespace, changed).await?;
+    let rewritten = context.writer.replace_all(namespace, changed).await?;
     let mut objects = Vec::with_capacity(plan.create.len());
+    let left = if plan.create.is_empty() {
+        HashSet::new()
+    } else {
+        left_behind(namespace, context)
+    };
     for &(index, revision) in &plan.create {
         let (template, revision) = match revision {
             Revision::Update => (&service.spec.template, &revisions.update),
             Revision::Current => (&revisions.current_template, &revisions.current),
         };
-        objects.push(build_set(service, index, template, revision)?);
+        objects.push(build_set(service, index, &left, template, revision)?);
     }
     context
         .writer

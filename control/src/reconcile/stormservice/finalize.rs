@@ -13,7 +13,7 @@ use crate::reconcile::Key;
 use crate::reconcile::apply::{Doomed, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::farewell::Farewell;
+use crate::reconcile::farewell::takes_children;
 use crate::reconcile::informer::owner_uid;
 use crate::reconcile::meta::{names_of, uid_of};
 
@@ -21,16 +21,8 @@ use crate::reconcile::meta::{names_of, uid_of};
 /// be decoded goes as well.
 pub(super) async fn finalize(meta: &ObjectMeta, context: &Context) -> Result<Action, Error> {
     let kind = resource::<StormService>();
-    match Farewell::of(meta, keys::STORM_SERVICE_FINALIZER) {
-        Farewell::Over => return Ok(Action::await_change()),
-        Farewell::LeaveChildren => {
-            context
-                .writer
-                .release(&kind, meta, keys::STORM_SERVICE_FINALIZER)
-                .await?;
-            return Ok(Action::await_change());
-        }
-        Farewell::TakeChildren => {}
+    if !takes_children::<StormService>(meta, keys::STORM_SERVICE_FINALIZER, context).await? {
+        return Ok(Action::await_change());
     }
     let (namespace, name) = names_of(meta);
     let uid = uid_of(meta);

@@ -21,7 +21,8 @@ use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
 use crate::reconcile::meta::{finalizer_patch, names_of};
-use crate::reconcile::undecodable::undecodable;
+use crate::reconcile::status::tell_failure;
+use crate::reconcile::undecodable::{readable, undecodable};
 use apply::apply;
 use finalize::finalize;
 use headless::sync_headless;
@@ -45,10 +46,17 @@ pub async fn reconcile(
         }
         Err(invalid) => return undecodable::<StormService>(&context, invalid).await,
     };
+    readable(&context, &service.metadata);
+    let outcome = look_at(service, &context).await;
+    tell_failure(service, &outcome, |status| &mut status.conditions, &context).await;
+    outcome
+}
+
+async fn look_at(service: &StormService, context: &Context) -> Result<Action, Error> {
     let service = context.ledger.with_newest_status(service);
     let service = service.as_ref();
     if service.metadata.deletion_timestamp.is_some() {
-        return finalize(&service.metadata, &context).await;
+        return finalize(&service.metadata, context).await;
     }
     let (namespace, name) = names_of(&service.metadata);
     let violations = validate::stormservice(name, &service.spec);
@@ -59,7 +67,7 @@ pub async fn reconcile(
         .as_ref()
         .filter(|_| violations.is_empty())
     else {
-        return invalid(service, &violations, &context).await;
+        return invalid(service, &violations, context).await;
     };
     let patch = finalizer_patch(&service.metadata, keys::STORM_SERVICE_FINALIZER);
     if patch["metadata"]
@@ -70,19 +78,21 @@ pub async fn reconcile(
         context.writer.merge(&kind, namespace, name, &patch).await?;
         return Ok(Action::await_change());
     }
-    let mut observed = dereference(service, &context);
-    let revisions = sync_revisions(service, &observed, &context).await?;
-    let headless = sync_headless(service, &context).await;
-    mark(&mut observed, template_spec, &revisions, &context);
+    let mut observed = dereference(service, context);
+    let revisions = sync_revisions(service, &observed, context).await?;
+    let headless = sync_headless(service, context).await;
+    mark(&mut observed, template_spec, &revisions, context);
     let view = view_of(service, &observed);
     let plan = view.plan();
-    let applied = apply(service, &observed, &plan, &revisions, &context).await;
+    let applied = apply(service, &observed, &plan, &revisions, context).await;
+    let trimmed = trim_history(service, &observed, &revisions, context).await;
     let failure = error::failure(&headless).or(error::failure(&applied));
+    let failure = failure.or(error::failure(&trimmed));
     let rewritten = applied.as_ref().is_ok_and(|rewritten| *rewritten);
     let changed = !plan.create.is_empty() || !plan.delete.is_empty() || rewritten;
     // What was just written is told of when the watch shows it.
     if !changed || failure.is_some() {
-        let status = status_of(service, &observed, &revisions, failure, &context);
+        let status = status_of(service, &observed, &revisions, failure, context);
         let kind = resource::<StormService>();
         context
             .writer
@@ -91,7 +101,7 @@ pub async fn reconcile(
     }
     headless?;
     applied?;
-    trim_history(service, &observed, &revisions, &context).await?;
+    trimmed?;
     let more = i32::try_from(plan.create.len()) == Ok(CREATIONS_MAX);
     Ok(if more {
         Action::requeue(super::NEXT_CREATIONS)

@@ -51,7 +51,9 @@ pub(super) fn status_of(
     let message = format!("{} of {wanted} RoleSets are ready", status.ready_replicas);
     let reason = if ready { "Ready" } else { "NotReady" };
     set_condition(all, conditions::READY, ready, reason, message, &now);
-    let reason = match (ready, service.spec.paused && outdated > 0) {
+    let halfway = count(&|owned| has_outdated(&owned.set) && !owned.view.going);
+    let waits = service.spec.paused && outdated.saturating_add(halfway) > 0;
+    let reason = match (ready, waits) {
         (_, true) => "Paused",
         (true, false) => "Complete",
         (false, false) => "Processing",
@@ -79,6 +81,14 @@ pub(super) fn status_of(
         None => all.retain(|condition| condition.kind != conditions::SCHEMA_OUTDATED),
     }
     status
+}
+
+/// Whether a role of a RoleSet has replicas that are not of its present template.
+fn has_outdated(set: &RoleSet) -> bool {
+    let roles = set.status.iter().flat_map(|status| &status.roles);
+    roles
+        .into_iter()
+        .any(|role| role.updated_replicas < role.replicas)
 }
 
 fn all_rolled(set: &RoleSet) -> bool {

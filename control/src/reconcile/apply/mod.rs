@@ -4,27 +4,30 @@
 //! object is ours. Deletions carry the uid that was looked at, so that an object made anew under the
 //! same name is safe. All writes of this process together are bounded by `WRITES_AT_ONCE`.
 
+mod patch;
+
+use std::sync::Arc;
+
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{
-    Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
-};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, PostParams, Preconditions};
 use kube::{Client, Resource};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::error::{Error, is_already_exists, is_not_found};
-use super::informer::{owner_uid, version_of};
+use super::informer::owner_uid;
 use super::ledger::Ledger;
-use super::meta::names_of;
-use std::sync::Arc;
+use crate::core::canonical::hash_name;
 
 /// Who writes, in managed fields and for server-side apply.
 pub const FIELD_MANAGER: &str = "kvtide-control";
 /// Writes in flight in one process: enough to keep an API server busy, few enough that its
 /// priority-and-fairness queues (default 16 a flow) are not flooded.
 const WRITES_AT_ONCE: usize = 32;
+/// In the ledger: an update that changed nothing, because the installed CRDs drop what it would add.
+const IN_VAIN: &str = "update in vain";
 /// Writes in flight for one object's children.
 const CHILDREN_AT_ONCE: usize = 16;
 
@@ -255,12 +258,13 @@ impl Writer {
         results.into_iter().collect()
     }
 
-    /// Replaces an object, if nobody else wrote it since.
+    /// Replaces an object, if nobody else wrote it since. Returns whether that changed it: where the
+    /// installed CRDs drop what is new, nothing does, and the same is not tried again.
     ///
     /// # Errors
     ///
     /// When the API server refuses, or somebody else was faster.
-    pub async fn replace<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
+    pub async fn replace<K>(&self, namespace: &str, object: &K) -> Result<bool, Error>
     where
         K: Resource<DynamicType = ()> + Serialize,
     {
@@ -271,6 +275,17 @@ impl Writer {
         value["kind"] = json!(K::kind(&()));
         if let Some(fields) = value.as_object_mut() {
             fields.remove("status");
+        }
+        let mut meant = value.clone();
+        if let Some(metadata) = meant["metadata"].as_object_mut() {
+            metadata.remove("resourceVersion");
+        }
+        let (uid, meant) = (
+            object.meta().uid.clone().unwrap_or_default(),
+            hash_name(&meant, 16),
+        );
+        if self.ledger.is_applied(&uid, IN_VAIN, &meant) {
+            return Ok(false);
         }
         let object: DynamicObject =
             serde_json::from_value(value).map_err(|source| Error::Build {
@@ -290,225 +305,38 @@ impl Writer {
                 api.replace(&name, &params, &object),
             )
             .await?;
-        if let (Some(uid), Some(generation)) = (stored.metadata.uid, stored.metadata.generation) {
+        let changed = stored.metadata.resource_version != object.metadata.resource_version;
+        if !changed {
+            self.ledger.applied(&uid, IN_VAIN, meant);
+        } else if let Some(generation) = stored.metadata.generation {
             self.ledger.updated(&uid, generation);
         }
-        Ok(())
+        Ok(changed)
     }
 
-    /// Replaces several objects, some at a time; goes on after a failure.
+    /// Other CRDs are installed: what was dropped before may be kept now.
+    pub fn try_again(&self) {
+        self.ledger.forget_all_applied(IN_VAIN);
+    }
+
+    /// Replaces several objects, some at a time; goes on after a failure. Returns whether any changed.
     ///
     /// # Errors
     ///
     /// The first failure.
-    pub async fn replace_all<K>(&self, namespace: &str, objects: Vec<K>) -> Result<(), Error>
+    pub async fn replace_all<K>(&self, namespace: &str, objects: Vec<K>) -> Result<bool, Error>
     where
         K: Resource<DynamicType = ()> + Serialize,
     {
-        let results: Vec<Result<(), Error>> = stream::iter(objects)
+        let results: Vec<Result<bool, Error>> = stream::iter(objects)
             .map(|object| async move { self.replace(namespace, &object).await })
             .buffer_unordered(CHILDREN_AT_ONCE)
             .collect()
             .await;
-        results.into_iter().collect()
-    }
-
-    /// Merges a patch into an object.
-    ///
-    /// # Errors
-    ///
-    /// When the API server refuses.
-    pub async fn merge(
-        &self,
-        resource: &ApiResource,
-        namespace: &str,
-        name: &str,
-        patch: &Value,
-    ) -> Result<(), Error> {
-        let api = self.api(resource, namespace);
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.into()),
-            ..PatchParams::default()
-        };
-        let patch = Patch::Merge(patch);
-        self.counted(
-            "patch",
-            resource,
-            name,
-            api.patch_metadata(name, &params, &patch),
-        )
-        .await?;
-        Ok(())
-    }
-
-    /// Merges a patch into an object's status.
-    ///
-    /// # Errors
-    ///
-    /// When the API server refuses; not when the object is gone.
-    pub async fn merge_status(
-        &self,
-        resource: &ApiResource,
-        namespace: &str,
-        name: &str,
-        patch: &Value,
-    ) -> Result<(), Error> {
-        let api = self.api(resource, namespace);
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.into()),
-            ..PatchParams::default()
-        };
-        let patch = Patch::Merge(patch);
-        let request = api.patch_subresource("status", name, &params, &patch);
-        match self.counted("status", resource, name, request).await {
-            Err(Error::Api { source, .. }) if is_not_found(&source) => Ok(()),
-            other => other.map(|_| ()),
+        let mut changed = false;
+        for result in results {
+            changed |= result?;
         }
-    }
-
-    /// Applies an object as its only wanted form.
-    ///
-    /// # Errors
-    ///
-    /// When the API server refuses.
-    pub async fn apply(
-        &self,
-        resource: &ApiResource,
-        namespace: &str,
-        name: &str,
-        object: &Value,
-    ) -> Result<(), Error> {
-        let api = self.api(resource, namespace);
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let patch = Patch::Apply(object);
-        self.counted(
-            "apply",
-            resource,
-            name,
-            api.patch_metadata(name, &params, &patch),
-        )
-        .await?;
-        Ok(())
-    }
-
-    /// Puts a spec in the place of the one that an object has, with all that is no longer in it. Applying
-    /// would leave what was not applied before: what the object was made with.
-    ///
-    /// # Errors
-    ///
-    /// When the API server refuses, or the object is not the one of this uid.
-    pub async fn replace_spec(
-        &self,
-        resource: &ApiResource,
-        namespace: &str,
-        name: &str,
-        uid: &str,
-        spec: &Value,
-    ) -> Result<(), Error> {
-        let api = self.api(resource, namespace);
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.into()),
-            ..PatchParams::default()
-        };
-        let operations = json!([
-            {"op": "test", "path": "/metadata/uid", "value": uid},
-            {"op": "add", "path": "/spec", "value": spec},
-        ]);
-        let operations = serde_json::from_value(operations).map_err(|source| Error::Build {
-            kind: "patch",
-            source,
-        })?;
-        let patch = Patch::Json::<()>(operations);
-        self.counted(
-            "patch",
-            resource,
-            name,
-            api.patch_metadata(name, &params, &patch),
-        )
-        .await?;
-        Ok(())
-    }
-
-    /// Writes a status if it differs from the one that is stored. `cached` is what the cache holds.
-    ///
-    /// # Errors
-    ///
-    /// When the API server refuses; not when the object is gone.
-    pub async fn status<S: Serialize>(
-        &self,
-        resource: &ApiResource,
-        meta: &ObjectMeta,
-        cached: Option<&S>,
-        status: &S,
-    ) -> Result<(), Error> {
-        let uid = meta.uid.as_deref().unwrap_or_default();
-        let status = serde_json::to_value(status).map_err(|source| Error::Build {
-            kind: "status",
-            source,
-        })?;
-        let known = match self.ledger.newer_status(uid, version_of(meta)) {
-            Some(newer) => newer,
-            None => serde_json::to_value(cached).map_err(|source| Error::Build {
-                kind: "status",
-                source,
-            })?,
-        };
-        if known == status {
-            return Ok(());
-        }
-        let (namespace, name) = names_of(meta);
-        let api = self.api(resource, namespace);
-        let patch = json!([{"op": "add", "path": "/status", "value": status}]);
-        let patch: Patch<Value> =
-            Patch::Json(
-                serde_json::from_value(patch).map_err(|source| Error::Build {
-                    kind: "status",
-                    source,
-                })?,
-            );
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.into()),
-            ..PatchParams::default()
-        };
-        let request = api.patch_subresource("status", name, &params, &patch);
-        match self.counted("status", resource, name, request).await {
-            Ok(stored) => {
-                self.ledger
-                    .wrote_status(uid, version_of(&stored.metadata), status);
-                Ok(())
-            }
-            Err(Error::Api { source, .. }) if is_not_found(&source) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Takes a finalizer off an object.
-    ///
-    /// # Errors
-    ///
-    /// When the API server refuses; not when the object is gone.
-    pub async fn release(
-        &self,
-        resource: &ApiResource,
-        meta: &ObjectMeta,
-        finalizer: &str,
-    ) -> Result<(), Error> {
-        let finalizers = meta.finalizers.as_deref().unwrap_or_default();
-        if !finalizers.iter().any(|held| held == finalizer) {
-            return Ok(());
-        }
-        let kept: Vec<&String> = finalizers
-            .iter()
-            .filter(|held| *held != finalizer)
-            .collect();
-        // With the version that was looked at: a finalizer that somebody just added is not lost.
-        let patch = json!({"metadata": {
-            "finalizers": kept, "resourceVersion": meta.resource_version,
-        }});
-        let (namespace, name) = names_of(meta);
-        match self.merge(resource, namespace, name, &patch).await {
-            Err(Error::Api { source, .. }) if is_not_found(&source) => Ok(()),
-            other => other,
-        }
+        Ok(changed)
     }
 }

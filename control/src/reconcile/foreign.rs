@@ -1,0 +1,71 @@
+//! Names that children cannot have, because other objects have them or carry them in their labels: what
+//! was orphaned or released keeps its name, and its labels are what others select by.
+//!
+//! Reads the caches. One that is behind costs a refusal, never a second child: candidates are always
+//! tried in the same order.
+
+use std::collections::HashSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+
+use super::context::Context;
+use super::informer::owner_uid;
+use super::meta::{label, names_of, uid_of};
+use super::trigger::Key;
+use crate::api::keys;
+use crate::core::names;
+
+/// Names of RoleSets that pods and PodSets carry whose RoleSet is gone.
+pub(super) fn left_behind(namespace: &str, context: &Context) -> HashSet<String> {
+    let sets = context.role_sets.all();
+    let sets = sets.iter().map(|set| set.as_ref().meta());
+    let here: HashSet<&str> = sets.filter_map(|meta| meta.uid.as_deref()).collect();
+    let (groups, pods) = (context.pod_sets.all(), context.pods.all());
+    let groups = groups.iter().map(|group| group.as_ref().meta());
+    let pods = pods.iter().map(|pod| &pod.metadata);
+    // Pods of PodSets belong to those.
+    let pods = pods.filter(|meta| label(meta, keys::POD_SET_NAME).is_empty());
+    let is_left = |child: &&ObjectMeta| {
+        let owner = owner_uid(child).unwrap_or_default();
+        names_of(child).0 == namespace && !context.is_going(child) && !here.contains(owner)
+    };
+    let left = groups.chain(pods).filter(is_left);
+    left.map(|meta| label(meta, keys::ROLE_SET_NAME).to_owned())
+        .collect()
+}
+
+/// Among names of replicas of a RoleSet.
+pub(super) struct Foreign<'a> {
+    set: &'a ObjectMeta,
+    context: &'a Context,
+}
+
+impl<'a> Foreign<'a> {
+    /// Of the RoleSet with this metadata.
+    pub(super) fn to(set: &'a ObjectMeta, context: &'a Context) -> Self {
+        Self { set, context }
+    }
+
+    fn key(&self, name: &str) -> Key {
+        Key {
+            namespace: names_of(self.set).0.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// Whether a pod of this name is not the RoleSet's. One that is going may take its time.
+    pub(super) fn has_pod(&self, name: &str) -> bool {
+        let found = self.context.pods.get(&self.key(name));
+        found.is_some_and(|pod| owner_uid(&pod.metadata) != Some(uid_of(self.set)))
+    }
+
+    /// The same of a PodSet, or of the pods that one of this name and size left behind.
+    pub(super) fn has_group(&self, name: &str, size: i32) -> bool {
+        if let Some(group) = self.context.pod_sets.get(&self.key(name)) {
+            let meta = group.as_ref().meta();
+            return owner_uid(meta) != Some(uid_of(self.set));
+        }
+        (0..size).any(|index| self.has_pod(&names::pod_set_pod(name, index)))
+    }
+}
