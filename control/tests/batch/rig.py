@@ -160,9 +160,9 @@ class Server:
         """OpenAI's client, as its users make it."""
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, **options)
 
-    def metric(self, name: str) -> float:
+    def metric(self, name: str, get: Callable[..., httpx.Response] = httpx.get) -> float:
         """The value of a metric, summed over its labels."""
-        page = httpx.get(f"{self.url}/metrics", timeout=30).text
+        page = get(f"{self.url}/metrics", timeout=30).text
         rows = [line for line in page.splitlines() if line.split("{")[0].split(" ")[0] == name]
         return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
 

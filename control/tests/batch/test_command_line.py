@@ -45,7 +45,7 @@ def test_a_batch_is_submitted_watched_and_fetched(shared: Server, tmp_path: Path
 def test_a_batch_that_is_watched_on_a_terminal_has_a_progress_bar(
     shared: Server, tmp_path: Path
 ) -> None:
-    (tmp_path / "in.jsonl").write_bytes(jsonl([line(str(n), "[slow 700]") for n in range(4)]))
+    (tmp_path / "in.jsonl").write_bytes(jsonl([line(str(n), "[slow 3000]") for n in range(4)]))
     command = [CONTROL, "batch", "submit", "--watch", tmp_path / "in.jsonl"]
     terminal, other_end = pty.openpty()
     # A new terminal has no width, and a bar no room.

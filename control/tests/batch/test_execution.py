@@ -393,6 +393,13 @@ def test_a_batch_past_its_window_whose_end_cannot_be_written_waits_and_then_ends
         assert len(mock.contents()) <= 10, "nothing was asked for after the window"
 
 
+def leave_descriptors(pid: int, count: int) -> None:
+    """Allows a process so many more open files than it has."""
+    (_, most) = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    few = len(list(Path(f"/proc/{pid}/fd").iterdir())) + count
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, most))
+
+
 def test_a_lack_of_file_descriptors_is_held_against_nobody(data: Path) -> None:
     ids = [f"{n:03}" for n in range(120)]
     options = ["--requests-at-first", "120"]
@@ -401,22 +408,59 @@ def test_a_lack_of_file_descriptors_is_held_against_nobody(data: Path) -> None:
         file = upload(client, jsonl([line(name) for name in ids]))
         assert running.process is not None
         pid = running.process.pid
-        (before, most) = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        few = len(list(Path(f"/proc/{pid}/fd").iterdir())) + 30
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, most))
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        leave_descriptors(pid, 30)
         batch = client.batches.create(
             input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
         )
         said = "requests cannot be sent"
         wait_until("too few of them", lambda: said in running.log.read_text())
         assert "Too many open files" in running.log.read_text()
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (before, most))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         batch = ended(client, batch)
         assert batch.status == "completed"
         assert batch.error_file_id is None
         assert all_ids(client, batch) == ids
         assert running.metric("kvtide_batch_retries_total") == 0
         assert len(mock.contents()) == 120, "each was asked for once"
+
+
+def test_requests_that_wait_for_file_descriptors_lower_the_limit_and_can_be_cancelled(
+    data: Path,
+) -> None:
+    options = ["--requests-at-first", "120", "--cancel-grace-s", "600"]
+    # A new connection would need a descriptor.
+    limits = httpx.Limits(keepalive_expiry=None)
+    with (
+        mock_upstream() as mock,
+        server(data, mock.url, *options) as running,
+        httpx.Client(limits=limits) as kept,
+    ):
+        client = running.client(http_client=kept)
+        file = upload(client, jsonl([line(str(n), "[slow 3600000]") for n in range(120)]))
+        assert running.process is not None
+        assert running.metric("kvtide_batch_requests_in_flight", kept.get) == 0
+        leave_descriptors(running.process.pid, 30)
+        batch = client.batches.create(
+            input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+
+        def waiting() -> float:
+            in_flight = running.metric("kvtide_batch_requests_in_flight", kept.get)
+            return in_flight - len(mock.contents())
+
+        said = "requests cannot be sent"
+        wait_until("too few of them", lambda: said in running.log.read_text())
+        assert waiting() > 0
+        assert running.metric("kvtide_batch_concurrency_limit", kept.get) <= 60
+        models = f"{running.url}/v1/models"
+        lacking = "this server can make no further connection"
+        wait_until("nothing to be left for another", lambda: lacking in kept.get(models).text)
+        client.batches.cancel(batch.id)
+        wait_until("only what was sent to be in flight", lambda: waiting() == 0)
+        assert mock.contents()
+        assert running.log.read_text().count(said) == 1
+        assert client.batches.retrieve(batch.id).status == "cancelling"
 
 
 def test_no_more_requests_of_a_batch_are_in_flight_than_allowed(data: Path) -> None:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from objects import BUCKET, bucket, object_store
 from openai import OpenAI
-from postgres import postgres
+from postgres import postgres, psql
 from rig import (
     Mock,
     Server,
@@ -92,6 +92,25 @@ def test_what_one_server_is_told_the_other_knows(pair: Pair) -> None:
     assert one.files.delete(batch.input_file_id).deleted
     with pytest.raises(Exception, match="No such File"):
         other.files.retrieve(batch.input_file_id)
+
+
+def test_a_list_is_one_statement_whenever_it_is_asked_for(pair: Pair, database: str) -> None:
+    """Each statement stays prepared on its connection: one a second would be too many."""
+    asked = (
+        "SELECT DISTINCT query FROM pg_stat_activity"
+        " WHERE query LIKE 'SELECT doc FROM kvtide_files WHERE tenant = %';"
+    )
+
+    def ask() -> str:
+        assert httpx.get(f"{pair.first.url}/v1/files", timeout=30).status_code == 200
+        return psql(database, asked)
+
+    texts = set()
+    for _ in range(3):
+        second = int(time.time())
+        texts.add(wait_until("the statement among what the connections did last", ask))
+        wait_until("the next second", lambda second=second: int(time.time()) > second)
+    assert len(texts) == 1, texts
 
 
 def test_a_retried_create_is_one_batch_whichever_servers_it_reaches(pair: Pair) -> None:

@@ -56,11 +56,14 @@ def test_a_database_of_the_first_version_is_upgraded_with_what_is_in_hand(
         running = Server(tmp_path / "data", options(database, tmp_path, mock.url))
         try:
             client = running.start().client()
-            goes_on = submit(client, [line("a", "[slow 3000]"), line("b")])
+            # Answered well only after a pause that the server forgets when it is killed.
+            waits = "[retry 429 1 600]"
+            goes_on = submit(client, [line("a", waits, model="m"), line("b", model="m")])
             cancelled = submit(client, [line("c", "[slow 60000]")])
             late = submit(client, [line("d", "[slow 60000]")])
             for batch in (goes_on, cancelled, late):
                 wait_until("a start", lambda batch=batch: started(client, batch))
+            wait_until("the first attempt", lambda: waits in mock.contents())
             client.files.delete(upload(client, b"x"))
             shape = psql(database, SHAPE)
             client.batches.cancel(cancelled.id)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from rig import PATIENCE_S
 
 DAY = datetime.timedelta(days=1)
 
@@ -75,6 +78,14 @@ def certificates(directory: Path) -> Certificates:
     return files
 
 
+async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    """Passes on what arrives until one of the two has no more."""
+    with contextlib.suppress(OSError):
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
+
+
 @contextlib.contextmanager
 def tls_before(url: str, files: Certificates) -> Iterator[str]:
     """Ends TLS and passes on what arrives to the plain server at `url`; gives its https:// URL."""
@@ -82,35 +93,38 @@ def tls_before(url: str, files: Certificates) -> Iterator[str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.certificate, files.key)
     listener = socket.create_server(("127.0.0.1", 0))
+    address = f"https://127.0.0.1:{listener.getsockname()[1]}"
+    started: Future[Callable[[], object]] = Future()
 
-    def carry(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+    async def serve(near: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        try:
+            far, requests = await asyncio.open_connection(host, int(port))
+        except OSError:
+            answers.close()
+            return
+        ways = [asyncio.create_task(carry(*way)) for way in ((near, requests), (far, answers))]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            requests.close()
+            answers.close()
 
-    def serve(plain: socket.socket) -> None:
-        # Who does not believe the certificate ends the connection here.
-        with contextlib.suppress(OSError):
-            near = context.wrap_socket(plain, server_side=True)
-            far = socket.create_connection((host, int(port)))
-            back = threading.Thread(target=carry, args=(far, near), daemon=True)
-            back.start()
-            carry(near, far)
-            back.join()
-            near.close()
-            far.close()
+    async def listen() -> None:
+        # Who does not believe the certificate gets no further than here.
+        server = await asyncio.start_server(serve, sock=listener, ssl=context)
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        started.set_result(lambda: loop.call_soon_threadsafe(over.set))
+        await over.wait()
+        server.close()
 
-    def take() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                plain, _ = listener.accept()
-                threading.Thread(target=serve, args=(plain,), daemon=True).start()
-
-    threading.Thread(target=take, daemon=True).start()
+    thread = threading.Thread(target=lambda: asyncio.run(listen()), daemon=True)
+    thread.start()
+    stop = started.result(PATIENCE_S)
     try:
-        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        yield address
     finally:
-        listener.close()
+        stop()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()

@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
 use crate::batch::http::{ApiError, App};
+use crate::batch::run::NoAnswer;
 
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     let data = fetch(&app).await?;
@@ -31,7 +32,12 @@ pub(super) async fn retrieve(
 async fn fetch(app: &App) -> Result<Vec<Value>, ApiError> {
     let models = app.upstream.models().await.map_err(|error| {
         tracing::warn!(%error, "the upstream's models cannot be listed");
-        ApiError::upstream("The models cannot be listed: the upstream does not answer.")
+        ApiError::upstream(match error {
+            NoAnswer::Exhausted(_) => {
+                "The models cannot be listed: this server can make no further connection."
+            }
+            _ => "The models cannot be listed: the upstream does not answer.",
+        })
     })?;
     Ok(models)
 }

@@ -189,12 +189,26 @@ impl Flight {
             let request: Request<'_> =
                 serde_json::from_slice(&line).map_err(Failure::when("reading a validated line"))?;
             let body = self.body(&line, request.body)?;
-            let result = self.ask(&mut turn, &id, body).await;
+            let Some(result) = self.ask(&mut turn, &id, body).await else {
+                return Ok(None);
+            };
             let (verdict, asked_pause, usage) = match &result {
                 Ok(answer) => (answer.verdict, answer.retry_after, answer.usage),
                 Err(none) => (none.verdict(), None, Usage::default()),
             };
-            turn.end(verdict, asked_pause, &usage);
+            if let Some(pause) = turn.end(verdict, asked_pause, &usage) {
+                let reason = match &result {
+                    Ok(answer) => format!("it answers with status {}", answer.status),
+                    Err(none) => none.to_string(),
+                };
+                let model = pace.model();
+                tracing::warn!(
+                    model,
+                    ?pause,
+                    reason,
+                    "the upstream is not available; pausing"
+                );
+            }
             metrics::counter!("kvtide_batch_attempts_total", "verdict" => verdict.as_str())
                 .increment(1);
             let held_against = failures.add(verdict, pace.answers());
@@ -230,17 +244,28 @@ impl Flight {
         }
     }
 
-    /// Asks, as soon as this server is able to.
-    async fn ask(&self, turn: &mut Turn, id: &str, body: Bytes) -> Result<Answer, NoAnswer> {
-        let mut trouble = None;
+    /// Asks, as soon as this server is able to; nobody if no more is to be sent by then.
+    async fn ask(
+        &self,
+        turn: &mut Turn,
+        id: &str,
+        body: Bytes,
+    ) -> Option<Result<Answer, NoAnswer>> {
+        let mut shortage = None;
         loop {
             turn.begin();
-            match self.ask_once(id, body.clone()).await {
-                Err(error @ NoAnswer::Exhausted(_)) => {
-                    let trouble = trouble.get_or_insert_with(|| self.traffic.storage.trouble());
-                    trouble.wait_to_send(&self.batch, &error).await;
-                }
-                asked => return asked,
+            let asked = self.ask_once(id, body.clone()).await;
+            let Err(error @ NoAnswer::Exhausted(_)) = &asked else {
+                return Some(asked);
+            };
+            let shortage = shortage.get_or_insert_with(|| {
+                turn.could_not_begin();
+                self.traffic.storage.shortage(&self.batch, error)
+            });
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return None,
+                () = shortage.rest() => {}
             }
         }
     }

@@ -121,7 +121,8 @@ impl Paces {
             Some(engine) => Arc::clone(engine),
             None => {
                 let label = known.label(model);
-                let engine = Arc::new(Engine::new(label, self.options, self.memory));
+                let engine = Engine::new(model.to_owned(), label, self.options, self.memory);
+                let engine = Arc::new(engine);
                 known.engines.insert(model.to_owned(), Arc::clone(&engine));
                 engine
             }
@@ -152,6 +153,7 @@ impl Paces {
 /// What is known of a model, whoever asks it.
 #[derive(Debug)]
 struct Engine {
+    model: String,
     /// In metrics.
     label: String,
     gate: Arc<Gate>,
@@ -174,8 +176,9 @@ struct Health {
 }
 
 impl Engine {
-    fn new(label: String, options: PaceOptions, memory: usize) -> Engine {
+    fn new(model: String, label: String, options: PaceOptions, memory: usize) -> Engine {
         Engine {
+            model,
             label,
             gate: Arc::new(Gate::new(options.initial, options.most)),
             memory: Arc::new(Semaphore::new(memory)),
@@ -224,26 +227,31 @@ impl Engine {
         }
     }
 
-    fn failed(&self, began: Instant, verdict: Verdict, retry_after: Option<Duration>) {
+    /// Gives back the pause that begins with this failure, if one does. Requests that failed together
+    /// make one pause.
+    fn failed(
+        &self,
+        began: Instant,
+        verdict: Verdict,
+        retry_after: Option<Duration>,
+    ) -> Option<Duration> {
         let mut health = self.lock();
         health.failures_in_a_row = health.failures_in_a_row.saturating_add(1);
         self.gate.cut(began, 0.5);
+        let open = self.gate.closed_until().is_none();
         let pause = match (retry_after, verdict) {
             (_, Verdict::Transient) => None,
             (Some(asked), _) => Some(asked),
-            (None, _) => {
-                // Requests that failed together make one pause.
-                let open = self.gate.closed_until().is_none();
-                (health.failures_in_a_row >= DOWN_AFTER && open).then(|| {
-                    let doublings = health.pauses.min(16);
-                    health.pauses += 1;
-                    PAUSE_FIRST.saturating_mul(1 << doublings).min(PAUSE_MAX)
-                })
-            }
+            (None, _) => (health.failures_in_a_row >= DOWN_AFTER && open).then(|| {
+                let doublings = health.pauses.min(16);
+                health.pauses += 1;
+                PAUSE_FIRST.saturating_mul(1 << doublings).min(PAUSE_MAX)
+            }),
         };
         if let Some(pause) = pause {
             self.gate.close(Instant::now() + pause);
         }
+        pause.filter(|_| open)
     }
 }
 
@@ -300,6 +308,11 @@ impl Pace {
         &self.engine.memory
     }
 
+    /// The model that is asked.
+    pub(super) fn model(&self) -> &str {
+        &self.engine.model
+    }
+
     /// How many requests were answered. While it stands still, that one of them found nobody is not
     /// that request's doing.
     pub(super) fn answers(&self) -> u64 {
@@ -343,9 +356,23 @@ impl Turn {
         self.began = Instant::now();
     }
 
-    /// Says how it went. `retry_after` is how long the upstream wants to be left alone.
-    pub(super) fn end(self, verdict: Verdict, retry_after: Option<Duration>, usage: &Usage) {
+    /// This server had nothing left for a connection: the limit is more than it has room for. Of the
+    /// model nothing is learnt, and it is not paused.
+    pub(super) fn could_not_begin(&self) {
+        self.pace.engine.gate.cut(self.began, 0.5);
+        self.pace.show();
+    }
+
+    /// Says how it went. `retry_after` is how long the upstream wants to be left alone. Gives back for
+    /// how long nobody is asked for the model, if that begins now.
+    pub(super) fn end(
+        self,
+        verdict: Verdict,
+        retry_after: Option<Duration>,
+        usage: &Usage,
+    ) -> Option<Duration> {
         let (pace, engine) = (&self.pace, &self.pace.engine);
+        let mut begins = None;
         match verdict {
             Verdict::Success => {
                 engine.succeeded(self.began, usage);
@@ -364,10 +391,11 @@ impl Turn {
                 }
             }
             Verdict::Unavailable | Verdict::Transient => {
-                engine.failed(self.began, verdict, retry_after);
+                begins = engine.failed(self.began, verdict, retry_after);
             }
         }
         pace.show();
+        begins
     }
 }
 
@@ -402,6 +430,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_pause_is_told_once_when_it_begins() {
+        let pace = paces(16, 16).of("m", "a");
+        let mut turns = Vec::new();
+        for _ in 0..16 {
+            turns.push(pace.turn().await);
+        }
+        let end = |turn: Turn, asked| turn.end(Verdict::Unavailable, asked, &Usage::default());
+        let told: Vec<_> = turns.drain(..).map(|turn| end(turn, None)).collect();
+        let down = DOWN_AFTER as usize - 1;
+        assert_eq!(told[down], Some(PAUSE_FIRST));
+        assert!((0..16).all(|n| n == down || told[n].is_none()), "{told:?}");
+        assert_eq!(end(pace.turn().await, None), Some(2 * PAUSE_FIRST));
+        let turn = pace.turn().await;
+        assert_eq!(end(turn, Some(7 * SECOND)), Some(7 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn answers_that_take_longer_lower_the_limit_of_the_model_for_all() {
         let paces = paces(8, 8);
         let (one, other) = (paces.of("m", "a"), paces.of("m", "b"));
@@ -430,6 +475,33 @@ mod tests {
         let apart = |n: usize| starts[n + 1].1 - starts[n].1;
         assert!((0..7).all(|n| apart(n) > SECOND / 2), "{starts:?}");
         assert!(began.elapsed() < 8 * SECOND, "the limit stays in use");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_this_server_has_no_room_for_lowers_the_limit_and_pauses_nobody() {
+        let paces = paces(8, 8);
+        let pace = paces.of("m", "a");
+        let mut turns = Vec::new();
+        for _ in 0..8 {
+            turns.push(pace.turn().await);
+        }
+        tokio::time::advance(SECOND).await;
+        for turn in &turns {
+            turn.could_not_begin();
+        }
+        assert_eq!(
+            limits(&pace),
+            (8, 4),
+            "those that failed together count once"
+        );
+        assert!(pace.paused_for().is_none());
+        tokio::time::advance(SECOND).await;
+        turns[0].begin();
+        turns[0].could_not_begin();
+        assert_eq!(limits(&pace), (8, 2));
+        drop(turns);
+        window(&pace, 2, Verdict::Success, SECOND).await;
+        assert_eq!(limits(&pace), (8, 3), "it grows again");
     }
 
     #[tokio::test(start_paused = true)]

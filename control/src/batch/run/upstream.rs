@@ -180,14 +180,10 @@ impl Upstream {
         set(headers, "x-request-id", id);
         // Who the tokens are for: the router limits and accounts by it.
         set(headers, "user", tenant);
-        self.client.request(request).await.map_err(|error| {
-            let reason = root_cause(&error);
-            match exhausted(&error) {
-                Some(errno) if error.is_connect() => NoAnswer::Exhausted(errno.into()),
-                _ if error.is_connect() => NoAnswer::Unreachable(reason),
-                _ => NoAnswer::Broken(reason),
-            }
-        })
+        self.client
+            .request(request)
+            .await
+            .map_err(|error| no_answer(&error))
     }
 
     /// The upstream's models.
@@ -205,7 +201,7 @@ impl Upstream {
                 .client
                 .request(request)
                 .await
-                .map_err(|error| NoAnswer::Unreachable(root_cause(&error)))?;
+                .map_err(|error| no_answer(&error))?;
             let body = Limited::new(response.into_body(), MODELS_BYTES_MAX)
                 .collect()
                 .await
@@ -242,6 +238,16 @@ impl Upstream {
 fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);
+    }
+}
+
+/// Why a request that was begun, or was to be, has no answer.
+fn no_answer(error: &hyper_util::client::legacy::Error) -> NoAnswer {
+    let reason = root_cause(error);
+    match exhausted(error) {
+        Some(errno) if error.is_connect() => NoAnswer::Exhausted(errno.into()),
+        _ if error.is_connect() => NoAnswer::Unreachable(reason),
+        _ => NoAnswer::Broken(reason),
     }
 }
 

@@ -115,17 +115,30 @@ impl Postgres {
 /// TLS is used.
 fn parse(url: &str) -> Result<Config, Failure> {
     const WHAT: &str = "reading --database";
-    let (address, query) = url.split_once('?').unwrap_or((url, ""));
+    // As in the library, what is before the first @ is user and password, whatever is in them.
+    let host = url.find('@').map_or(0, |at| at + 1);
+    let query = url[host..].find('?').map(|at| host + at);
+    let (address, query) = match query {
+        Some(at) => (&url[..at], &url[at + 1..]),
+        None => (url, ""),
+    };
     let mut options = Vec::new();
+    let mut required = false;
     for option in query.split('&').filter(|option| !option.is_empty()) {
         match option.split_once('=') {
             Some(("sslmode", "verify-ca" | "verify-full")) => options.push("sslmode=require"),
+            // Those that the system trusts are trusted here anyway; elsewhere it also means verify-full.
+            Some(("sslrootcert", "system")) => required = true,
             Some(("sslrootcert", _)) => {
                 let message = "sslrootcert is not known here: give the file with --ca-file";
                 return Err(Failure::internal(WHAT, message));
             }
             _ => options.push(option),
         }
+    }
+    if required {
+        // The last one counts.
+        options.push("sslmode=require");
     }
     let url = match options.as_slice() {
         [] => address.to_owned(),
@@ -159,6 +172,17 @@ mod tests {
             let query = format!("?application_name=a%20b&sslmode={name}");
             assert_eq!(mode(&query), SslMode::Require);
         }
+        for query in [
+            "?sslrootcert=system",
+            "?sslrootcert=system&sslmode=verify-full",
+            "?sslrootcert=system&sslmode=disable",
+            "?sslmode=verify-full&application_name=a@b",
+        ] {
+            assert_eq!(mode(query), SslMode::Require, "{query}");
+        }
+        let odd = parse("postgres://u:p?w@db/name?sslmode=verify-full").unwrap();
+        assert_eq!(odd.get_password(), Some(&b"p?w"[..]));
+        assert_eq!(odd.get_ssl_mode(), SslMode::Require);
         for (query, said) in [
             ("sslrootcert=/ca.pem", "--ca-file"),
             ("sslmode=maybe", "sslmode"),

@@ -253,6 +253,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_cut_short_between_the_halves_of_a_character_is_read_all_the_same() {
+        for before in STRING_BYTES_MAX - 13..STRING_BYTES_MAX + 2 {
+            let long = "x".repeat(before) + r"\ud83d\ude00" + &"x".repeat(99);
+            for body in [
+                format!(r#"{{"{long}": 1, "usage": {{"output_tokens": 7}}}}"#),
+                format!(r#"{{"error": {{"code": "{long}"}}, "usage": {{"output_tokens": 7}}}}"#),
+            ] {
+                let seen = look_at_file(&file(body.as_bytes())).unwrap();
+                assert_eq!(seen.usage.output_tokens, 7, "{before}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_cut_short_must_be_json_all_the_same() {
         let long = "x".repeat(1_000_000);
         for broken in [

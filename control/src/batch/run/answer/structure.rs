@@ -18,6 +18,10 @@ pub(super) struct Structure<R> {
     string_bytes: usize,
     /// Whether the character, or what a backslash begins, is passed on.
     keeping: bool,
+    /// The number that the hexadecimal digits so far make.
+    unit: u32,
+    /// Whether that which has just ended is the first half of a character in UTF-16 (`\ud83d`).
+    half: bool,
 }
 
 /// Where in the text the next byte is.
@@ -42,6 +46,8 @@ impl<R> Structure<R> {
             place: Place::Outside,
             string_bytes: 0,
             keeping: true,
+            unit: 0,
+            half: false,
         }
     }
 
@@ -52,6 +58,7 @@ impl<R> Structure<R> {
         self.place = match (self.place, byte) {
             (Place::Outside, b'"') => {
                 self.string_bytes = 0;
+                self.half = false;
                 Place::String
             }
             (Place::Outside, _) => {
@@ -65,7 +72,9 @@ impl<R> Structure<R> {
             (Place::String, _) => {
                 let begins = !(0x80..0xc0).contains(&byte);
                 if begins {
-                    self.keeping = before < self.string_bytes_max;
+                    // To a parser, half a character is an error.
+                    let other_half = std::mem::take(&mut self.half) && byte == b'\\';
+                    self.keeping = before < self.string_bytes_max || (self.keeping && other_half);
                 }
                 if byte == b'\\' {
                     Place::Escape
@@ -73,9 +82,21 @@ impl<R> Structure<R> {
                     Place::String
                 }
             }
-            (Place::Escape, b'u') => Place::Digits(4),
-            (Place::Escape, _) | (Place::Digits(1), _) => Place::String,
-            (Place::Digits(left), _) => Place::Digits(left.saturating_sub(1)),
+            (Place::Escape, b'u') => {
+                self.unit = 0;
+                Place::Digits(4)
+            }
+            (Place::Escape, _) => Place::String,
+            (Place::Digits(left), _) => {
+                let digit = char::from(byte).to_digit(16).unwrap_or(0);
+                self.unit = self.unit << 4 | digit;
+                if left > 1 {
+                    Place::Digits(left - 1)
+                } else {
+                    self.half = (0xd800..0xdc00).contains(&self.unit);
+                    Place::String
+                }
+            }
         };
         Ok(self.keeping)
     }
@@ -178,6 +199,12 @@ mod tests {
                 ),
                 (r#"["a\"b\"c", "\\\\\\"]"#, r#"["a\"", "\\\\"]"#),
                 (r#"["ab\u20acd"]"#, r#"["ab\u20ac"]"#),
+                // A character in two halves is one character.
+                (r#"["a\ud83d\ude00b"]"#, r#"["a\ud83d\ude00"]"#),
+                (r#"["ab\uD83D\uDE00"]"#, r#"["ab\uD83D\uDE00"]"#),
+                (r#"["abc\ud83d\ude00"]"#, r#"["abc"]"#),
+                (r#"["ab\ud83d", "\n\n\n"]"#, r#"["ab\ud83d", "\n\n"]"#),
+                (r#"["ab\ud83d€\n"]"#, r#"["ab\ud83d"]"#),
                 (r#"["ab€d"]"#, r#"["ab€"]"#),
                 (r#"["a[[["]"#, r#"["a[["]"#),
             ] {

@@ -94,13 +94,11 @@ impl Files for Postgres {
         purpose: Option<Purpose>,
         page: Page,
     ) -> Result<Option<Listed<File>>, Failure> {
-        let now = clock::now();
-        let condition = format!(
-            "NOT deleted AND (expires_at IS NULL OR expires_at > {now})
-             AND ($2::text IS NULL OR purpose = $2)"
-        );
-        let purpose = purpose.map(Purpose::as_str);
-        self.page("files", &condition, tenant, purpose, &page).await
+        let condition = "NOT deleted AND (expires_at IS NULL OR expires_at > $4)
+             AND ($5::text IS NULL OR purpose = $5)";
+        let (now, purpose) = (integer(clock::now()), purpose.map(Purpose::as_str));
+        self.page("files", condition, tenant, &[&now, &purpose], &page)
+            .await
     }
 
     async fn stored_bytes(&self, tenant: &str) -> Result<u64, Failure> {

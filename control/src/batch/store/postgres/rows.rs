@@ -134,14 +134,17 @@ impl Postgres {
         rows.iter().map(|row| column(row, 0)).collect()
     }
 
-    /// Items of a list. `condition` restricts it with the parameters `$1`, the tenant, and `$2`. Its
+    /// Items of a list. `condition` restricts it with `values`, its parameters from `$4` on. Its
     /// `page.after` may have been deleted since it was listed.
+    ///
+    /// Statements are kept prepared for as long as their connection lives, so their texts have to be
+    /// few: neither a table nor a condition can be made of what is only known when it is asked.
     pub(super) async fn page<T: DeserializeOwned>(
         &self,
-        table: &str,
-        condition: &str,
+        table: &'static str,
+        condition: &'static str,
         tenant: &str,
-        second: Option<&str>,
+        values: Values<'_>,
         page: &Page,
     ) -> Result<Option<Listed<T>>, Failure> {
         let mut after: Option<i64> = None;
@@ -156,10 +159,11 @@ impl Postgres {
         let (before, order) = page.order();
         let sql = format!(
             "SELECT doc FROM kvtide_{table} WHERE tenant = $1 AND {condition}
-             AND ($3::bigint IS NULL OR seq {before} $3) ORDER BY seq {order} LIMIT $4"
+             AND ($2::bigint IS NULL OR seq {before} $2) ORDER BY seq {order} LIMIT $3"
         );
-        let values: Values<'_> = &[&tenant, &second, &after, &page.fetched()];
-        let rows = self.rows(&sql, values).await?;
+        let fetched = page.fetched();
+        let own: Values<'_> = &[&tenant, &after, &fetched];
+        let rows = self.rows(&sql, &[own, values].concat()).await?;
         let items = rows.iter().map(document).collect::<Result<_, _>>()?;
         Ok(Some(Listed::of(items, page)))
     }

@@ -95,7 +95,7 @@ impl Batches for Sqlite {
 
     async fn batches(&self, tenant: &str, wanted: Page) -> Result<Option<Listed<Batch>>, Failure> {
         let tenant = tenant.to_owned();
-        self.read(move |db| page(db, "batches", "?2 IS NULL", &tenant, &None::<i64>, &wanted))
+        self.read(move |db| page(db, "batches", "true", &tenant, &[], &wanted))
             .await
     }
 

@@ -109,13 +109,10 @@ impl Files for Sqlite {
         wanted: Page,
     ) -> Result<Option<Listed<File>>, Failure> {
         let tenant = tenant.to_owned();
-        let now = clock::now();
-        let condition = format!(
-            "deleted = 0 AND (expires_at IS NULL OR expires_at > {now})
-             AND (?2 IS NULL OR purpose = ?2)"
-        );
-        let purpose = purpose.map(Purpose::as_str);
-        self.read(move |db| page(db, "files", &condition, &tenant, &purpose, &wanted))
+        let condition = "deleted = 0 AND (expires_at IS NULL OR expires_at > ?4)
+             AND (?5 IS NULL OR purpose = ?5)";
+        let (now, purpose) = (integer(clock::now()), purpose.map(Purpose::as_str));
+        self.read(move |db| page(db, "files", condition, &tenant, &[&now, &purpose], &wanted))
             .await
     }
 

@@ -70,14 +70,17 @@ pub(super) fn execute(db: &Connection, sql: &str, values: Values<'_>) -> Result<
         .map_err(failed)
 }
 
-/// Items of a list. `condition` restricts it with the parameters `?1`, the tenant, and `?2`. Its
+/// Items of a list. `condition` restricts it with `values`, its parameters from `?4` on. Its
 /// `page.after` may have been deleted since it was listed.
+///
+/// Few statements are kept prepared, so their texts have to be few: neither a table nor a condition can
+/// be made of what is only known when it is asked.
 pub(super) fn page<T: DeserializeOwned>(
     db: &Connection,
-    table: &str,
-    condition: &str,
+    table: &'static str,
+    condition: &'static str,
     tenant: &str,
-    second: &dyn ToSql,
+    values: Values<'_>,
     page: &Page,
 ) -> Result<Option<Listed<T>>, Failure> {
     let mut after = None;
@@ -92,10 +95,13 @@ pub(super) fn page<T: DeserializeOwned>(
     let (before, order) = page.order();
     let sql = format!(
         "SELECT doc FROM {table} WHERE tenant = ?1 AND {condition}
-         AND (?3 IS NULL OR seq {before} ?3) ORDER BY seq {order} LIMIT ?4"
+         AND (?2 IS NULL OR seq {before} ?2) ORDER BY seq {order} LIMIT ?3"
     );
-    let values: Values<'_> = &[&tenant, second, &after, &page.fetched()];
-    let documents = many(db, &sql, values, |row| row.get::<_, String>(0))?;
+    let fetched = page.fetched();
+    let own: Values<'_> = &[&tenant, &after, &fetched];
+    let documents = many(db, &sql, &[own, values].concat(), |row| {
+        row.get::<_, String>(0)
+    })?;
     let items = documents
         .iter()
         .map(|document| loaded(document))
