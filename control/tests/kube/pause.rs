@@ -77,11 +77,11 @@ async fn a_pause_reaches_into_a_pool_that_is_rolling() {
     assert_eq!(uids(&world.all(&world.pods()).await), pods);
 
     // What fails is replaced, and scaling goes on.
-    let failed = world.pods_of("a").await.remove(0).name_any();
+    let failed = world.pods_of("a").await.remove(0);
     set_status(
         &world.client,
         &world.namespace,
-        &failed,
+        &failed.name_any(),
         &json!({"phase": "Failed"}),
     )
     .await
@@ -93,7 +93,8 @@ async fn a_pause_reaches_into_a_pool_that_is_rolling() {
     world
         .until("four others are there", || async {
             let pods = world.pods_of("a").await;
-            let gone = !pods.iter().any(|pod| pod.name_any() == failed);
+            // Its name may be given again.
+            let gone = !uids(&pods).contains(&failed.uid().unwrap());
             (pods.len() == 4 && gone).then_some(())
         })
         .await;
