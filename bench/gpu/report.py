@@ -53,7 +53,7 @@ CLOSED_LOOP = [
     ("requests per second", "requests_s", "1/s", "≥ 1.1 times", "≥ 1.25 times", "≥ 1.2 times"),
     ("TTFT p50", "ttft_p50_ms", "ms", "", "", "no worse"),
     (SHARING, "shared_p50_ms", "ms", "", "", "better"),
-    ("TPOT p50 of whole requests", "tpot_p50_ms", "ms", "", "", ""),
+    ("TPOT p50 of whole requests", "tpot_p50_ms", "ms", "", "", "better"),
 ]
 
 
