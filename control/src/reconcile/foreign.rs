@@ -5,6 +5,7 @@
 //! tried in the same order.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -12,6 +13,7 @@ use kube::Resource;
 use super::context::Context;
 use super::informer::owner_uid;
 use super::meta::{label, names_of, uid_of};
+use super::observed::ObservedPod;
 use super::trigger::Key;
 use crate::api::keys;
 use crate::core::names;
@@ -56,16 +58,25 @@ impl<'a> Foreign<'a> {
 
     /// Whether a pod of this name is not the RoleSet's. One that is going may take its time.
     pub(super) fn has_pod(&self, name: &str) -> bool {
-        let found = self.context.pods.get(&self.key(name));
-        found.is_some_and(|pod| owner_uid(&pod.metadata) != Some(uid_of(self.set)))
+        self.foreign_pod(name).is_some()
     }
 
-    /// The same of a PodSet, or of the pods that one of this name and size left behind.
+    /// The same of a PodSet, or of the pods that one of this name and size left behind. Those of one that
+    /// was deleted are on their way out: its successor keeps its name.
     pub(super) fn has_group(&self, name: &str, size: i32) -> bool {
         if let Some(group) = self.context.pod_sets.get(&self.key(name)) {
             let meta = group.as_ref().meta();
             return owner_uid(meta) != Some(uid_of(self.set));
         }
-        (0..size).any(|index| self.has_pod(&names::pod_set_pod(name, index)))
+        let left_behind = |index: i32| {
+            let pod = self.foreign_pod(&names::pod_set_pod(name, index));
+            pod.is_some_and(|pod| !self.context.is_going(&pod.metadata))
+        };
+        (0..size).any(left_behind)
+    }
+
+    fn foreign_pod(&self, name: &str) -> Option<Arc<ObservedPod>> {
+        let found = self.context.pods.get(&self.key(name));
+        found.filter(|pod| owner_uid(&pod.metadata) != Some(uid_of(self.set)))
     }
 }
