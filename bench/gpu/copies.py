@@ -109,8 +109,8 @@ class Bench:
         self.rig.__exit__()
 
 
-def measure(piece_kib: int, wanted: list[str]) -> list[dict[str, Any]]:
-    """All routes for pieces of one size."""
+def measure(piece_kib: int, wanted: list[str], routes: list[str]) -> list[dict[str, Any]]:
+    """The routes for pieces of one size."""
     rows = []
 
     def add(what: str, route: str, seconds: list[float]) -> None:
@@ -118,7 +118,7 @@ def measure(piece_kib: int, wanted: list[str]) -> list[dict[str, Any]]:
         print(f"{piece_kib:4} KiB {what:8} {route:10} {rate(seconds):6.1f} GB/s", flush=True)
 
     for what in wanted:
-        for route in ROUTES[what]:
+        for route in [route for route in ROUTES[what] if route in routes]:
             pinned = {f"gpu_{w}_route": "dma" for w in ("save", "load", "layered")}
             changed = ("save", "load") if what == "both" else (what,)
             bench = Bench(piece_kib, **(pinned | {f"gpu_{w}_route": route for w in changed}))
@@ -142,10 +142,12 @@ def main() -> None:
     parser.add_argument("--json", help="write the rows to this file")
     parser.add_argument("--pieces", type=int, nargs="*", default=PIECES_KIB, help="KiB")
     parser.add_argument("--what", nargs="*", default=list(ROUTES), choices=ROUTES)
+    known = sorted({route for routes in ROUTES.values() for route in routes})
+    parser.add_argument("--routes", nargs="*", default=known, choices=known)
     arguments = parser.parse_args()
     rows = []
     for piece in arguments.pieces:
-        rows += measure(piece, arguments.what)
+        rows += measure(piece, arguments.what, arguments.routes)
         if arguments.json:
             Path(arguments.json).write_text(json.dumps(rows, indent=2))
 

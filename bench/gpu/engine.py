@@ -186,8 +186,9 @@ class Engine:
         """Users who each send the next request when their last is answered: a prefix that left
         the GPU, and new tokens behind it. Answers are of half to one and a half times `output`
         tokens: if all had the same, the users would soon go in step, and nobody would decode
-        while another's prompt is loaded. `shared` are the times between tokens of decoders in
-        steps that also computed another request's prompt."""
+        while another's prompt is loaded. `shared` are the times per token of decoders over two
+        steps: one that also computed another request's prompt, and the one before, whose tokens
+        the engine hands out only when it has launched the former."""
         made = {seed: prompt(seed) for seed in prefixes}
         started = 0
         live: dict[str, dict[str, Any]] = {}
@@ -209,7 +210,7 @@ class Engine:
         for _ in range(users):
             begin()
         while live:
-            begun, decoded = 0, []
+            begun, decoding = 0, []
             for output_ in self.engine.step():
                 request = live.get(output_.request_id)
                 if request is None:
@@ -219,14 +220,14 @@ class Engine:
                     times.append(time.perf_counter())
                     if len(times) == 1:
                         begun += 1
-                    else:
-                        decoded.append(times[-1] - times[-2])
+                    elif len(times) > 2:
+                        decoding.append((times[-1] - times[-3]) / 2)
                 if output_.finished:
                     done.append(live.pop(output_.request_id))
                     if started < requests:
                         begin()
             if begun:
-                shared += decoded
+                shared += decoding
         seconds = time.perf_counter() - start
         gaps = [b - a for r in done for a, b in zip(r["times"], r["times"][1:], strict=False)]
         return {
