@@ -10,6 +10,7 @@ import argparse
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,8 @@ OUTPUTS = (64, 16)
 LENGTHS = [1024 << doublings for doublings in range(7)]
 MODEL_TOKENS = {POOL_TOKENS: 16384}
 """Of the pool → longest sequence, where it is not the whole pool."""
+NAMED = {"kvtide-fp8": {"codec": "fp8"}}
+"""Engine → kvtide's settings, where the name does not say them."""
 SETTLE_S = 0.3
 """After saves, before what must not overlap with them."""
 
@@ -290,6 +293,13 @@ class Suite:
                     self.note(engine, f"{name}_{what}_p{share * 100:.0f}_ms", median(values))
 
 
+def settings_of(name: str) -> dict[str, str]:
+    """kvtide's settings of an engine by its name, as in `kvtide-fp8` or `kvtide,KEY=VALUE,…`."""
+    if name in NAMED:
+        return NAMED[name]
+    return dict(pair.split("=", 1) for pair in name.split(",")[1:])
+
+
 def keep(path: Path, found: dict[str, dict[str, Any]]) -> None:
     """Writes what was found, beside what other engines found there in an earlier run of the same
     workload: two large ones do not fit on the GPUs at once."""
@@ -304,7 +314,12 @@ def main() -> None:
     """See the module's documentation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, required=True, help="folder for results and logs")
-    parser.add_argument("--engines", nargs="*", default=["none", "native", "kvtide"])
+    parser.add_argument(
+        "--engines",
+        nargs="*",
+        default=["none", "native", "kvtide"],
+        help="none, native, kvtide, kvtide-fp8, or with settings: kvtide,KEY=VALUE,…",
+    )
     parser.add_argument(
         "--workloads", nargs="*", default=["reload", "batch", "mixed", "closed_loop", "new_prompts"]
     )
@@ -330,22 +345,15 @@ def main() -> None:
     parser.add_argument("--timelines", nargs="*", default=["reload", "batch", "mixed", "new"])
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="kvtide-bench-")
-    extras = {
-        "kvtide-fp8": {"codec": "fp8"},
-        "kvtide-sync": {"load": "sync"},
-        "kvtide-layered": {"load": "layered"},
-        "kvtide-async": {"load": "async"},
-        "kvtide-staged": {"gpu_save_route": "staged"},
-    }
     engines = []
     for name in arguments.engines:
         engines.append(
             Engine(
                 name,
-                arguments.out / f"{name}.log",
-                connector=name.split("-")[0],
+                arguments.out / f"{re.sub('[^a-z0-9]+', '-', name)}.log",
+                connector=re.split("[-,]", name)[0],
                 host_gb=arguments.host_gb,
-                extra=extras.get(name, {}),
+                extra=settings_of(name),
                 pool_tokens=arguments.pool_tokens,
                 max_model_len=MODEL_TOKENS.get(arguments.pool_tokens, arguments.pool_tokens),
                 folder=folder,
