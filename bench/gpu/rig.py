@@ -156,9 +156,16 @@ class Rig:
         fresh.extend([seed * 1_000_003 + i for i in range(blocks * BLOCK_TOKENS)])
         return fresh
 
-    def save(self, sequence: _native.Sequence, blocks: list[int], by_layer: bool = False) -> bytes:
-        """Saves blocks, all at once or as a step computes them; the moves."""
-        job, moves, _ = sequence.plan_save(self.pool, 0, blocks)
+    def save(
+        self,
+        sequence: _native.Sequence,
+        blocks: list[int],
+        by_layer: bool = False,
+        start: int = 0,
+    ) -> bytes:
+        """Saves blocks as those of the sequence from `start` on, all at once or as a step computes
+        them; the moves."""
+        job, moves, _ = sequence.plan_save(self.pool, start, blocks)
         if by_layer:
             self.worker.begin_step([(job, moves)])
             for layer in range(self.layers):
@@ -221,15 +228,18 @@ class Rig:
     def row(self, slot: int) -> bytes:
         """What the segment's file has in a row."""
         with Path(self.segment.path).open("rb") as file:
-            stride = -(-self.segment.row_bytes // ROW_ALIGN_BYTES) * ROW_ALIGN_BYTES
-            file.seek((slot - self.segment.rows) * stride, os.SEEK_END)
+            file.seek(-self._offset_from_end(slot), os.SEEK_END)
             return file.read(self.layers * self.row_layer_bytes)
 
-    def damage(self, offset_from_end: int) -> None:
-        """Flips a bit of the segment's file, counted from its end."""
-        path = Path(self.segment.path)
-        with path.open("r+b") as file:
-            file.seek(-offset_from_end, os.SEEK_END)
+    def damage(self, slot: int) -> None:
+        """Flips a bit in the middle of a row in the segment's file."""
+        offset = self._offset_from_end(slot) - self.segment.row_bytes // 2
+        with Path(self.segment.path).open("r+b") as file:
+            file.seek(-offset, os.SEEK_END)
             byte = file.read(1)[0]
-            file.seek(-offset_from_end, os.SEEK_END)
+            file.seek(-offset, os.SEEK_END)
             file.write(bytes([byte ^ 0x20]))
+
+    def _offset_from_end(self, slot: int) -> int:
+        stride = -(-self.segment.row_bytes // ROW_ALIGN_BYTES) * ROW_ALIGN_BYTES
+        return (self.segment.rows - slot) * stride

@@ -112,7 +112,7 @@ def test_a_damaged_row_is_told_by_its_checksum(route: str, layered: bool) -> Non
         count = rig.segment.rows
         sequence = rig.sequence(count)
         rig.save(sequence, list(range(1, count + 1)))
-        rig.damage(rig.segment.row_bytes // 2)
+        rig.damage(rig.segment.rows - 1)
         failed, damaged, _ = rig.load(sequence, list(range(1, count + 1)), layered)
         assert len(failed) == len(damaged) == 1
 

@@ -86,9 +86,38 @@ def test_a_damaged_row_is_told_by_its_checksum(route: str, layered: bool) -> Non
         count = rig.segment.rows
         sequence = rig.sequence(count)
         rig.save(sequence, list(range(1, count + 1)))
-        rig.damage(rig.segment.row_bytes // 2)
+        rig.damage(rig.segment.rows - 1)
         failed, damaged, _ = rig.load(sequence, list(range(1, count + 1)), layered)
         assert len(failed) == len(damaged) == 1
+
+
+@pytest.mark.parametrize("layered", [False, True], ids=["async", "layered"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_rows_alone_and_next_to_each_other_go_to_their_own_blocks(
+    route: str, layered: bool
+) -> None:
+    layout = Layout("split", (2, -1, T, H, D))
+    routes = {"gpu_save_route": route, "gpu_load_route": route, "gpu_layered_route": route}
+    with Rig(layout, rows_gb=0.004, **routes) as rig:
+        runs = [(0, 1), (1, 9), (10, 3), (13, 4), (17, 6)]
+        shuffled = random.Random(3).sample(range(1, rig.blocks), k=23 * 2 + len(runs))
+        source, target, others = shuffled[:23], shuffled[23:46], shuffled[46:]
+        saved = rig.snapshot()
+        sequence, other = rig.sequence(23), rig.sequence(len(runs), 1)
+        slots: dict[int, int] = {}
+        # The last run first: rows do not rise with the places of a prompt either.
+        for i, (start, count) in enumerate(reversed(runs)):
+            rig.save(sequence, source[start : start + count], start=start)
+            slots |= {start + j: len(slots) + i + j for j in range(count)}
+            rig.save(other, others[i : i + 1], start=i)
+        rig.poison(target)
+        assert rig.load(sequence, target, layered)[:2] == ([], [])
+        for was, tensor in zip(saved, rig.tensors, strict=True):
+            assert torch.equal(rig.pick(raw(tensor), target), rig.pick(was, source))
+        rig.damage(slots[12])
+        failed, damaged, _ = rig.load(sequence, target, layered)
+        assert failed == [12]
+        assert [slot for slot, _ in damaged] == [slots[12]]
 
 
 def test_a_load_waits_for_what_the_engine_still_does_with_the_blocks() -> None:

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kvtide_model::BlockMove;
 
 use super::device::{Pair, Shared};
-use super::dma::Pieces;
+use super::dma::{Pieces, Strided};
 use super::route::{Route, STAGED_BLOCKS};
 use super::tables::{Move, Plan};
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, Mark};
@@ -22,6 +22,8 @@ const DIGEST_THREADS: u32 = 256;
 /// Bytes of a row from which on a copy engine keeps its speed. Fewer, larger pieces also take less of
 /// the driver, whose lock the engine's own launches need.
 const STAGED_PIECE_BYTES: usize = 256 << 10;
+/// Rows next to each other from which on they are copied by one command.
+const STRIDED_MIN: usize = 4;
 /// Moves that a batch has room for at first: prompts of 128 Ki tokens in blocks of 16. Making room
 /// while the model runs would make the driver wait for it.
 const MOVES: usize = 8192;
@@ -54,7 +56,10 @@ pub(super) struct Copier {
     staging: Option<DeviceBuffer<u8>>,
     pieces: Pieces,
     direction: Direction,
+    /// By slot: those of a prompt mostly lie next to each other, and can be copied in one piece.
     batch: Vec<BlockMove>,
+    /// Of each of them, its place in what the caller gave.
+    places: Vec<u32>,
     digests: bool,
     /// Layers that the batch has copied, from the first to the last.
     copied: Range<usize>,
@@ -81,6 +86,7 @@ impl Copier {
             pieces: Pieces::default(),
             direction: Direction::Save,
             batch: Vec::new(),
+            places: Vec::new(),
             digests: false,
             copied: 0..0,
             closed: false,
@@ -129,12 +135,17 @@ impl Copier {
         self.done.is_done()
     }
 
-    /// The digests of a batch that has ended.
+    /// The digests of a batch that has ended, in the order of its moves.
     pub(super) fn take_digests(&mut self) -> Vec<u64> {
-        let sums = self.sums.host.values().get(..self.batch.len());
-        let digests = self.digests.then(|| sums.unwrap_or_default().to_vec());
+        let count = if self.digests { self.batch.len() } else { 0 };
+        let mut digests = vec![0; count];
+        for (&place, &sum) in self.places.iter().zip(self.sums.host.values()) {
+            if let Some(digest) = digests.get_mut(place as usize) {
+                *digest = sum;
+            }
+        }
         self.batch.clear();
-        digests.unwrap_or_default()
+        digests
     }
 
     /// A plan for moves `start` to `start + count` of the batch, over the host's rows.
@@ -144,7 +155,7 @@ impl Copier {
             moves: self.moves.device.address() + (start * size_of::<Move>()) as u64,
             move_count: u32::try_from(count).unwrap_or(0),
             rows: self.shared.rows,
-            row_stride: self.shared.row_stride,
+            row_stride: self.shared.row_stride as u64,
             ..self.shared.tables.plan(layers, layer_bytes)
         }
     }
@@ -263,6 +274,49 @@ impl Copier {
         self.copy_pieces()
     }
 
+    /// Copy engines between the staging buffer and `width` bytes, `skipped` ones from the start, of
+    /// the rows of some moves.
+    fn copy_rows(
+        &mut self,
+        moves: Range<usize>,
+        skipped: u64,
+        staging: u64,
+        width: usize,
+    ) -> Result<(), CudaError> {
+        self.pieces.clear();
+        let neighbours = |a: &BlockMove, b: &BlockMove| a.slot.slot.checked_add(1) == Some(b.slot.slot);
+        let mut staged = staging;
+        for rows in self.batch[moves].chunk_by(neighbours) {
+            let Some(first) = rows.first() else { continue };
+            let row = self.shared.row_address(first.slot.slot) + skipped;
+            let pitch = self.shared.row_stride;
+            let (source, source_pitch, target, target_pitch) = match self.direction {
+                Direction::Save => (staged, width, row, pitch),
+                Direction::Load => (row, pitch, staged, width),
+            };
+            if rows.len() >= STRIDED_MIN {
+                let strided = Strided {
+                    source,
+                    source_pitch,
+                    target,
+                    target_pitch,
+                    bytes: width,
+                    count: rows.len(),
+                };
+                // SAFETY: rows and staging buffer are as in `launch`.
+                unsafe { strided.copy(&self.stream) }?;
+            } else {
+                for i in 0..rows.len() {
+                    let source = source + (i * source_pitch) as u64;
+                    let target = target + (i * target_pitch) as u64;
+                    self.pieces.push(source, target, width);
+                }
+            }
+            staged += (rows.len() * width) as u64;
+        }
+        self.copy_pieces()
+    }
+
     /// Copy engines for rows, kernels for pieces, as many moves at a time as can be staged.
     fn copy_staged(&mut self, layers: &Range<usize>) -> Result<(), CudaError> {
         let layer_bytes = self.shared.registration.layout().layer_bytes();
@@ -292,16 +346,7 @@ impl Copier {
             if self.direction == Direction::Save {
                 self.launch_copy(start, plan)?;
             }
-            self.pieces.clear();
-            for (i, step) in self.batch[start..start + count].iter().enumerate() {
-                let row = self.shared.row_address(step.slot.slot) + skipped;
-                let staged = staging + (i * width) as u64;
-                match self.direction {
-                    Direction::Save => self.pieces.push(staged, row, width),
-                    Direction::Load => self.pieces.push(row, staged, width),
-                }
-            }
-            self.copy_pieces()?;
+            self.copy_rows(start..start + count, skipped, staging, width)?;
             if self.direction == Direction::Load {
                 self.launch_copy(start, plan)?;
             }
@@ -329,17 +374,21 @@ impl CopyBackend for Copier {
             // Both or neither: kernels index them alike.
             (self.moves, self.sums) = (moves, sums);
         }
-        for (entry, step) in self.moves.host.values_mut().iter_mut().zip(batch.moves) {
+        let mut moves: Vec<_> = (0..).zip(batch.moves).collect();
+        moves.sort_unstable_by_key(|(_, step)| step.slot.slot);
+        self.places.clear();
+        for (entry, (place, step)) in self.moves.host.values_mut().iter_mut().zip(moves) {
             *entry = Move {
                 row: step.slot.slot,
                 block: step.block,
             };
+            self.batch.push(*step);
+            self.places.push(place);
         }
         self.direction = batch.direction;
         self.digests = batch.digests;
         self.copied = 0..0;
         self.closed = false;
-        self.batch.extend_from_slice(batch.moves);
         self.moves
             .host
             .upload(count, &self.moves.device, &self.stream)?;

@@ -106,13 +106,13 @@ pub(super) struct Shared {
     pub(super) context: Arc<Context>,
     /// Device address of this rank's shard of row 0.
     pub(super) rows: u64,
-    pub(super) row_stride: u64,
+    pub(super) row_stride: usize,
 }
 
 impl Shared {
     /// Device address of this rank's shard of the row of `slot`.
     pub(super) fn row_address(&self, slot: u32) -> u64 {
-        self.rows + u64::from(slot) * self.row_stride
+        self.rows + u64::from(slot) * self.row_stride as u64
     }
 
     /// Size of a staging buffer: at least one row fits.
@@ -167,7 +167,7 @@ impl CudaDevice {
             keys: DeviceBuffer::of(&context, &KEYS)?,
             events: EventPool::new(&context),
             rows: pinned.device() + first as u64,
-            row_stride: geometry.row_stride_bytes() as u64,
+            row_stride: geometry.row_stride_bytes(),
             _pinned: pinned,
             registration,
             context: Arc::clone(&context),
