@@ -25,7 +25,7 @@ LAYERS = 32
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD = 4096, 14336, 32, 8, 128
 LOADED_TOKENS = 8192
 REPEATS = 9
-ROUTES = ("bulk:4", "bulk:8", "kernel:4", "kernel:8", "staged:16", "staged:64", "dma")
+ROUTES = ("kernel:4", "kernel:8", "staged:16", "staged:64", "dma")
 LAYOUT = Layout("8b", (-1, KV_HEADS, BLOCK_TOKENS, 2 * HEAD), order=(0, 2, 1, 3))
 
 

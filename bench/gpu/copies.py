@@ -24,9 +24,9 @@ BYTES = 1 << 30
 REPEATS = 7
 PIECES_KIB = (8, 16, 32, 64)
 ROUTES = {
-    "save": ("dma", "staged:4", "staged:64", "bulk:4", "kernel:2", "kernel:4"),
+    "save": ("dma", "staged:4", "staged:64", "kernel:2", "kernel:4"),
     "load": ("dma", "staged:4", "staged:64"),
-    "layered": ("dma", "staged:64", "bulk:4", "bulk:8", "kernel:4", "kernel:8"),
+    "layered": ("dma", "staged:64", "kernel:4", "kernel:8"),
     "both": ("staged:64",),
 }
 """Of what is measured → routes."""

@@ -45,7 +45,7 @@ const SAVE: Purpose = Purpose {
     direction: Direction::Save,
     layer_by_layer: true,
     enqueued_first: false,
-    candidates: &[STAGED, Route::Dma, Route::Bulk(2), Route::Kernel(4)],
+    candidates: &[STAGED, Route::Dma, Route::Kernel(4)],
     encoding: &[STAGED],
     good_enough: 0.4,
 };
@@ -55,13 +55,7 @@ const LOAD: Purpose = Purpose {
     direction: Direction::Load,
     layer_by_layer: false,
     enqueued_first: false,
-    candidates: &[
-        STAGED,
-        Route::Dma,
-        Route::Bulk(4),
-        Route::Bulk(8),
-        Route::Kernel(16),
-    ],
+    candidates: &[STAGED, Route::Dma, Route::Kernel(4), Route::Kernel(16)],
     encoding: &[STAGED, Route::Kernel(16)],
     good_enough: 0.9,
 };
@@ -109,7 +103,7 @@ pub(super) fn measure(
     run(&mut copier, &fill, false, None)?;
     // The route, and the bytes per second that it reached.
     let mut choose = |purpose: &Purpose, pinned: Option<Route>, loads: Option<f64>| {
-        if encoded && let Some(route @ (Route::Dma | Route::Bulk(_))) = pinned {
+        if encoded && let Some(route @ Route::Dma) = pinned {
             let way = format!("the route {route}");
             return Err(CopyError::CannotEncode { way });
         }
@@ -126,10 +120,6 @@ pub(super) fn measure(
         };
         let mut rates = Vec::new();
         for &route in candidates {
-            let needs_bulk = matches!(route, Route::Bulk(_)) && pinned.is_none();
-            if needs_bulk && !(shared.tables.suits_bulk && shared.kernels.bulk.is_some()) {
-                continue;
-            }
             copier.set_route(route);
             run(&mut copier, &batch, purpose.layer_by_layer, loads)?;
             let mut best = Duration::MAX;
@@ -247,9 +237,9 @@ mod tests {
 
     #[test]
     fn a_preferred_route_is_taken_while_it_is_nearly_as_fast() {
-        let near = rates(&[(STAGED, 46.0), (Route::Bulk(8), 50.0)]);
+        let near = rates(&[(STAGED, 46.0), (Route::Kernel(8), 50.0)]);
         assert_eq!(choice(&near, 0.9), Some(STAGED));
-        let far = rates(&[(STAGED, 40.0), (Route::Bulk(8), 50.0)]);
-        assert_eq!(choice(&far, 0.9), Some(Route::Bulk(8)));
+        let far = rates(&[(STAGED, 40.0), (Route::Kernel(8), 50.0)]);
+        assert_eq!(choice(&far, 0.9), Some(Route::Kernel(8)));
     }
 }

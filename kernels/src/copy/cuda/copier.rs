@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kvtide_model::BlockMove;
 
-use super::device::{Pair, Shared};
+use super::device::Shared;
 use super::dma::{Pieces, Strided};
 use super::route::{Route, STAGED_BLOCKS};
 use super::tables::{Move, Plan};
@@ -16,8 +16,6 @@ use crate::cuda::{CudaError, DeviceBuffer, Event, Function, Launch, PinnedBuffer
 
 /// Threads of a block of the copy kernels: sixteen warps with four KiB in flight each.
 const COPY_THREADS: u32 = 512;
-/// One thread of a warp drives the bulk copy engine.
-const BULK_THREADS: u32 = 32;
 const DIGEST_THREADS: u32 = 256;
 /// Bytes of a row from which on a copy engine keeps its speed. Fewer, larger pieces also take less of
 /// the driver, whose lock the engine's own launches need.
@@ -165,40 +163,21 @@ impl Copier {
         self.shared.registration.layout().encoding().is_some()
     }
 
-    /// The kernels of the bulk copy engine, and on how many multiprocessors, where they can be taken.
-    fn bulk(&self) -> Option<(&Pair, u32)> {
-        match (self.route, &self.shared.kernels.bulk) {
-            (Route::Bulk(blocks), Some(bulk)) if self.shared.tables.suits_bulk => {
-                Some((bulk, blocks))
-            }
-            _ => None,
-        }
-    }
-
     /// Whether what is copied passes through threads that compute the digests as well. A load's are
     /// of what it has written, unless they are of encoded rows.
     fn digests_on_the_way(&self) -> bool {
-        let threads = self.route != Route::Dma && self.bulk().is_none();
-        self.is_encoded() || (self.direction == Direction::Save && threads)
+        self.is_encoded() || (self.direction == Direction::Save && self.route != Route::Dma)
     }
 
     /// Copies moves from `start` on, as `plan` says.
     fn launch_copy(&self, start: usize, mut plan: Plan) -> Result<(), CudaError> {
-        let plan = ptr::from_mut(&mut plan).cast();
-        if !self.is_encoded()
-            && let Some((bulk, blocks)) = self.bulk()
-        {
-            let threads = BULK_THREADS;
-            let launch = Launch { blocks, threads };
-            return self.launch(bulk.of(self.direction), launch, &mut [plan]);
-        }
         let mut keys = self.shared.keys.address();
         let mut sums = match self.digests {
             true => self.sums.device.address() + (start * size_of::<u64>()) as u64,
             false => 0,
         };
         let wanted = match self.route {
-            Route::Kernel(blocks) | Route::Bulk(blocks) | Route::Staged(blocks) => blocks,
+            Route::Kernel(blocks) | Route::Staged(blocks) => blocks,
             Route::Dma => STAGED_BLOCKS,
         };
         let launch = Launch {
@@ -206,7 +185,7 @@ impl Copier {
             threads: COPY_THREADS,
         };
         let arguments: &mut [*mut c_void] = &mut [
-            plan,
+            ptr::from_mut(&mut plan).cast(),
             ptr::from_mut(&mut keys).cast(),
             ptr::from_mut(&mut sums).cast(),
         ];
@@ -284,7 +263,8 @@ impl Copier {
         width: usize,
     ) -> Result<(), CudaError> {
         self.pieces.clear();
-        let neighbours = |a: &BlockMove, b: &BlockMove| a.slot.slot.checked_add(1) == Some(b.slot.slot);
+        let neighbours =
+            |a: &BlockMove, b: &BlockMove| a.slot.slot.checked_add(1) == Some(b.slot.slot);
         let mut staged = staging;
         for rows in self.batch[moves].chunk_by(neighbours) {
             let Some(first) = rows.first() else { continue };
@@ -404,7 +384,7 @@ impl CopyBackend for Copier {
                 let layer_bytes = self.shared.registration.layout().layer_bytes();
                 STAGED_PIECE_BYTES.div_ceil(layer_bytes).min(self.layers())
             }
-            Route::Dma | Route::Kernel(_) | Route::Bulk(_) => 1,
+            Route::Dma | Route::Kernel(_) => 1,
         }
     }
 
@@ -429,7 +409,7 @@ impl CopyBackend for Copier {
             }
             Route::Dma => self.copy_dma(&layers)?,
             Route::Staged(_) => self.copy_staged(&layers)?,
-            Route::Kernel(_) | Route::Bulk(_) => {
+            Route::Kernel(_) => {
                 self.launch_copy(0, self.plan(&layers, 0, self.batch.len()))?;
             }
         }

@@ -19,14 +19,10 @@ use crate::cuda::{
 };
 
 /// Bytes that wait on the device between copy engine and kernel; also the most of a load's slice.
-const STAGING_BYTES: usize = 32 << 20;
+pub(super) const STAGING_BYTES: usize = 32 << 20;
 /// Time that a slice may take the link. Two are on the device at once, so no load is held up by
 /// others for longer than twice this before its first slice begins.
 const SLICE_SECONDS: f64 = 2e-3;
-/// What the bulk kernels take of a multiprocessor: `kBulkSharedBytes` in `kernels/cuda/bulk.cuh`.
-const BULK_SHARED_BYTES: u32 = 24 * 8192 + 24 * 8;
-/// Compiled for anything older, the bulk kernels are empty.
-const BULK_COMPILED_FOR: u32 = 90;
 
 /// Choices that are not left to measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,8 +54,6 @@ impl Pair {
 #[derive(Debug)]
 pub(super) struct Kernels {
     pub(super) copy: Pair,
-    /// Where the device has the bulk copy engine.
-    pub(super) bulk: Option<Pair>,
     pub(super) digest: Function,
     /// Where rows are encoded; they compute digests too.
     pub(super) codec: Pair,
@@ -68,25 +62,15 @@ pub(super) struct Kernels {
 impl Kernels {
     fn load(context: &Arc<Context>) -> Result<Self, CudaError> {
         let module = Module::load(context)?;
-        let bulk = || -> Result<Option<Pair>, CudaError> {
-            let pair = Pair {
-                save: module.function(c"kvtide_save_bulk", BULK_SHARED_BYTES)?,
-                load: module.function(c"kvtide_load_bulk", BULK_SHARED_BYTES)?,
-            };
-            let oldest = pair.save.compiled_for()?.min(pair.load.compiled_for()?);
-            Ok((oldest >= BULK_COMPILED_FOR).then_some(pair))
-        };
-        let has_bulk = context.has_bulk_copies(BULK_SHARED_BYTES);
         Ok(Self {
             copy: Pair {
-                save: module.function(c"kvtide_save", 0)?,
-                load: module.function(c"kvtide_load", 0)?,
+                save: module.function(c"kvtide_save")?,
+                load: module.function(c"kvtide_load")?,
             },
-            bulk: if has_bulk { bulk()? } else { None },
-            digest: module.function(c"kvtide_digest", 0)?,
+            digest: module.function(c"kvtide_digest")?,
             codec: Pair {
-                save: module.function(c"kvtide_encode", 0)?,
-                load: module.function(c"kvtide_decode", 0)?,
+                save: module.function(c"kvtide_encode")?,
+                load: module.function(c"kvtide_decode")?,
             },
         })
     }

@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvtide_model::BlockMove;
 
 use super::copier::Copier;
+use super::device::STAGING_BYTES;
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, LayeredLoad, Mark};
 use crate::cuda::{ComputeStream, Event, EventPool};
 
 /// Time of the link in which the gap between two launches is lost, and by which the first layers
 /// come later.
 const LAUNCH_SECONDS: f64 = 1.5e-3;
-/// Bytes of a launch of more than one layer.
-const LAUNCH_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a launch of more than one layer: as many as are staged at once.
+const LAUNCH_BYTES_MAX: usize = STAGING_BYTES;
 
 /// Layers of a layered load of `blocks` blocks that one launch copies, where the link carries `rate`
 /// bytes per second.
@@ -116,9 +117,9 @@ mod tests {
 
     #[test]
     fn small_loads_take_few_launches_and_large_ones_one_a_layer() {
-        assert_eq!(layers_at_once(Some(50e9), 512, 64 << 10), 2);
+        assert_eq!(layers_at_once(Some(50e9), 256, 64 << 10), 2);
         assert_eq!(layers_at_once(Some(50e9), 4096, 64 << 10), 1);
-        assert_eq!(layers_at_once(Some(50e9), 1, 64 << 10), 1024);
+        assert_eq!(layers_at_once(Some(50e9), 1, 64 << 10), 512);
         assert_eq!(layers_at_once(Some(6e9), 64, 64 << 10), 2, "a slow link");
         assert_eq!(layers_at_once(None, 1, 64 << 10), 1);
     }
