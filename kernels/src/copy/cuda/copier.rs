@@ -274,23 +274,19 @@ impl Copier {
                 Direction::Save => (staged, width, row, pitch),
                 Direction::Load => (row, pitch, staged, width),
             };
-            if rows.len() >= STRIDED_MIN {
-                let strided = Strided {
-                    source,
-                    source_pitch,
-                    target,
-                    target_pitch,
-                    bytes: width,
-                    count: rows.len(),
-                };
-                // SAFETY: rows and staging buffer are as in `launch`.
-                unsafe { strided.copy(&self.stream) }?;
+            let pieces = Strided {
+                source,
+                source_pitch,
+                target,
+                target_pitch,
+                bytes: width,
+                count: rows.len(),
+            };
+            if rows.len() < STRIDED_MIN {
+                self.pieces.push_each(&pieces);
             } else {
-                for i in 0..rows.len() {
-                    let source = source + (i * source_pitch) as u64;
-                    let target = target + (i * target_pitch) as u64;
-                    self.pieces.push(source, target, width);
-                }
+                // SAFETY: rows and staging buffer are as in `launch`.
+                unsafe { pieces.copy(&self.stream) }?;
             }
             staged += (rows.len() * width) as u64;
         }

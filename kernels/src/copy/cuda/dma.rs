@@ -34,6 +34,15 @@ impl Pieces {
         self.sizes.push(bytes);
     }
 
+    /// Adds every piece by itself.
+    pub(super) fn push_each(&mut self, pieces: &Strided) {
+        for i in 0..pieces.count {
+            let source = pieces.source + (i * pieces.source_pitch) as u64;
+            let target = pieces.target + (i * pieces.target_pitch) as u64;
+            self.push(source, target, pieces.bytes);
+        }
+    }
+
     /// Puts all copies on `stream`.
     ///
     /// # Safety
