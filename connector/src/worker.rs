@@ -217,6 +217,13 @@ impl Worker {
         Ok(())
     }
 
+    /// The running step has failed: its blocks are not saved.
+    fn abort_step(&mut self, py: Python<'_>) -> PyResult<()> {
+        let worker = self.open_mut()?;
+        enter(py, || worker.abort_step());
+        Ok(())
+    }
+
     /// The running step has computed a layer.
     fn layer_computed(&self, py: Python<'_>, layer: usize) -> PyResult<()> {
         let worker = self.open()?;

@@ -70,7 +70,10 @@ fn a_step_that_never_ends_leaves_nothing_behind() {
         moves: plan.moves,
     }]);
     node.workers[0].layer_computed(0);
-    node.workers[0].begin_step(vec![]); // the forward pass failed
+    node.workers[0].abort_step();
+    // Nobody waits for a layer that will never be computed.
+    node.workers[0].wait_saves(&[plan.job]);
+    node.workers[0].end_step();
     assert!(node.pool.drain(std::time::Duration::from_secs(10)));
     assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
     assert_eq!(node.pool.counters().failed_blocks, 2);

@@ -9,6 +9,7 @@ waits for everything.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,8 @@ class WorkerSide:
     def handle_preemptions(self, plan: StepPlan) -> None:
         """Saves what earlier steps computed, and waits for saves that this step would spoil."""
         worker = self._open()
+        # A step that has not ended by now has failed on the way.
+        worker.abort_step()
         if self._gpu is not None:
             worker.use_stream(torch.cuda.current_stream(self._gpu).cuda_stream)
         if plan.save_now:
@@ -159,7 +162,11 @@ class WorkerSide:
             self._open().layer_computed(layer)
 
     def end_step(self) -> None:
-        """All layers have been written; called once or twice a step."""
+        """All layers have been written; called once or twice a step. vLLM's first model runner
+        calls it also on the way out of a step that failed, whose layers were not."""
+        if sys.exc_info()[0] is not None:
+            self._open().abort_step()
+            return
         plan = self._plan
         if plan is not None and (plan.save_step or plan.layered is not None):
             self._open().end_step()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import cycle
 
 import pytest
-from engines.client import EngineProcess
+from engines.client import EngineError, EngineProcess
 from engines.compare import assert_same, cached_tokens
 from engines.config import LAYERS
 from engines.freeze import frozen
@@ -261,6 +261,21 @@ def test_aborting_a_running_request_leaves_the_engine_sound(
     assert engine.reset()
     outputs = engine.generate([LONG, OTHER], max_tokens)
     assert_same(outputs, reference([LONG, OTHER]), "afterwards")
+
+
+@on(*BOTH_RUNNERS)
+def test_blocks_of_a_step_that_fails_are_not_kept(engine: EngineProcess) -> None:
+    failed = engine.counts().get("failed_blocks", 0)
+    engine.break_layer(LAYERS // 2)
+    request = engine.submit(LONG)
+    with pytest.raises(EngineError, match="broken by the test"):
+        engine.step(until_done=True)
+    engine.abort([request])
+    engine.settle()
+    counts = engine.counts()
+    assert counts["gauge_held"] == 0
+    assert counts["failed_blocks"] > failed
+    engine.kill()  # vLLM never frees all blocks of a step that failed.
 
 
 @each_length

@@ -109,45 +109,58 @@ fn lost_in(name: &str, schema: &Value) -> Vec<&'static str> {
 /// others were installed. Between changes a look costs three small requests.
 pub(super) async fn follow(context: &Context, services: &Trigger, role_sets: &Trigger) {
     let api: Api<CustomResourceDefinition> = Api::all(context.client.clone());
-    let mut versions: HashMap<String, Option<i64>> = HashMap::new();
+    let mut known: Option<Generations> = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let mut found = HashMap::new();
-        for (name, _, _) in FIELDS {
-            if !found.contains_key(name) {
-                match api.get_metadata_opt(name).await {
-                    Ok(definition) => {
-                        let generation = definition.and_then(|found| found.metadata.generation);
-                        found.insert(name.to_owned(), generation);
-                    }
-                    Err(error) => tracing::warn!(%error, name, "could not look at the CRD"),
-                }
+        let looked = async {
+            let found = generations(&api).await?;
+            if known.as_ref() == Some(&found) {
+                return Ok(None);
             }
+            anyhow::Ok(Some((gap(&context.client).await?, found)))
+        };
+        let (gap, found) = match looked.await {
+            Ok(Some(changed)) => changed,
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "could not look at the CRDs");
+                continue;
+            }
+        };
+        let lost = gap.lost.clone();
+        let other = context.schema.note(gap);
+        // The first look finds what was found at the start, unless others were installed since.
+        if known.replace(found).is_some() || other {
+            context.writer.try_again();
         }
-        if found == versions {
+        if !other {
             continue;
         }
-        context.writer.try_again();
-        match gap(&context.client).await {
-            Ok(gap) => {
-                versions = found;
-                let lost = gap.lost.clone();
-                if context.schema.note(gap) {
-                    match lost {
-                        Some(lost) => tracing::warn!("{lost}"),
-                        None => tracing::info!("the installed CRDs are of this version"),
-                    }
-                    let all = context.services.all();
-                    all.iter()
-                        .for_each(|object| services.fire(key_of(object.as_ref())));
-                    let all = context.role_sets.all();
-                    all.iter()
-                        .for_each(|object| role_sets.fire(key_of(object.as_ref())));
-                }
-            }
-            Err(error) => tracing::warn!(%error, "could not look at the CRDs"),
+        match lost {
+            Some(lost) => tracing::warn!("{lost}"),
+            None => tracing::info!("the installed CRDs are of this version"),
+        }
+        let all = context.services.all();
+        all.iter()
+            .for_each(|object| services.fire(key_of(object.as_ref())));
+        let all = context.role_sets.all();
+        all.iter()
+            .for_each(|object| role_sets.fire(key_of(object.as_ref())));
+    }
+}
+
+/// CRD → its generation, if it is there.
+type Generations = HashMap<&'static str, Option<i64>>;
+
+async fn generations(api: &Api<CustomResourceDefinition>) -> kube::Result<Generations> {
+    let mut found = Generations::new();
+    for (name, _, _) in FIELDS {
+        if !found.contains_key(name) {
+            let definition = api.get_metadata_opt(name).await?;
+            found.insert(name, definition.and_then(|found| found.metadata.generation));
         }
     }
+    Ok(found)
 }
 
 fn served_schema(definition: &CustomResourceDefinition) -> Value {

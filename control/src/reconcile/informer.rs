@@ -142,6 +142,11 @@ where
                     let old = self.get(&key_of(object));
                     self.index(object);
                     writer.apply_watcher_event(&event);
+                    if let Some(old) = &old
+                        && owner_uid(old.meta()) != owner_uid(object.meta())
+                    {
+                        self.unindex(old);
+                    }
                     note_seen(object, &ledger);
                     fire(old.as_deref(), object);
                 }
@@ -347,5 +352,22 @@ mod tests {
         });
         assert_eq!(fewest, PODS);
         assert_eq!(informer.owners.read().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_released_object_leaves_nothing_under_the_owner_it_had() {
+        let mut released = pod(0);
+        released.metadata.owner_references = None;
+        let events = [
+            Event::Init,
+            Event::InitApply(pod(0)),
+            Event::InitDone,
+            Event::Apply(released),
+        ];
+        let (informer, feed) =
+            Informer::new(stream::iter(events.map(Ok)), Vec::new(), Arc::default());
+        futures::executor::block_on(feed);
+        assert_eq!(informer.all().len(), 1);
+        assert!(informer.owners.read().unwrap().is_empty());
     }
 }

@@ -191,12 +191,18 @@ impl Worker {
     }
 
     /// Saves blocks that the step beginning now computes, each layer when [`Worker::layer_computed`]
-    /// tells of it. A step that was not ended before has failed, and its blocks are not saved.
+    /// tells of it.
     pub fn begin_step(&mut self, jobs: Vec<SaveJob>) {
+        self.abort_step();
+        self.step = self.enqueue(jobs);
+    }
+
+    /// The running step, if there is one, has failed: its blocks are not saved.
+    pub fn abort_step(&mut self) {
         if let Some(unfinished) = self.step.take() {
             unfinished.layers.abort();
         }
-        self.step = self.enqueue(jobs);
+        self.layered = None;
     }
 
     /// The running step has computed `layer`, or at least begun to.
@@ -418,8 +424,6 @@ impl Worker {
 impl Drop for Worker {
     /// Refuses new work, lets what was accepted end, and joins the threads.
     fn drop(&mut self) {
-        if let Some(unfinished) = self.step.take() {
-            unfinished.layers.abort();
-        }
+        self.abort_step();
     }
 }

@@ -255,6 +255,22 @@ class Engine:
             os.sched_setaffinity(tid, mine)
         return found
 
+    def break_layer(self, layer: int) -> None:
+        """The next step fails when it has computed this layer."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        worker: Any = get_kv_transfer_group()
+        save_layer = worker.save_kv_layer
+        index = worker._as_worker._layers
+
+        def failing_save_layer(name: str, *args: Any, **more: Any) -> None:
+            save_layer(name, *args, **more)
+            if index[name] == layer:
+                worker.save_kv_layer = save_layer
+                raise RuntimeError("broken by the test")
+
+        worker.save_kv_layer = failing_save_layer
+
     def scale_layer(self, layer: int, factor: float) -> None:
         """Falsifies one layer of the whole KV cache on the "GPU"."""
         runner = self._core.model_executor.driver_worker.worker.model_runner
