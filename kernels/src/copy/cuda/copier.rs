@@ -12,7 +12,9 @@ use super::dma::{Pieces, Strided};
 use super::route::{Route, STAGED_BLOCKS};
 use super::tables::{Move, Plan};
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, Mark};
-use crate::cuda::{CudaError, DeviceBuffer, Event, Function, Launch, PinnedBuffer, Pod, Stream};
+use crate::cuda::{
+    CudaError, DeviceBuffer, Event, Function, Launch, PinnedBuffer, Pod, Priority, Stream,
+};
 
 /// Threads of a block of the copy kernels: sixteen warps with four KiB in flight each.
 const COPY_THREADS: u32 = 512;
@@ -22,6 +24,8 @@ const DIGEST_THREADS: u32 = 256;
 const STAGED_PIECE_BYTES: usize = 256 << 10;
 /// Rows next to each other from which on they are copied by one command.
 const STRIDED_MIN: usize = 4;
+/// Bytes from one row to the next that such a command takes.
+const PITCH_MAX: usize = i32::MAX as usize;
 /// Moves that a batch has room for at first: prompts of 128 Ki tokens in blocks of 16. Making room
 /// while the model runs would make the driver wait for it.
 const MOVES: usize = 8192;
@@ -42,16 +46,40 @@ impl<T: Pod> Mirrored<T> {
     }
 }
 
-/// A backend with a stream of its own, or a share of one.
+/// A stream, and where rows wait on it between copy engine and kernel, if they do: what is on one
+/// stream does so in turn.
+#[derive(Debug)]
+pub(super) struct Lane {
+    // Before the buffer, which its work uses: dropping a stream waits for it.
+    stream: Stream,
+    staging: Option<DeviceBuffer<u8>>,
+}
+
+impl Lane {
+    /// A lane for copies by `route`.
+    pub(super) fn new(
+        shared: &Shared,
+        priority: Priority,
+        route: Route,
+    ) -> Result<Self, CudaError> {
+        let staging = matches!(route, Route::Staged(_))
+            .then(|| DeviceBuffer::new(&shared.context, shared.staging_bytes()))
+            .transpose()?;
+        Ok(Self {
+            stream: Stream::new(&shared.context, priority)?,
+            staging,
+        })
+    }
+}
+
+/// A backend with a lane of its own, or a share of one.
 #[derive(Debug)]
 pub(super) struct Copier {
     shared: Arc<Shared>,
-    stream: Arc<Stream>,
+    lane: Arc<Lane>,
     route: Route,
     moves: Mirrored<Move>,
     sums: Mirrored<u64>,
-    /// Where rows wait between copy engine and kernel.
-    staging: Option<DeviceBuffer<u8>>,
     pieces: Pieces,
     direction: Direction,
     /// By slot: those of a prompt mostly lie next to each other, and can be copied in one piece.
@@ -68,19 +96,15 @@ pub(super) struct Copier {
 impl Copier {
     pub(super) fn new(
         shared: &Arc<Shared>,
-        stream: &Arc<Stream>,
+        lane: &Arc<Lane>,
         route: Route,
     ) -> Result<Self, CudaError> {
-        let staging = matches!(route, Route::Staged(_))
-            .then(|| DeviceBuffer::new(&shared.context, shared.staging_bytes()))
-            .transpose()?;
         Ok(Self {
             shared: Arc::clone(shared),
-            stream: Arc::clone(stream),
+            lane: Arc::clone(lane),
             route,
             moves: Mirrored::new(shared, MOVES)?,
             sums: Mirrored::new(shared, MOVES)?,
-            staging,
             pieces: Pieces::default(),
             direction: Direction::Save,
             batch: Vec::new(),
@@ -107,7 +131,13 @@ impl Copier {
     }
 
     pub(super) fn stream(&self) -> &Stream {
-        &self.stream
+        &self.lane.stream
+    }
+
+    /// Rows of the batch that have too few neighbours to be copied together.
+    pub(super) fn lone_rows(&self) -> usize {
+        let runs = self.batch.chunk_by(neighbours).map(<[_]>::len);
+        runs.filter(|&rows| rows < STRIDED_MIN).sum()
     }
 
     /// Enqueues the end of the batch: digests, and the event behind them.
@@ -116,14 +146,14 @@ impl Copier {
         let count = self.batch.len();
         if self.digests && count > 0 {
             if !self.digests_on_the_way() {
-                self.sums.device.clear(count, &self.stream)?;
+                self.sums.device.clear(count, &self.lane.stream)?;
                 self.launch_digest()?;
             }
             self.sums
                 .host
-                .download(count, &self.sums.device, &self.stream)?;
+                .download(count, &self.sums.device, &self.lane.stream)?;
         }
-        self.done.record(&self.stream)?;
+        self.done.record(&self.lane.stream)?;
         self.closed = true;
         Ok(())
     }
@@ -224,12 +254,12 @@ impl Copier {
         // and layers of the plan were compared with their bounds, so all addresses that it leads to
         // lie in the tensors and the segment, which `shared` keeps alive; tables and buffers belong
         // to `shared` and `self`. Dropping a copier waits for its stream.
-        unsafe { function.launch(&self.stream, launch, arguments) }
+        unsafe { function.launch(&self.lane.stream, launch, arguments) }
     }
 
     fn copy_pieces(&mut self) -> Result<(), CudaError> {
         // SAFETY: pieces lie in tensors, segment and staging buffer, as in `launch`.
-        unsafe { self.pieces.copy(&self.stream) }
+        unsafe { self.pieces.copy(&self.lane.stream) }
     }
 
     /// Copy engines, one contiguous piece of a block at a time.
@@ -263,8 +293,6 @@ impl Copier {
         width: usize,
     ) -> Result<(), CudaError> {
         self.pieces.clear();
-        let neighbours =
-            |a: &BlockMove, b: &BlockMove| a.slot.slot.checked_add(1) == Some(b.slot.slot);
         let mut staged = staging;
         for rows in self.batch[moves].chunk_by(neighbours) {
             let Some(first) = rows.first() else { continue };
@@ -282,32 +310,28 @@ impl Copier {
                 bytes: width,
                 count: rows.len(),
             };
-            if rows.len() < STRIDED_MIN {
+            if rows.len() < STRIDED_MIN || pitch > PITCH_MAX {
                 self.pieces.push_each(&pieces);
             } else {
                 // SAFETY: rows and staging buffer are as in `launch`.
-                unsafe { pieces.copy(&self.stream) }?;
+                unsafe { pieces.copy(&self.lane.stream) }?;
             }
             staged += (rows.len() * width) as u64;
         }
         self.copy_pieces()
     }
 
-    /// Copy engines for rows, kernels for pieces, as many moves at a time as can be staged.
-    fn copy_staged(&mut self, layers: &Range<usize>) -> Result<(), CudaError> {
+    /// Copy engines for rows, kernels for pieces, as many moves at a time as `room` bytes at `staging`
+    /// hold.
+    fn copy_staged(
+        &mut self,
+        layers: &Range<usize>,
+        staging: u64,
+        room: usize,
+    ) -> Result<(), CudaError> {
         let layer_bytes = self.shared.registration.layout().layer_bytes();
         let width = layers.len() * layer_bytes;
         let skipped = (layers.start * layer_bytes) as u64;
-        let (staging, room) = match &self.staging {
-            Some(staging) => (staging.address(), staging.count()),
-            None => {
-                let bytes = self.shared.staging_bytes();
-                let staging = self
-                    .staging
-                    .insert(DeviceBuffer::new(&self.shared.context, bytes)?);
-                (staging.address(), staging.count())
-            }
-        };
         let at_once = (room / width.max(1)).max(1);
         for start in (0..self.batch.len()).step_by(at_once) {
             let count = at_once.min(self.batch.len() - start);
@@ -331,13 +355,18 @@ impl Copier {
     }
 }
 
+/// Whether the row of `b` follows that of `a`.
+fn neighbours(a: &BlockMove, b: &BlockMove) -> bool {
+    a.slot.slot.checked_add(1) == Some(b.slot.slot)
+}
+
 impl CopyBackend for Copier {
     fn begin(&mut self, batch: &Batch<'_>) -> Result<(), CopyError> {
         self.shared.registration.check(batch.moves)?;
         self.shared.context.enter()?;
         // The tables of a batch that failed half-way may still be read.
         if !self.batch.is_empty() {
-            self.stream.synchronize()?;
+            self.lane.stream.synchronize()?;
         }
         self.batch.clear();
         let count = batch.moves.len();
@@ -367,9 +396,9 @@ impl CopyBackend for Copier {
         self.closed = false;
         self.moves
             .host
-            .upload(count, &self.moves.device, &self.stream)?;
+            .upload(count, &self.moves.device, &self.lane.stream)?;
         if self.digests && self.digests_on_the_way() && count > 0 {
-            self.sums.device.clear(count, &self.stream)?;
+            self.sums.device.clear(count, &self.lane.stream)?;
         }
         Ok(())
     }
@@ -387,7 +416,7 @@ impl CopyBackend for Copier {
     fn wait_for(&mut self, mark: &Mark) -> Result<(), CopyError> {
         if let Some(event) = &mark.0 {
             self.shared.context.enter()?;
-            self.stream.wait_for(event)?;
+            self.lane.stream.wait_for(event)?;
         }
         Ok(())
     }
@@ -398,14 +427,17 @@ impl CopyBackend for Copier {
             return Ok(());
         }
         self.shared.context.enter()?;
-        match self.route {
-            Route::Dma if self.is_encoded() => {
+        match (self.route, &self.lane.staging) {
+            (Route::Dma, _) if self.is_encoded() => {
                 let way = format!("the route {}", self.route);
                 return Err(CopyError::CannotEncode { way });
             }
-            Route::Dma => self.copy_dma(&layers)?,
-            Route::Staged(_) => self.copy_staged(&layers)?,
-            Route::Kernel(_) => {
+            (Route::Dma, _) => self.copy_dma(&layers)?,
+            (Route::Staged(_), Some(staging)) => {
+                let (address, room) = (staging.address(), staging.count());
+                self.copy_staged(&layers, address, room)?;
+            }
+            (Route::Staged(_), None) | (Route::Kernel(_), _) => {
                 self.launch_copy(0, self.plan(&layers, 0, self.batch.len()))?;
             }
         }
@@ -420,7 +452,7 @@ impl CopyBackend for Copier {
     fn close(&mut self) -> Result<Mark, CopyError> {
         self.enqueue_end()?;
         let end = self.shared.events.take()?;
-        end.record(&self.stream)?;
+        end.record(&self.lane.stream)?;
         Ok(Mark(Some(end)))
     }
 
@@ -429,7 +461,7 @@ impl CopyBackend for Copier {
             && let Err(error) = self.enqueue_end()
         {
             // What was enqueued before must have ended when this returns.
-            self.stream.synchronize()?;
+            self.lane.stream.synchronize()?;
             return Err(error.into());
         }
         self.done.wait()?;
@@ -442,6 +474,6 @@ impl Drop for Copier {
         // Buffers and tables are freed after this. A failure means that the context is broken and
         // runs nothing any more.
         let _ = self.shared.context.enter();
-        let _ = self.stream.synchronize();
+        let _ = self.lane.stream.synchronize();
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kvtide_model::BlockMove;
 
 use super::calibrate::measure;
-use super::copier::Copier;
+use super::copier::{Copier, Lane};
 use super::layered::Layered;
 use super::route::{Measured, Route, Routes};
 use super::tables::Tables;
@@ -15,14 +15,17 @@ use crate::checksum::KEYS;
 use crate::copy::{CopyBackend, CopyError, Device, Direction, LayeredLoad, Mark, Registration};
 use crate::cuda::{
     ComputeStream, Context, CudaError, DeviceBuffer, EventPool, Function, HostRegistration, Module,
-    Priority, Stream,
+    Priority,
 };
 
 /// Bytes that wait on the device between copy engine and kernel; also the most of a load's slice.
 pub(super) const STAGING_BYTES: usize = 32 << 20;
-/// Time that a slice may take the link. Two are on the device at once, so no load is held up by
-/// others for longer than twice this before its first slice begins.
-const SLICE_SECONDS: f64 = 2e-3;
+/// Time that a slice may take the link. Two are on the device when a load comes, and the oldest load may
+/// have the next turn, so no load is held up by others for longer than three times this before its first
+/// slice begins.
+const SLICE_SECONDS: f64 = 1.5e-3;
+/// Layered loads whose tables are there from the start: an engine schedules a step or two ahead.
+const LAYERED_COPIERS: usize = 3;
 
 /// Choices that are not left to measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,7 +119,7 @@ pub struct CudaDevice {
     /// Bytes per second of async loads.
     load_rate: Option<f64>,
     /// All layered loads, in the order in which steps need them.
-    layered_stream: Arc<Stream>,
+    layered_lane: Arc<Lane>,
     /// Copiers of layered loads that have ended.
     layered_copiers: Arc<Mutex<Vec<Copier>>>,
 }
@@ -161,18 +164,20 @@ impl CudaDevice {
         let began = Instant::now();
         let (routes, measured) = measure(&shared, options)?;
         let measuring = began.elapsed();
-        let layered_stream = Arc::new(Stream::new(&context, Priority::High)?);
-        // The first one is made now: the driver may wait for the model to give memory.
-        let first = Copier::new(&shared, &layered_stream, routes.layered)?;
+        let layered_lane = Arc::new(Lane::new(&shared, Priority::High, routes.layered)?);
+        // They are made now: the driver may wait for the model to give memory.
+        let copiers: Result<Vec<_>, _> = (0..LAYERED_COPIERS)
+            .map(|_| Copier::new(&shared, &layered_lane, routes.layered))
+            .collect();
         Ok(Self {
             load_rate: rate_of(&measured, "load", routes.load),
-            layered_stream,
+            layered_lane,
             shared,
             routes,
             measured,
             pinning,
             measuring,
-            layered_copiers: Arc::new(Mutex::new(vec![first])),
+            layered_copiers: Arc::new(Mutex::new(copiers?)),
         })
     }
 
@@ -225,12 +230,13 @@ impl CudaDevice {
             .unwrap_or_else(PoisonError::into_inner)
             .pop();
         let copier = free.map_or_else(
-            || Copier::new(&self.shared, &self.layered_stream, self.routes.layered),
+            || Copier::new(&self.shared, &self.layered_lane, self.routes.layered),
             Ok,
         )?;
         let pool = Arc::clone(&self.layered_copiers);
         let events = self.shared.events.clone();
-        let load = Layered::enqueue(copier, pool, &events, moves, self.load_rate, &begin)?;
+        let (routes, rate) = (self.routes, self.load_rate);
+        let load = Layered::enqueue(copier, pool, &events, moves, routes, rate, &begin)?;
         Ok(Box::new(load))
     }
 }
@@ -242,13 +248,14 @@ impl fmt::Display for CudaDevice {
             save,
             load,
             layered,
+            scattered,
         } = self.routes;
         let (pinning, measuring) = (self.pinning.as_secs_f64(), self.measuring.as_secs_f64());
         let mib = self.shared.context.allocated_bytes() >> 20;
         write!(
             f,
             "{}: pinned the pool in {pinning:.2} s, took {mib} MiB of the GPU's memory; saves by {save}, \
-             loads by {load}, layered loads by {layered}, measured in {measuring:.2} s",
+             loads by {load}, layered loads by {layered} and of rows that lie apart by {scattered}, measured in {measuring:.2} s",
             self.name()
         )?;
         let mut purpose = "";
@@ -281,8 +288,8 @@ impl Device for CudaDevice {
             Direction::Save => (Priority::Low, self.routes.save),
             Direction::Load => (Priority::High, self.routes.load),
         };
-        let stream = Arc::new(Stream::new(&self.shared.context, priority)?);
-        Ok(Box::new(Copier::new(&self.shared, &stream, route)?))
+        let lane = Arc::new(Lane::new(&self.shared, priority, route)?);
+        Ok(Box::new(Copier::new(&self.shared, &lane, route)?))
     }
 
     fn mark(&self, stream: ComputeStream) -> Result<Mark, CopyError> {
@@ -339,7 +346,7 @@ mod tests {
     fn a_slice_takes_a_slow_link_no_longer_than_it_may() {
         let shard = 1 << 20;
         assert_eq!(slice_blocks(Some(50e9), shard), 32);
-        assert_eq!(slice_blocks(Some(6e9), shard), 11);
+        assert_eq!(slice_blocks(Some(6e9), shard), 8);
         assert_eq!(slice_blocks(Some(1e6), shard), 1);
         assert_eq!(slice_blocks(None, shard), 32);
     }

@@ -6,6 +6,7 @@ use kvtide_model::BlockMove;
 
 use super::copier::Copier;
 use super::device::STAGING_BYTES;
+use super::route::Routes;
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, LayeredLoad, Mark};
 use crate::cuda::{ComputeStream, Event, EventPool};
 
@@ -14,6 +15,10 @@ use crate::cuda::{ComputeStream, Event, EventPool};
 const LAUNCH_SECONDS: f64 = 1.5e-3;
 /// Bytes of a launch of more than one layer: as many as are staged at once.
 const LAUNCH_BYTES_MAX: usize = STAGING_BYTES;
+
+/// Pieces that the thread that runs the model may put on the stream one by one: two milliseconds, less
+/// than what the kernels that need none of them cost a step.
+const LONE_PIECES_MAX: usize = 4096;
 
 /// Layers of a layered load of `blocks` blocks that one launch copies, where the link carries `rate`
 /// bytes per second.
@@ -48,9 +53,11 @@ impl Layered {
         pool: Arc<Mutex<Vec<Copier>>>,
         events: &EventPool,
         moves: &[BlockMove],
+        routes: Routes,
         rate: Option<f64>,
         begin: &Event,
     ) -> Result<Self, CopyError> {
+        copier.set_route(routes.layered);
         copier.begin(&Batch {
             direction: Direction::Load,
             moves,
@@ -58,6 +65,9 @@ impl Layered {
         })?;
         copier.stream().wait_for(begin)?;
         let at_once = layers_at_once(rate, moves.len(), copier.layer_bytes());
+        if copier.lone_rows() * copier.layers().div_ceil(at_once) > LONE_PIECES_MAX {
+            copier.set_route(routes.scattered);
+        }
         let mut launches = Vec::new();
         for first in (0..copier.layers()).step_by(at_once) {
             copier.copy(first..copier.layers().min(first + at_once))?;

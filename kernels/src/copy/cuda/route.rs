@@ -68,6 +68,8 @@ pub struct Routes {
     pub load: Route,
     /// Layered loads.
     pub layered: Route,
+    /// Layered loads of rows that lie apart.
+    pub scattered: Route,
 }
 
 impl Routes {
@@ -77,7 +79,8 @@ impl Routes {
         let route = match measured.purpose {
             "save" => self.save,
             "load" => self.load,
-            _ => self.layered,
+            "layered" => self.layered,
+            _ => self.scattered,
         };
         route == measured.route
     }
@@ -86,7 +89,7 @@ impl Routes {
 /// What a route reached.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
-    /// "save", "load" or "layered".
+    /// "save", "load", "layered" or "scattered".
     pub purpose: &'static str,
     /// The route.
     pub route: Route,
