@@ -8,6 +8,7 @@ route takes of the multiprocessors, and of the thread that launches the step, sh
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -25,7 +26,7 @@ LAYERS = 32
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD = 4096, 14336, 32, 8, 128
 LOADED_TOKENS = 8192
 REPEATS = 9
-ROUTES = ("kernel:4", "kernel:8", "staged:16", "staged:64", "dma")
+ROUTES = ("auto", "kernel:4", "kernel:8", "staged:16", "staged:64", "dma")
 LAYOUT = Layout("8b", (-1, KV_HEADS, BLOCK_TOKENS, 2 * HEAD), order=(0, 2, 1, 3))
 
 
@@ -81,13 +82,16 @@ def timed(run: Callable[[], None]) -> float:
     return statistics.median(times[2:])
 
 
-def beside(model: Model, route: str) -> dict[str, Any]:
+def beside(model: Model, route: str, together: bool) -> dict[str, Any]:
     """A step beside a load by `route`, and the same load alone."""
     count = LOADED_TOKENS // BLOCK_TOKENS
     with Rig(LAYOUT, LAYERS, 4 * count, 2.2, gpu_layered_route=route) as rig:
         blocks = random.Random(0).sample(range(1, 4 * count), k=count)
         sequence = rig.sequence(count)
-        rig.save(sequence, blocks)
+        if together:
+            rig.save(sequence, blocks)
+        else:
+            rig.save_apart(sequence, blocks)
         launching: list[float] = []
         jobs = iter(range(1 << 50, 1 << 51))
 
@@ -113,6 +117,7 @@ def beside(model: Model, route: str) -> dict[str, Any]:
 
         return {
             "route": route,
+            "rows": "together" if together else "apart",
             "step_ms": timed(lambda: step(True)),
             "load_ms": timed(lambda: step(False)),
             "launching_ms": statistics.median(launching),
@@ -130,11 +135,12 @@ def main() -> None:
     alone = timed(lambda: model.step(lambda _layer: None))
     rows: list[dict[str, Any]] = [{"route": "", "step_ms": alone}]
     print(f"{arguments.tokens} tokens alone: {alone:.2f} ms", flush=True)
-    for route in arguments.routes:
-        row = beside(model, route)
+    for together, route in itertools.product((True, False), arguments.routes):
+        row = beside(model, route, together)
         rows.append(row)
         print(
-            f"{route:10} step {row['step_ms']:6.2f} ms, load alone {row['load_ms']:6.2f} ms, "
+            f"rows {row['rows']:8} {route:10} step {row['step_ms']:6.2f} ms, "
+            f"load alone {row['load_ms']:6.2f} ms, "
             f"of the launching thread {row['launching_ms']:6.2f} ms",
             flush=True,
         )

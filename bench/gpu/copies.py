@@ -2,7 +2,9 @@
 
 Whole loads and saves through a worker are timed, checksums and hand-over included: 1 GiB of
 scattered blocks of 32 layers, K and V apart, so a piece is half of a block's bytes in one layer.
-"both" saves and loads whole rows at once, and adds up their bytes.
+Loads are from rows none of which lies next to another, and "together" from rows that do, as those
+of a prompt that was saved at once. "both" saves and loads whole rows at once, and adds up their
+bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ PIECES_KIB = (8, 16, 32, 64)
 ROUTES = {
     "save": ("dma", "staged:4", "staged:64", "kernel:2", "kernel:4"),
     "load": ("dma", "staged:4", "staged:64"),
-    "layered": ("dma", "staged:64", "kernel:4", "kernel:8"),
+    "load together": ("dma", "staged:4", "staged:64"),
+    "layered": ("auto", "dma", "staged:64", "kernel:4", "kernel:8"),
+    "layered together": ("auto", "dma", "staged:64", "kernel:4", "kernel:8"),
     "both": ("staged:64",),
 }
 """Of what is measured → routes."""
@@ -70,10 +74,13 @@ class Bench:
             self.rig.pool.clear()
         return seconds[1:]
 
-    def loads(self, layered: bool) -> list[float]:
+    def loads(self, layered: bool, together: bool) -> list[float]:
         """Seconds of loads of everything."""
         sequence = self.rig.sequence(self.count)
-        self.rig.save(sequence, self.blocks)
+        if together:
+            self.rig.save(sequence, self.blocks)
+        else:
+            self.rig.save_apart(sequence, self.blocks)
         seconds = []
         for _ in range(REPEATS + 1):
             torch.cuda.synchronize()
@@ -115,19 +122,19 @@ def measure(piece_kib: int, wanted: list[str], routes: list[str]) -> list[dict[s
 
     def add(what: str, route: str, seconds: list[float]) -> None:
         rows.append({"what": what, "piece_kib": piece_kib, "route": route, "gb_s": rate(seconds)})
-        print(f"{piece_kib:4} KiB {what:8} {route:10} {rate(seconds):6.1f} GB/s", flush=True)
+        print(f"{piece_kib:4} KiB {what:16} {route:10} {rate(seconds):6.1f} GB/s", flush=True)
 
     for what in wanted:
         for route in [route for route in ROUTES[what] if route in routes]:
             pinned = {f"gpu_{w}_route": "dma" for w in ("save", "load", "layered")}
-            changed = ("save", "load") if what == "both" else (what,)
+            changed = ("save", "load") if what == "both" else (what.split()[0],)
             bench = Bench(piece_kib, **(pinned | {f"gpu_{w}_route": route for w in changed}))
             if what == "save":
                 seconds = bench.saves()
             elif what == "both":
                 seconds = bench.both()
             else:
-                seconds = bench.loads(what == "layered")
+                seconds = bench.loads(what.startswith("layered"), what.endswith("together"))
             add(what, route, seconds)
             bench.close()
     bench = Bench(piece_kib)

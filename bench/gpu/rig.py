@@ -17,6 +17,9 @@ from kvtide.encoding import scaled_dimensions
 BLOCK_TOKENS = 16
 ROW_ALIGN_BYTES = 4096
 TIMEOUT_S = 20.0
+OTHER_SEED = 999
+SAVES_AT_ONCE = 32
+"""Blocks: the pool bounds what is in flight."""
 _numbers = itertools.count()
 
 
@@ -176,6 +179,19 @@ class Rig:
         self.worker.finish_saves([job])
         self.pool.poll()
         return moves
+
+    def save_apart(self, sequence: _native.Sequence, blocks: list[int]) -> None:
+        """Saves blocks into rows none of which lies next to another: two sequences take turns."""
+        other = self.sequence(len(blocks), seed=OTHER_SEED)
+        for start in range(0, len(blocks), SAVES_AT_ONCE):
+            jobs = []
+            for i, block in enumerate(blocks[start : start + SAVES_AT_ONCE], start):
+                for each in (sequence, other):
+                    job, moves, _ = each.plan_save(self.pool, i, [block])
+                    jobs.append((job, moves))
+            self.worker.save_now(jobs)
+            self.worker.finish_saves([job for job, _ in jobs])
+            self.pool.poll()
 
     def load(self, sequence: _native.Sequence, blocks: list[int], layered: bool = False) -> tuple:
         """Loads into blocks; (failed places, damaged slots, bytes)."""

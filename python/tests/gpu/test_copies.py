@@ -120,6 +120,20 @@ def test_rows_alone_and_next_to_each_other_go_to_their_own_blocks(
         assert [slot for slot, _ in damaged] == [slots[12]]
 
 
+def test_many_rows_that_lie_apart_are_loaded_layer_by_layer() -> None:
+    layout = Layout("large", (2, -1, T, 8, 128))
+    # More copies of single rows than the engine's thread may put on the stream.
+    with Rig(layout, layers=32, blocks=620, rows_gb=1.3) as rig:
+        source, target = list(range(1, 301)), list(range(301, 601))
+        sequence = rig.sequence(len(source))
+        rig.save_apart(sequence, source)
+        before = rig.snapshot()
+        rig.poison(target)
+        assert rig.load(sequence, target, layered=True)[:2] == ([], [])
+        for was, tensor in zip(before, rig.tensors, strict=True):
+            assert torch.equal(rig.pick(raw(tensor), target), rig.pick(was, source))
+
+
 def test_a_load_waits_for_what_the_engine_still_does_with_the_blocks() -> None:
     layout = Layout("split", (2, -1, T, 8, 128))
     with Rig(layout, layers=4) as rig:
