@@ -335,12 +335,12 @@ class SchedulerSide:
         """Appends the save of the blocks that are complete with `computed_tokens`."""
         if state.epoch != self._epoch:
             return
-        known = state.request.num_tokens
-        if not self._settings.save_generated:
-            known = state.request.num_prompt_tokens
         # Under async scheduling a token is computed before the scheduler knows it.
-        end = min(computed_tokens, known) // self._block_tokens
-        state.boundary = (end + 1) * self._block_tokens
+        known = min(computed_tokens, state.request.num_tokens)
+        state.boundary = (known // self._block_tokens + 1) * self._block_tokens
+        if not self._settings.save_generated:
+            known = min(known, state.request.num_prompt_tokens)
+        end = known // self._block_tokens
         first, blocks = state.saved, state.blocks[state.saved : end]
         if not blocks:
             return

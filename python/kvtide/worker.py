@@ -182,9 +182,11 @@ class WorkerSide:
         for job, failed, damaged, size, seconds in self._open().take_loads():
             self._report.damaged.update(damaged)
             self._stats.count("load_bytes", size)
-            self._stats.observe_load(seconds)
-            if job in self._layered:
-                del self._layered[job]
+            layered = self._layered.pop(job, None) is not None
+            if self._gpu is None or not layered:
+                # On a GPU, that a layered load has ended is seen a step or two later.
+                self._stats.observe_load(seconds)
+            if layered:
                 self._report.ended[job] = 1
                 if failed:
                     # Too late for this step; the scheduler's side keeps it from spreading.
