@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.gpu.engine import POOL_PROMPTS, POOL_TOKENS
+from bench.gpu.engine import POOL_TOKENS, PROMPT_TOKENS
 from bench.provenance import ROOT
 
 ENVIRONMENT = {
@@ -38,6 +38,8 @@ OUTPUTS = (64, 16)
 LENGTHS = [1024 << doublings for doublings in range(7)]
 MODEL_TOKENS = {POOL_TOKENS: 16384}
 """Of the pool → longest sequence, where it is not the whole pool."""
+DESCRIBED = ("shape", "tp", "new_tokens", "pool_tokens", "utilization")
+"""What runs whose results are kept beside each other have in common."""
 NAMED = {"kvtide-fp8": {"codec": "fp8"}}
 """Engine → kvtide's settings, where the name does not say them."""
 SETTLE_S = 0.3
@@ -112,8 +114,9 @@ def percentile(values: list[float], share: float) -> float:
 class Suite:
     """All workloads over the engines that are alive."""
 
-    def __init__(self, engines: list[Engine], out: Path) -> None:
+    def __init__(self, engines: list[Engine], out: Path, pool_tokens: int) -> None:
         self.engines = engines
+        self.pool_tokens = pool_tokens
         self.out = out
         self.found: dict[str, dict[str, Any]] = {engine.name: {} for engine in engines}
         self.seed = 1000
@@ -133,7 +136,8 @@ class Suite:
 
     def evict(self, engine: Engine) -> None:
         """Drives everything out of the GPU."""
-        engine("batch", seeds=self.fresh(POOL_PROMPTS), output=1)
+        prompts = -(-self.pool_tokens // PROMPT_TOKENS)
+        engine("batch", seeds=self.fresh(prompts), output=1)
         engine("idle", seconds=SETTLE_S)
 
     def note(self, engine: Engine, what: str, value: Any) -> None:
@@ -291,6 +295,8 @@ class Suite:
                         result = engine("closed_loop", prefixes=prefixes, requests=32, **workload)
                         if mode == "sync":
                             engine("load_mode", mode="auto")
+                        elif mode == "hit":
+                            self.evict(engine)
                         found.setdefault((engine, mode), []).append(result)
             for (engine, mode), results in found.items():
                 name = f"loop{output}{'' if mode == 'auto' else '_' + mode}"
@@ -312,12 +318,12 @@ def settings_of(name: str) -> dict[str, str]:
 
 
 def keep(path: Path, found: dict[str, dict[str, Any]]) -> None:
-    """Writes what was found, beside what other engines found there in an earlier run of the same
-    workload: two large ones do not fit on the GPUs at once."""
+    """Writes what was found, beside what these and other engines found there in an earlier run with
+    the same model and pool: two large ones do not fit on the GPUs at once."""
     if path.exists():
         earlier = json.loads(path.read_text())
         if earlier.get("workload") == found["workload"]:
-            found = earlier | found
+            found = earlier | {name: earlier.get(name, {}) | found[name] for name in found}
     path.write_text(json.dumps(found, indent=1))
 
 
@@ -377,8 +383,8 @@ def main() -> None:
             engines[0].booted()  # Compiles for all of them.
     for engine in engines[1:]:
         engine.booted()
-    suite = Suite(engines, arguments.out)
-    described = {key: getattr(arguments, key) for key in ("shape", "tp", "new_tokens")}
+    suite = Suite(engines, arguments.out, arguments.pool_tokens)
+    described = {key: getattr(arguments, key) for key in DESCRIBED}
     began = time.perf_counter()
     suite.warm_up()
     for workload in arguments.workloads:

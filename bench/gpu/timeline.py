@@ -38,10 +38,7 @@ class Timeline:
         self._wrap(scheduler, "schedule", self._note_schedule)
         self._wrap(executor, "execute_model")
         self._wrap(executor, "sample_tokens")
-        self._wrap(scheduler, "update_from_output")
-        connector = self._worker_side()
-        if connector is not None:
-            self._wrap(connector, "get_finished", self._note_loads)
+        self._wrap(scheduler, "update_from_output", self._note_loads)
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -50,13 +47,6 @@ class Timeline:
         if self._profiler is not None:
             self._profiler.__exit__(None, None, None)
             self._profiler.export_chrome_trace(self._trace)
-
-    def _worker_side(self) -> Any:
-        from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
-
-        if not has_kv_transfer_group():
-            return None
-        return getattr(get_kv_transfer_group(), "_worker", None)
 
     def _wrap(self, owner: Any, name: str, note: Callable[[Any], None] | None = None) -> None:
         inner = getattr(owner, name, None)
@@ -87,7 +77,8 @@ class Timeline:
         self._row["tokens"] = output.total_num_scheduled_tokens
         self._row["requests"] = len(output.num_scheduled_tokens)
 
-    def _note_loads(self, ended: Any) -> None:
+    def _note_loads(self, _outputs: Any) -> None:
+        ended = self._core.scheduler.finished_recving_kv_req_ids
         if ended:
             self._row["loads_ended"] = len(ended)
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvtide._native import LOAD_PLACES, CostModel, Load, Pool, Sequence
+from kvtide.containment import Containment
 from kvtide.events import EventLog
 from kvtide.geometry import Geometry, read_settings
 from kvtide.log import logger
@@ -115,7 +116,7 @@ class SchedulerSide:
         """Requests of the last step that have not finished since."""
         self._epoch = 0
         """Grows when what live requests compute must not be saved any more."""
-        self._block_pool: BlockPool | None = None
+        self._containment = Containment(geometry.block_tokens)
         self._next_job = 1
         self._stats = Stats()
         self._told_counters: dict[str, int] = {}
@@ -132,7 +133,7 @@ class SchedulerSide:
 
     def bind_gpu_block_pool(self, block_pool: BlockPool) -> None:
         """Takes hold of vLLM's own prefix cache, to clear it when it holds damaged bytes."""
-        self._block_pool = block_pool
+        self._containment.bind(block_pool)
 
     # ---- requests
 
@@ -163,6 +164,9 @@ class SchedulerSide:
         if state is None:
             return 0, False
         state.epoch = self._epoch  # It begins anew: nothing that it holds is from before.
+        self._containment.release(request.request_id)
+        if self._containment.doubts(num_computed_tokens):
+            return None, False
         if request.skip_reading_prefix_cache or state.load_failed:
             return 0, False
         self._hash_known_tokens(state)
@@ -171,12 +175,14 @@ class SchedulerSide:
         last = (request.num_tokens - 1) // self._block_tokens
         state.match = None
         if first >= last:
+            state.sequence.release()
             return 0, False
         # An async load may bring the last token's block too: vLLM computes that token again when
         # the load has ended, in a step of one token, which a decode graph can run.
         end = request.num_tokens // self._block_tokens
         blocks, complete = state.sequence.match_blocks(self._pool, first, end, self._certain)
         if blocks == 0:
+            state.sequence.release()
             return 0, False
         layered = min(blocks, last - first)
         rest = request.num_tokens - num_computed_tokens - layered * self._block_tokens
@@ -244,6 +250,7 @@ class SchedulerSide:
     def request_finished(self, request: Request) -> None:
         """Plans the save of what the request computed and no step has saved; forgets it."""
         self._running.discard(request.request_id)
+        self._containment.release(request.request_id)
         state = self._requests.pop(request.request_id, None)
         if state is None or request.request_id in self._loads:
             return
@@ -267,6 +274,7 @@ class SchedulerSide:
         for state, tokens in advancing:
             self._plan_save(state, tokens, plan.save_step)
         self._plan_loads(plan)
+        self._containment.end_step(output.num_scheduled_tokens)
         self._observe_step(output)
         self._expire_matches()
         return plan
@@ -327,12 +335,12 @@ class SchedulerSide:
         """Appends the save of the blocks that are complete with `computed_tokens`."""
         if state.epoch != self._epoch:
             return
-        known = state.request.num_tokens
-        if not self._settings.save_generated:
-            known = state.request.num_prompt_tokens
         # Under async scheduling a token is computed before the scheduler knows it.
-        end = min(computed_tokens, known) // self._block_tokens
-        state.boundary = (end + 1) * self._block_tokens
+        known = min(computed_tokens, state.request.num_tokens)
+        state.boundary = (known // self._block_tokens + 1) * self._block_tokens
+        if not self._settings.save_generated:
+            known = min(known, state.request.num_prompt_tokens)
+        end = known // self._block_tokens
         first, blocks = state.saved, state.blocks[state.saved : end]
         if not blocks:
             return
@@ -424,15 +432,15 @@ class SchedulerSide:
     def _contain(self) -> None:
         """Damaged bytes have reached the engine's KV cache, by a layered load. Everything that may
         have been computed from them is forgotten: the pool, vLLM's prefix cache, and what live
-        requests would save. They go on; those that share the damaged blocks may be wrong."""
+        requests compute from now on. They go on; those that share the damaged blocks may be
+        wrong."""
         logger.error(
             "a layered load brought damaged bytes into vLLM's KV cache; the pool and the prefix "
             'cache are dropped. Set "verify": "always" or "load": "async", and check the '
             "host's memory"
         )
         self._forget_everything()
-        if self._block_pool is not None:
-            self._block_pool.evict_blocks(set(range(self._block_pool.num_gpu_blocks)))
+        self._containment.begin(self._requests)
 
     def _forget_everything(self) -> None:
         self._epoch += 1

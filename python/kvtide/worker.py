@@ -47,6 +47,8 @@ class WorkerSide:
         self._layers: dict[str, int] = {}
         self._hooked: set[int] = set()
         """Layers whose hooks were seen to run."""
+        self._exception_outside: BaseException | None = None
+        """What the program around the engine was handling when the step began."""
         self._plan: StepPlan | None = None
         self._prepared: StepPlan | None = None
         self._async: dict[int, tuple[str, bytes, list[int]]] = {}
@@ -113,6 +115,7 @@ class WorkerSide:
 
     def bind(self, plan: StepPlan) -> None:
         """The step begins."""
+        self._exception_outside = sys.exc_info()[1]
         assert self._prepared is plan, "vLLM calls handle_preemptions in every step"
         self._plan = plan
         if plan.save_step:
@@ -164,7 +167,7 @@ class WorkerSide:
     def end_step(self) -> None:
         """All layers have been written; called once or twice a step. vLLM's first model runner
         calls it also on the way out of a step that failed, whose layers were not."""
-        if sys.exc_info()[0] is not None:
+        if sys.exc_info()[1] is not self._exception_outside:
             self._open().abort_step()
             return
         plan = self._plan
@@ -179,9 +182,11 @@ class WorkerSide:
         for job, failed, damaged, size, seconds in self._open().take_loads():
             self._report.damaged.update(damaged)
             self._stats.count("load_bytes", size)
-            self._stats.observe_load(seconds)
-            if job in self._layered:
-                del self._layered[job]
+            layered = self._layered.pop(job, None) is not None
+            if self._gpu is None or not layered:
+                # On a GPU, that a layered load has ended is seen a step or two later.
+                self._stats.observe_load(seconds)
+            if layered:
                 self._report.ended[job] = 1
                 if failed:
                     # Too late for this step; the scheduler's side keeps it from spreading.

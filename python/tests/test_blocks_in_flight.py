@@ -14,13 +14,14 @@ from itertools import cycle
 import pytest
 from engines.client import EngineError, EngineProcess
 from engines.compare import assert_same, cached_tokens
-from engines.config import LAYERS
+from engines.config import BLOCK_TOKENS, LAYERS
 from engines.freeze import frozen
 from engines.matrix import (
     ALL_MODES,
     BOTH_RUNNERS,
     V1_ASYNC,
     V1_JOINING,
+    V1_SYNC,
     V2_ASYNC,
     V2_LAYERED,
     each_length,
@@ -35,6 +36,7 @@ from engines.workloads import (
     STREAM,
     Reference,
     pressed_lengths,
+    token_ids,
     vllm_version,
 )
 
@@ -276,6 +278,15 @@ def test_blocks_of_a_step_that_fails_are_not_kept(engine: EngineProcess) -> None
     assert counts["gauge_held"] == 0
     assert counts["failed_blocks"] > failed
     engine.kill()  # vLLM never frees all blocks of a step that failed.
+
+
+@on(V1_SYNC)
+def test_an_exception_of_the_program_around_the_engine_spoils_no_step(
+    engine: EngineProcess,
+) -> None:
+    engine.generate_while_handling_an_exception([LONG])
+    engine.settle()
+    assert engine.counts()["gauge_held"] == len(token_ids(LONG)) // BLOCK_TOKENS
 
 
 @each_length

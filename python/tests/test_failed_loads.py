@@ -18,7 +18,7 @@ from engines.matrix import (
     on,
 )
 from engines.segment_file import SegmentFile
-from engines.workloads import CROWD, LONG, MIXED, OTHER, Reference
+from engines.workloads import CROWD, FAMILY, LONG, MIXED, OTHER, Reference, token_ids
 
 LONG_BLOCKS = 10
 
@@ -131,6 +131,29 @@ def test_damage_that_a_layered_load_brought_in_does_not_spread(
     again = engine.generate([LONG], max_tokens)
     assert_same(again, reference([LONG]), "saved anew and reloaded")
     assert growth(engine, before, "layered_failures") == LONG_BLOCKS, "it happened once"
+
+
+@on(V1_UNVERIFIED, V2_UNVERIFIED)
+def test_what_a_request_computes_from_damaged_bytes_is_served_to_nobody(
+    engine: EngineProcess,
+) -> None:
+    first = {"prompt_token_ids": [*token_ids(FAMILY), *range(20, 40)]}
+    file = save(engine, [FAMILY])
+    file.damage()
+    (spoiled,) = engine.generate([first], 70)
+    tokens = spoiled["tokens"]
+    assert isinstance(tokens, list)
+    follow_up = {"prompt_token_ids": [*token_ids(first), *tokens, 7]}
+    # The first computes the prefix anew; the others hit that, and whatever lies behind it.
+    outputs = [engine.generate([follow_up], 4) for _ in range(3)]
+    engine.settle()
+    assert engine.reset()
+    outputs.append(engine.generate([follow_up], 4))
+    assert engine.reset(connector=True)
+    right = engine.generate([follow_up], 4)
+    assert differences(engine.generate([first], 70), [spoiled]), "damage did not reach the model"
+    for number, output in enumerate(outputs):
+        assert_same(output, right, f"follow-up {number}")
 
 
 @each_length

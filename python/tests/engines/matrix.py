@@ -29,6 +29,7 @@ V2_STRICT_SMALL_POOL = replace(V1_STRICT_SMALL_POOL, runner="v2")
 V1_UNVERIFIED = EngineConfig(load="layered")
 """Layered loads are compared with their checksums too late."""
 V2_UNVERIFIED = replace(V1_UNVERIFIED, runner="v2")
+V1_SYNC = EngineConfig(load="sync")
 V1_JOINING = EngineConfig(
     load="async", prefix_caching=False, blocks=64, settings='{"join_timeout_ms": 30}'
 )
