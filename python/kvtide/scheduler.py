@@ -201,7 +201,8 @@ class SchedulerSide:
         # Others would wait with the request for what its computation does not hide: those that run
         # and those that load in the same step.
         alone = not self._running and not self._layered_now
-        return not alone and not self._cost.hides(*self._layered_cost(blocks, rest))
+        decoding = bool(self._running)
+        return not alone and not self._cost.hides(*self._layered_cost(blocks, rest), decoding)
 
     def _layered_cost(self, blocks: int, rest: int) -> tuple[int, int]:
         """Bytes that this step's layered loads copy on each rank if these are added, and prompt

@@ -36,9 +36,9 @@ def side(load: str = "auto", **state: Any) -> SchedulerSide:
 
 
 def teach(made: SchedulerSide, seconds_per_token: float) -> None:
-    """Lets it see a step with 2,000 prompt tokens among others of 7 ms."""
+    """Lets it see prompts of 2,000 tokens among steps of 7 ms."""
     now = 0.0
-    for tokens in (0, 0, 0, 2000, 0, 0, 0, 0):
+    for tokens in (0, 0, 0, *(2000, 0, 0, 0, 0) * 2):
         made._cost.observe_step(now, tokens, False)
         now += 0.007 + tokens * seconds_per_token
 
@@ -60,13 +60,24 @@ def test_others_do_not_wait_for_a_load_that_nothing_hides(state: dict[str, Any])
 def test_a_load_that_computing_hides_is_layered_beside_others() -> None:
     made = side(running={"other"})
     teach(made, 26e-6)
-    # 1 GiB takes 21 ms; 1,024 tokens take 27.
+    # 1 GiB takes 21 ms; a decode step and 1,024 tokens take 34, of which a load may take 27.
     assert not made._prefers_async(BLOCKS, 1024)
     assert made._prefers_async(BLOCKS, 600)
     # A second one in the same step hides behind the computation of both, or not at all.
     made._layered_now, made._layered_size = [object()], (BLOCKS, 1024)
     assert not made._prefers_async(BLOCKS, 1024)
     assert made._prefers_async(BLOCKS, 16)
+
+
+def test_a_load_that_decode_steps_hide_is_layered_beside_them() -> None:
+    made = side(running={"other"})
+    teach(made, 26e-6)
+    # A quarter of the blocks takes 5.4 ms of 7.
+    assert not made._prefers_async(BLOCKS // 4, 1)
+    assert made._prefers_async(BLOCKS // 2, 1)
+    # Nobody decodes in this step, and a token takes nothing.
+    made._running, made._layered_now = set(), [object()]
+    assert made._prefers_async(BLOCKS // 4, 1)
 
 
 def test_computing_hides_no_more_than_a_step_can_hold() -> None:
