@@ -126,7 +126,8 @@ test-gpu: ## On a GPU machine, with kvtide, torch and vLLM installed in $(PYTHON
 	VLLM_USE_V2_MODEL_RUNNER=1 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
 	$(GPU_PYTEST) python/tests/gpu/test_vllm_codec.py
 	# Tensor parallelism, where there are two GPUs; elsewhere the tests say that they are skipped.
-	GPU_TEST_RANKS=2 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
+	VLLM_USE_V2_MODEL_RUNNER=0 GPU_TEST_RANKS=2 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
+	VLLM_USE_V2_MODEL_RUNNER=1 GPU_TEST_RANKS=2 $(GPU_PYTEST) python/tests/gpu/test_vllm.py
 	GPU_TEST_RANKS=2 $(GPU_PYTEST) python/tests/gpu/test_vllm_codec.py
 
 .PHONY: test-gpu-sanitizer

@@ -33,8 +33,9 @@ impl CostModel {
         self.0.idle();
     }
 
-    /// Whether computing `prompt_tokens` takes at least as long as loading `bytes` on each worker.
-    fn hides(&self, bytes: u64, prompt_tokens: u64) -> bool {
-        self.0.hides(bytes, prompt_tokens)
+    /// Whether a step that computes `prompt_tokens`, and the next token of others if they are
+    /// `decoding`, takes longer than loading `bytes` on each worker.
+    fn hides(&self, bytes: u64, prompt_tokens: u64, decoding: bool) -> bool {
+        self.0.hides(bytes, prompt_tokens, decoding)
     }
 }

@@ -31,6 +31,8 @@ class Containment:
         self._block_tokens = block_tokens
         self._prefix_cache: BlockPool | None = None
         self._suspects: dict[str, Suspect] = {}
+        self._evicted: dict[str, int] = {}
+        """Leading blocks of each that will not come into the prefix cache again."""
         self._may_cache = False
         """Whether a suspect may complete a block in the next step."""
 
@@ -40,7 +42,7 @@ class Containment:
 
     def begin(self, live: Mapping[str, Suspect]) -> None:
         """Empties the prefix cache; everyone who lives is a suspect."""
-        self._suspects = dict(live)
+        self._suspects, self._evicted = dict(live), {}
         self._may_cache = bool(live)
         if self._prefix_cache is not None:
             self._prefix_cache.evict_blocks(set(range(self._prefix_cache.num_gpu_blocks)))
@@ -56,21 +58,24 @@ class Containment:
             return
         self._may_cache = False
         for request_id, suspect in self._suspects.items():
-            self._evict(suspect)
+            self._evict(suspect.blocks[self._evicted.get(request_id, 0) :])
             request, tokens = suspect.request, scheduled.get(request_id, 0)
-            # vLLM may have counted this step's tokens already or not; the next has as many.
-            known = request.num_computed_tokens
-            reached = known + 2 * tokens + 1
-            boundary = reached // self._block_tokens > known // self._block_tokens
-            self._may_cache |= boundary or known < request.num_prompt_tokens
+            # vLLM may have counted this step's tokens already or not, the next has as many, and
+            # what is generated comes into the cache a step or two after it was counted.
+            counted, margin = request.num_computed_tokens, 2 * tokens + 1
+            earliest = max(0, counted - margin) // self._block_tokens
+            self._evicted[request_id] = earliest
+            completes = (counted + margin) // self._block_tokens > earliest
+            self._may_cache |= completes or counted < request.num_prompt_tokens
 
     def release(self, request_id: str) -> None:
         """The request has finished, or begins anew with nothing computed."""
         suspect = self._suspects.pop(request_id, None)
         if suspect is not None:
-            self._evict(suspect)
+            self._evict(suspect.blocks)
+            self._evicted.pop(request_id, None)
             self._may_cache &= bool(self._suspects)
 
-    def _evict(self, suspect: Suspect) -> None:
+    def _evict(self, blocks: list[int]) -> None:
         if self._prefix_cache is not None:
-            self._prefix_cache.evict_blocks(set(suspect.blocks))
+            self._prefix_cache.evict_blocks(set(blocks))

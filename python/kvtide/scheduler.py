@@ -31,7 +31,7 @@ from kvtide.messages import AsyncLoad, StepPlan, WorkerReport
 from kvtide.stats import Stats
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import SchedulerConfig, VllmConfig
     from vllm.distributed.kv_events import KVCacheEvent
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -64,6 +64,8 @@ class RequestState:
     """The scheduler's epoch in which the request last began."""
     load_failed: bool = False
     """Whether its load has failed: it computes then, rather than to try the same again."""
+    resident: int = 0
+    """Leading tokens that the engine had itself when it last asked."""
 
 
 @dataclass(slots=True)
@@ -94,7 +96,7 @@ class SchedulerSide:
         self._block_tokens = geometry.block_tokens
         self._ranks = geometry.ranks
         self._shard_bytes = geometry.layers * geometry.row_layer_bytes
-        self._step_tokens = config.scheduler_config.max_num_batched_tokens
+        self._step_tokens, self._prompt_tokens = step_limits(config.scheduler_config)
         self._cost = CostModel()
         self._segment = geometry.segment(settings)
         self._events = EventLog.of(config, geometry.block_tokens)
@@ -105,8 +107,10 @@ class SchedulerSide:
         self._places = list(range(LOAD_PLACES))
         """Places of the board that no load has."""
         self._layered_now: list[Load] = []
-        self._layered_size = (0, 0)
-        """Blocks that those load, and prompt tokens that are computed behind them in this step."""
+        self._layered_blocks = 0
+        """How many blocks those load."""
+        self._admitted: list[int] = []
+        """Prompt tokens that each request computes which was admitted to this step."""
         self._layered: dict[int, tuple[list[Load], int]] = {}
         """Layered load job → its leases, and the ranks that have not ended it."""
         self._finished_saves: list[tuple[int, bytes]] = []
@@ -163,6 +167,7 @@ class SchedulerSide:
         state = self._requests.get(request.request_id)
         if state is None:
             return 0, False
+        state.resident = num_computed_tokens
         state.epoch = self._epoch  # It begins anew: nothing that it holds is from before.
         self._containment.release(request.request_id)
         if self._containment.doubts(num_computed_tokens):
@@ -204,17 +209,21 @@ class SchedulerSide:
             return self._settings.load == "async"
         if self._loads:
             return True  # It would share the link with those.
-        # Others would wait with the request for what its computation does not hide: those that run
-        # and those that load in the same step.
-        alone = not self._running and not self._layered_now
+        # Others would wait with the request for what the step does not hide: those that run, and
+        # those that were admitted to the same step.
+        alone = not self._running and not self._admitted
         return not alone and not self._cost.hides(*self._layered_cost(blocks, rest))
 
-    def _layered_cost(self, blocks: int, rest: int) -> tuple[int, int]:
-        """Bytes that this step's layered loads copy on each rank if these are added, and prompt
-        tokens that are computed behind them."""
-        loading, computing = self._layered_size
-        tokens = min(computing + rest, self._step_tokens)
-        return (loading + blocks) * self._shard_bytes, tokens
+    def _layered_cost(self, blocks: int, rest: int) -> tuple[int, int, bool]:
+        """Bytes that this step's layered loads copy on each rank if these are added, prompt tokens
+        that the step computes then, and whether it also computes what is not new in it."""
+        tokens = min(sum(self._admitted) + min(rest, self._prompt_tokens), self._step_tokens)
+        loading = (self._layered_blocks + blocks) * self._shard_bytes
+        return loading, tokens, bool(self._running)
+
+    def _note_admission(self, request: Request, computed: int) -> None:
+        """The step computes a request of which so many tokens need not be computed."""
+        self._admitted.append(min(request.num_tokens - computed, self._prompt_tokens))
 
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
@@ -222,10 +231,14 @@ class SchedulerSide:
         """The request has its blocks; `num_external_tokens` of them are to be loaded."""
         state = self._requests.get(request.request_id)
         if state is None:
+            # What the engine has of it is not known: it is one of the others, and hides nothing.
+            self._note_admission(request, request.num_tokens)
             return
         state.blocks = list(blocks.get_block_ids()[0])
         match, state.match = state.match, None
         if num_external_tokens == 0:
+            # vLLM has noted as computed what an async load has brought, but not yet its own hit.
+            self._note_admission(request, max(state.resident, request.num_computed_tokens))
             state.sequence.release()
             state.load_failed = False
             return
@@ -240,9 +253,8 @@ class SchedulerSide:
             self._loads[request.request_id] = PendingLoad(load, first)
         else:
             self._layered_now.append(load)
-            loading, computing = self._layered_size
-            rest = request.num_tokens - (first + count) * self._block_tokens
-            self._layered_size = loading + count, computing + rest
+            self._layered_blocks += count
+            self._note_admission(request, (first + count) * self._block_tokens)
         self._stats.count("hit_tokens", num_external_tokens)
         kind = "loaded_tokens_async" if asynchronous else "loaded_tokens_layered"
         self._stats.count(kind, num_external_tokens)
@@ -282,7 +294,8 @@ class SchedulerSide:
     def _observe_step(self, output: SchedulerOutput) -> None:
         if not self._running:
             self._cost.idle()
-        loads, self._layered_size = self._layered_size[0] > 0, (0, 0)
+        loads, self._layered_blocks = self._layered_blocks > 0, 0
+        self._admitted.clear()
         self._running = set(output.num_scheduled_tokens)
         # A decoding request computes one token.
         prompt_tokens = output.total_num_scheduled_tokens - len(self._running)
@@ -503,6 +516,14 @@ class SchedulerSide:
         self._layered_now.clear()
         for name in ("_pool", "_segment"):
             self.__dict__.pop(name, None)
+
+
+def step_limits(config: SchedulerConfig) -> tuple[int, int]:
+    """Tokens that a step computes at most, and of one prompt if the step computes others too."""
+    step = config.max_num_scheduled_tokens or config.max_num_batched_tokens
+    # vLLM can be told to raise this threshold where few requests wait. Then the step computes more
+    # than is predicted, and a load is async that need not be.
+    return step, min(config.long_prefill_token_threshold or step, step)
 
 
 def frees_behind_steps() -> bool:

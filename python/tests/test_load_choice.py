@@ -7,12 +7,14 @@ load is hidden there. That both ways load what they should is tested with real e
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from kvtide._native import CostModel, Settings
 from kvtide.messages import StepPlan
-from kvtide.scheduler import PendingLoad, SchedulerSide
+from kvtide.scheduler import PendingLoad, RequestState, SchedulerSide, step_limits
+from kvtide.stats import Stats
 
 BLOCK_BYTES = 2 << 20
 BLOCKS = 512
@@ -23,11 +25,14 @@ def side(load: str = "auto", **state: Any) -> SchedulerSide:
     made = object.__new__(SchedulerSide)
     made._settings = Settings(json.dumps({"load": load, "host_capacity_gb": 1}), {})
     made._shard_bytes = BLOCK_BYTES
-    made._step_tokens = 8192
+    made._step_tokens, made._prompt_tokens = 8192, 8192
+    made._epoch = 0
+    made._requests = {}
     made._running = set()
     made._loads = {}
     made._layered_now = []
-    made._layered_size = (0, 0)
+    made._layered_blocks = 0
+    made._admitted = []
     made._cost = CostModel()
     made._cost.set_load_rate(50e9)
     for name, value in state.items():
@@ -36,11 +41,28 @@ def side(load: str = "auto", **state: Any) -> SchedulerSide:
 
 
 def teach(made: SchedulerSide, seconds_per_token: float) -> None:
-    """Lets it see a step with 2,000 prompt tokens among others of 7 ms."""
+    """Lets it see prompts of 2,000 tokens among steps of 7 ms."""
     now = 0.0
-    for tokens in (0, 0, 0, 2000, 0, 0, 0, 0):
+    for tokens in (0, 0, 0, *(2000, 0, 0, 0, 0) * 2):
         made._cost.observe_step(now, tokens, False)
         now += 0.007 + tokens * seconds_per_token
+
+
+def admit(made: SchedulerSide, tokens: int, resident: int = 0, loaded: int = 0) -> None:
+    """Goes through vLLM's calls for a request that is admitted without a load, because the engine
+    has so many of its tokens, or because so many were loaded before."""
+    request: Any = SimpleNamespace(
+        request_id=f"r{len(made._requests)}",
+        num_tokens=tokens,
+        num_computed_tokens=loaded,
+        skip_reading_prefix_cache=True,
+    )
+    sequence: Any = SimpleNamespace(release=lambda: None)
+    blocks: Any = SimpleNamespace(get_block_ids=lambda: ([],))
+    made._requests[request.request_id] = RequestState(request, sequence)
+    if not loaded:
+        assert made.get_num_new_matched_tokens(request, resident) == (0, False)
+    made.update_state_after_alloc(request, blocks, 0)
 
 
 def test_an_idle_engine_loads_in_the_step() -> None:
@@ -48,7 +70,7 @@ def test_an_idle_engine_loads_in_the_step() -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [{"running": {"other"}}, {"layered_now": [object()], "layered_size": (BLOCKS, 16)}]
+    "state", [{"running": {"other"}}, {"admitted": [16], "layered_blocks": BLOCKS}]
 )
 def test_others_do_not_wait_for_a_load_that_nothing_hides(state: dict[str, Any]) -> None:
     made = side(**state)
@@ -60,19 +82,95 @@ def test_others_do_not_wait_for_a_load_that_nothing_hides(state: dict[str, Any])
 def test_a_load_that_computing_hides_is_layered_beside_others() -> None:
     made = side(running={"other"})
     teach(made, 26e-6)
-    # 1 GiB takes 21 ms; 1,024 tokens take 27.
+    # 1 GiB takes 21 ms; a decode step and 1,024 tokens take 34, of which a load may take 27.
     assert not made._prefers_async(BLOCKS, 1024)
     assert made._prefers_async(BLOCKS, 600)
     # A second one in the same step hides behind the computation of both, or not at all.
-    made._layered_now, made._layered_size = [object()], (BLOCKS, 1024)
+    made._layered_blocks, made._admitted = BLOCKS, [1024]
     assert not made._prefers_async(BLOCKS, 1024)
     assert made._prefers_async(BLOCKS, 16)
+
+
+def test_a_load_that_decode_steps_hide_is_layered_beside_them() -> None:
+    made = side(running={"other"})
+    teach(made, 26e-6)
+    # A quarter of the blocks takes 5.4 ms of 7.
+    assert not made._prefers_async(BLOCKS // 4, 1)
+    assert made._prefers_async(BLOCKS // 2, 1)
+    # Nobody decodes in this step, and a token takes nothing.
+    made._running, made._admitted = set(), [1]
+    assert made._prefers_async(BLOCKS // 4, 1)
+
+
+def test_requests_admitted_to_the_step_would_wait_and_their_prompts_hide() -> None:
+    made = side()
+    teach(made, 26e-6)
+    admit(made, 16)
+    assert made._prefers_async(BLOCKS, 16)
+    # What the engine has, or an async load has brought, is not computed.
+    admit(made, 9000, resident=8992)
+    admit(made, 9000, loaded=8999)
+    assert made._prefers_async(BLOCKS, 16)
+    admit(made, 1024)
+    assert not made._prefers_async(BLOCKS, 16)
+    # The next step has others.
+    step: Any = SimpleNamespace(num_scheduled_tokens={}, total_num_scheduled_tokens=0)
+    made._observe_step(step)
+    admit(made, 16)
+    assert made._prefers_async(BLOCKS, 16)
+
+
+def test_a_request_without_known_tokens_would_wait_too() -> None:
+    made = side()
+    teach(made, 26e-6)
+    embedded: Any = SimpleNamespace(request_id="embedded", num_tokens=8000, num_computed_tokens=0)
+    made.update_state_after_alloc(embedded, SimpleNamespace(), 0)  # type: ignore[arg-type]
+    assert made._prefers_async(BLOCKS, 16)
+
+
+def test_a_layered_load_is_admitted_with_the_tokens_behind_it() -> None:
+    made = side()
+    teach(made, 26e-6)
+    request: Any = SimpleNamespace(request_id="r", num_tokens=1040, num_computed_tokens=0)
+    sequence: Any = SimpleNamespace(begin_load=lambda _first, _targets: object())
+    blocks: Any = SimpleNamespace(get_block_ids=lambda: ([1, 2],))
+    made._requests["r"] = RequestState(request, sequence, match=(0, 1, False))
+    made._block_tokens, made._loading_into, made._stats = 16, [], Stats()
+    made.update_state_after_alloc(request, blocks, 16)
+    assert (made._layered_blocks, made._admitted) == (1, [1024])
 
 
 def test_computing_hides_no_more_than_a_step_can_hold() -> None:
     made = side(running={"other"}, step_tokens=512)
     teach(made, 26e-6)
     assert made._prefers_async(BLOCKS, 8000)
+
+
+def test_a_long_prompt_hides_no_more_than_its_share_of_a_step() -> None:
+    made = side(running={"other"}, prompt_tokens=512)
+    teach(made, 26e-6)
+    assert made._prefers_async(BLOCKS, 8000)
+    # Two of them have two shares.
+    admit(made, 8000)
+    assert not made._prefers_async(BLOCKS, 8000)
+
+
+def limits(**config: int | None) -> tuple[int, int]:
+    """The limits that follow from so much of vLLM's configuration."""
+    unset = {
+        "max_num_batched_tokens": 8192,
+        "max_num_scheduled_tokens": None,
+        "long_prefill_token_threshold": 0,
+    }
+    made: Any = SimpleNamespace(**(unset | config))
+    return step_limits(made)
+
+
+def test_the_limits_of_a_step_are_those_of_the_engine() -> None:
+    assert limits() == (8192, 8192)
+    assert limits(long_prefill_token_threshold=512) == (8192, 512)
+    assert limits(max_num_scheduled_tokens=4096) == (4096, 4096)
+    assert limits(max_num_scheduled_tokens=256, long_prefill_token_threshold=512) == (256, 256)
 
 
 def test_a_load_does_not_share_the_link_with_async_ones() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import vllm
 from bench.gpu import models
 from bench.gpu.engine import go_by_layer
 from bench.gpu.rig import raw
+from python.tests.gpu import weights
 
 BLOCK = 16
 POOL_TOKENS = 16384
@@ -22,6 +24,11 @@ RANKS = int(os.environ.get("GPU_TEST_RANKS", "1"))
 """GPUs of the engine: one cannot be followed by another in one process."""
 RUNNER = os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "1")
 """Which of vLLM's model runners, for the same reason."""
+TOP_TOKENS = 20
+"""Likeliest tokens that are told at every place of an output."""
+POISON = -3.0
+"""What the KV cache is filled with where nothing may be read. Finite: attention multiplies what it
+masks by zero."""
 
 
 class Engine:
@@ -31,7 +38,8 @@ class Engine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = RUNNER
-        self.extra = {"host_capacity_gb": 4, "verify": "load"} | transfer
+        # The scrub might find damaged rows before the load that is to find them.
+        self.extra = {"host_capacity_gb": 4, "verify": "load", "scrub_mib_per_s": 0} | transfer
         self.llm = vllm.LLM(
             model=models.write("small", folder),
             load_format="dummy",
@@ -54,6 +62,8 @@ class Engine:
         )
         for module in self.on_ranks(runner_module):
             assert (".gpu." in module) == (RUNNER == "1"), module
+        self.on_ranks(weights.spread)
+        self.on_ranks(watch)
         self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
         self.side = self.scheduler.connector._as_scheduler
         self.saved: dict[int, int] = {}
@@ -61,7 +71,7 @@ class Engine:
         self.loaded: list[tuple[int, int]] = []
         """(slot, block) of what was loaded."""
         self.lengths: dict[str, int] = {}
-        """Request → tokens it had when it was loaded layer by layer."""
+        """Request → tokens it had when it was loaded."""
         self.layered_loads = 0
         self.async_loads = 0
         plan_step = self.side.build_connector_meta
@@ -77,6 +87,7 @@ class Engine:
                 self.layered_loads += 1
             for load in plan.loads:
                 self.loaded += decode(load.moves)
+                self.lengths[load.request_id] = self.scheduler.requests[load.request_id].num_tokens
                 self.async_loads += 1
             return plan
 
@@ -93,6 +104,20 @@ class Engine:
         settings = _native.Settings(json.dumps({"host_capacity_gb": 4} | extra), {})
         self.side._settings = settings
         self.on_ranks(go_by_layer, settings.load != "sync")
+
+    def use_routes(self, **routes: str) -> None:
+        """Opens the GPU anew, with these routes for its copies instead of those that are measured
+        to be the best. That writes to rows, so the pool is emptied."""
+        self.drain()
+        self.forget()
+        self.side.reset_cache()
+        names = ("gpu_save_route", "gpu_load_route", "gpu_layered_route")
+        extra = json.dumps(self.extra | routes)
+        for rates in self.on_ranks(open_again, extra):
+            used = {purpose: route for purpose, route, _, is_used in rates if is_used}
+            for name in names:
+                wanted = routes.get(name, "")
+                assert used[name.split("_")[1]].startswith(wanted), f"{used} instead of {routes}"
 
     def generate(self, prompts: list[list[int]], tokens: int = 32) -> list[Any]:
         """Greedy outputs with logprobs."""
@@ -118,9 +143,30 @@ class Engine:
             pass
 
     def forget(self) -> None:
-        """Empties vLLM's own prefix cache and leaves the pool alone."""
+        """Empties vLLM's own prefix cache and leaves the pool alone. The blocks are overwritten, so
+        that nobody finds in them by chance what should have been loaded."""
         assert self.llm.reset_prefix_cache()
+        self.on_ranks(poison)
         self.loaded.clear()
+
+    def damage(self, slots: list[int]) -> None:
+        """Flips a bit of every byte of rows, on all ranks."""
+        # The file has lost its name by now, but not its descriptor.
+        files = Path("/proc/self/fd").iterdir()
+        path = next(p for p in files if p.exists() and "kvtide" in os.readlink(p))
+        segment = self.side._segment
+        rows_at = segment.total_bytes - segment.rows * segment.row_bytes
+        flipped = bytes(byte ^ 4 for byte in range(256))
+        with path.open("r+b") as file:
+            for slot in slots:
+                file.seek(rows_at + slot * segment.row_bytes)
+                row = file.read(segment.row_bytes)
+                file.seek(rows_at + slot * segment.row_bytes)
+                file.write(row.translate(flipped))
+
+    def damaged_blocks(self) -> int:
+        """Rows that were dropped for their checksum until now."""
+        return int(self.side._pool.counters()["damaged_blocks"])
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
@@ -129,7 +175,7 @@ class Engine:
 def sampling(tokens: int) -> Any:
     """Greedy, of a fixed length."""
     return vllm.SamplingParams(
-        temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=1
+        temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=TOP_TOKENS
     )
 
 
@@ -148,19 +194,82 @@ def tokens_of(outputs: list[Any]) -> list[list[int]]:
     return [list(output.token_ids) for output in outputs]
 
 
-def logprobs_of(output: Any) -> list[float]:
-    """Of the tokens that were chosen."""
-    return [next(iter(each.values())).logprob for each in output.logprobs]
+def logprobs_of(output: Any) -> list[list[float]]:
+    """Of the likeliest tokens at every place; of equally likely ones it is not said which."""
+    return [sorted(each.logprob for each in at.values()) for at in output.logprobs]
+
+
+def distance(one: Any, other: Any) -> float:
+    """By how much the logprobs of the likeliest first tokens differ at most. Of a token that only
+    one output names, the other says that it is no likelier than those that it names."""
+    tops = [{token: at.logprob for token, at in out.logprobs[0].items()} for out in (one, other)]
+    gaps = []
+    for top, opposite in (tops, reversed(tops)):
+        least = min(opposite.values())
+        gaps += [abs(logprob - opposite.get(token, least)) for token, logprob in top.items()]
+    return max(gaps)
 
 
 # ---- what runs on the ranks
 
 _remembered: list[torch.Tensor] = []
 _replays = 0
+_counted: collections.Counter[str] = collections.Counter()
+_hooks_ran: list[bool] = []
 
 
 def runner_module(worker: Any) -> str:
     return type(worker.model_runner).__module__
+
+
+def watch(worker: Any) -> None:
+    """From now on, notes what kvtide counts, and what it takes to be true of layered loads."""
+    from kvtide.stats import Stats
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    count, side = Stats.count, get_kv_transfer_group()._as_worker
+    hooks_will_run = side._hooks_will_run
+
+    def noted_count(stats: Stats, name: str, amount: int) -> None:
+        _counted[name] += amount
+        count(stats, name, amount)
+
+    def noted_hooks_will_run(context: Any) -> bool:
+        will_run = hooks_will_run(context)
+        _hooks_ran.append(will_run)
+        return will_run
+
+    Stats.count = noted_count  # type: ignore[method-assign]
+    side._hooks_will_run = noted_hooks_will_run
+
+
+def counted(worker: Any, name: str) -> int:
+    """What kvtide has counted on this rank since the start."""
+    return _counted[name]
+
+
+def take_hooks_ran(worker: Any) -> list[bool]:
+    """Of every layered load since the last call, whether hooks were expected to run for it."""
+    taken = list(_hooks_ran)
+    _hooks_ran.clear()
+    return taken
+
+
+def open_again(worker: Any, extra: str) -> list[Any]:
+    """Gives up the copies to and from this GPU and begins anew with other settings; what each route
+    has reached."""
+    from kvtide import _native
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    side = get_kv_transfer_group()._as_worker
+    attention = worker.model_runner.vllm_config.compilation_config.static_forward_context
+    tensors = {name: attention[name].kv_cache for name in side._layers}
+    torch.cuda.synchronize()
+    side._worker.close()
+    side._settings = _native.Settings(extra, {})
+    side._told_counters = {}
+    side.register_kv_caches(tensors)
+    return list(side._worker.copy_rates)
 
 
 def caches(worker: Any) -> list[torch.Tensor]:
@@ -170,6 +279,23 @@ def caches(worker: Any) -> list[torch.Tensor]:
 
 def remember(worker: Any) -> None:
     _remembered[:] = [tensor.clone() for tensor in caches(worker)]
+
+
+@torch.inference_mode()
+def poison(worker: Any, block: int | None = None) -> None:
+    """Overwrites all of the KV cache, or one block."""
+    pattern = raw(torch.tensor([POISON], dtype=torch.bfloat16)).item()
+    for tensor in caches(worker):
+        (tensor if block is None else block_of(tensor, block)).fill_(pattern)
+    torch.cuda.synchronize()
+
+
+@torch.inference_mode()
+def scale_layer(worker: Any, layer: int, factor: float) -> None:
+    """Falsifies one layer of the KV cache."""
+    torch.cuda.synchronize()
+    worker.model_runner.kv_caches[layer].mul_(factor)
+    torch.cuda.synchronize()
 
 
 def block_of(tensor: torch.Tensor, block: int) -> torch.Tensor:

@@ -12,10 +12,11 @@ import torch
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from python.tests.gpu import served
-from python.tests.gpu.served import Engine, logprobs_of, prompt
+from python.tests.gpu.served import Engine, distance, prompt
 
-LOGPROB_TOLERANCE = 0.5
-"""Of the log-probability of the first token between a hit in the GPU's cache and a reload."""
+TOLERANCE = 0.4
+"""Of `distance` between a hit in the GPU's cache and a reload: rounding a KV cache to fp8 costs
+0.09 to 0.16 on a CPU, and another prompt is 0.7 to 1.6 away."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_what_is_reloaded_is_within_an_fp8_step_of_what_was_saved(
     assert len(engine.loaded) >= 180
     assert engine.changed(within_fp8=True) == []
     assert engine.changed() != [], "rows hold more than eight bits a number"
-    assert abs(logprobs_of(reloaded[0])[0] - logprobs_of(hit[0])[0]) < LOGPROB_TOLERANCE
+    assert distance(reloaded[0], hit[0]) < TOLERANCE
 
 
 def test_a_row_has_half_the_bytes(engine: Engine) -> None:
