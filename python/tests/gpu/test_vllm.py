@@ -16,6 +16,8 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from kvtide._native import CostModel
+
 from python.tests.gpu import served
 from python.tests.gpu.served import (
     BLOCK,
@@ -227,6 +229,8 @@ def test_a_reload_beside_running_decoders_is_async_and_as_good_as_a_hit(engine: 
     engine.remember_caches()
     engine.forget()
     counts = engine.layered_loads, engine.async_loads
+    # Nothing is known yet of what steps and loads take, so nothing hides a load.
+    engine.side._cost = CostModel()
     reloaded = beside_decoders(engine, each, 9200)
     assert (engine.layered_loads, engine.async_loads) == (counts[0], counts[1] + 1)
     assert len(engine.loaded) == (PROMPT_TOKENS - 1) // BLOCK
