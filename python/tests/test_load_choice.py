@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from kvtide._native import CostModel, Settings
+from kvtide.containment import Containment
 from kvtide.messages import StepPlan
 from kvtide.scheduler import PendingLoad, RequestState, SchedulerSide, step_limits
 from kvtide.stats import Stats
@@ -33,6 +34,7 @@ def side(load: str = "auto", **state: Any) -> SchedulerSide:
     made._layered_now = []
     made._layered_blocks = 0
     made._admitted = []
+    made._containment = Containment(16)
     made._cost = CostModel()
     made._cost.set_load_rate(50e9)
     for name, value in state.items():

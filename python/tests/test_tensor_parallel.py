@@ -21,12 +21,14 @@ def test_two_ranks_save_and_load_the_same_outputs(
     before = engine.counts()
     together = engine.generate(MIXED, max_tokens)
     assert_same(together, wanted, "reloaded together")
-    assert cached_tokens(together) == [0, 32, 64, 128]
+    # The first, which has nothing to load, would wait for the others; so they load async, and the
+    # one of two whole blocks has both.
+    assert cached_tokens(together) == [0, 64, 64, 128]
     assert engine.reset()
     assert_same(engine.generate(MIXED[3:], max_tokens), wanted[3:], "reloaded alone")
     engine.settle()
     after = engine.counts()
-    assert after["hit_tokens"] - before.get("hit_tokens", 0) == 224 + 128
+    assert after["hit_tokens"] - before.get("hit_tokens", 0) == 256 + 128
     assert after["loaded_tokens_layered"] >= 128, "the one that was alone loads layer by layer"
     assert after["gauge_loads"] == 0
 
