@@ -128,6 +128,8 @@ def measure(piece_kib: int, wanted: list[str], routes: list[str]) -> list[dict[s
         for route in [route for route in ROUTES[what] if route in routes]:
             pinned = {f"gpu_{w}_route": "dma" for w in ("save", "load", "layered")}
             changed = ("save", "load") if what == "both" else (what.split()[0],)
+            if route == "auto":
+                del pinned["gpu_load_route"]  # Its rate says how much goes with one launch.
             bench = Bench(piece_kib, **(pinned | {f"gpu_{w}_route": route for w in changed}))
             if what == "save":
                 seconds = bench.saves()

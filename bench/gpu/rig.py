@@ -19,7 +19,7 @@ ROW_ALIGN_BYTES = 4096
 TIMEOUT_S = 20.0
 OTHER_SEED = 999
 SAVES_AT_ONCE = 32
-"""Blocks: the pool bounds what is in flight."""
+"""Blocks of each of two sequences."""
 _numbers = itertools.count()
 
 

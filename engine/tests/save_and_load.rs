@@ -62,6 +62,20 @@ fn a_save_follows_the_forward_pass_layer_by_layer() {
 }
 
 #[test]
+fn what_is_saved_together_after_the_pool_was_cleared_lies_together() {
+    let node = Node::new(64, 1, Eviction::S3Fifo);
+    let blocks: Vec<u32> = (0..16).collect();
+    node.save(&keys(0..16), &blocks);
+    node.save(&keys(16..32), &blocks);
+    node.pool.clear();
+    let plan = node
+        .pool
+        .begin_save(&keys(32..56), &(0..24).collect::<Vec<_>>());
+    let slots: Vec<u32> = plan.moves.iter().map(|step| step.slot.slot).collect();
+    assert_eq!(slots, (0..24).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_step_that_never_ends_leaves_nothing_behind() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
     let plan = node.pool.begin_save(&keys(0..2), &[0, 1]);

@@ -18,6 +18,7 @@ mod saves;
 pub(crate) mod scrub;
 pub(crate) mod slot_table;
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -276,7 +277,10 @@ impl Pool {
     pub fn clear(&self) {
         let mut state = lock(&self.shared.state);
         state.poll(&self.shared);
-        for slot in state.index.clear() {
+        // The lowest is given first again, so that what is saved together lies together.
+        let mut slots = state.index.clear();
+        slots.sort_unstable_by_key(|&slot| Reverse(slot));
+        for slot in slots {
             state.policy.remove(slot);
             let slot = self.shared.slots.current(slot);
             self.shared.slots.doom(slot);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kvtide_model::BlockMove;
 
 use super::device::Shared;
-use super::dma::{Pieces, Strided};
+use super::dma::{Pieces, Strided, has_batches};
 use super::route::{Route, STAGED_BLOCKS};
 use super::tables::{Move, Plan};
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, Mark};
@@ -22,7 +22,8 @@ const DIGEST_THREADS: u32 = 256;
 /// Bytes of a row from which on a copy engine keeps its speed. Fewer, larger pieces also take less of
 /// the driver, whose lock the engine's own launches need.
 const STAGED_PIECE_BYTES: usize = 256 << 10;
-/// Rows next to each other from which on they are copied by one command.
+/// Rows next to each other from which on they are copied by one command: a call of the driver by itself
+/// takes about as long as so many pieces of a call for many.
 const STRIDED_MIN: usize = 4;
 /// Bytes from one row to the next that such a command takes.
 const PITCH_MAX: usize = i32::MAX as usize;
@@ -134,10 +135,11 @@ impl Copier {
         &self.lane.stream
     }
 
-    /// Rows of the batch that have too few neighbours to be copied together.
-    pub(super) fn lone_rows(&self) -> usize {
+    /// What putting the rows on the stream costs whoever does it, in pieces of a call for many.
+    pub(super) fn cost_of_rows(&self) -> usize {
+        let single = if has_batches() { 1 } else { STRIDED_MIN };
         let runs = self.batch.chunk_by(neighbours).map(<[_]>::len);
-        runs.filter(|&rows| rows < STRIDED_MIN).sum()
+        runs.map(|rows| STRIDED_MIN.min(rows * single)).sum()
     }
 
     /// Enqueues the end of the batch: digests, and the event behind them.

@@ -120,6 +120,8 @@ pub struct CudaDevice {
     load_rate: Option<f64>,
     /// All layered loads, in the order in which steps need them.
     layered_lane: Arc<Lane>,
+    /// Held by whoever puts a layered load on the lane.
+    layered_turn: Mutex<()>,
     /// Copiers of layered loads that have ended.
     layered_copiers: Arc<Mutex<Vec<Copier>>>,
 }
@@ -172,6 +174,7 @@ impl CudaDevice {
         Ok(Self {
             load_rate: rate_of(&measured, "load", routes.load),
             layered_lane,
+            layered_turn: Mutex::default(),
             shared,
             routes,
             measured,
@@ -223,6 +226,8 @@ impl CudaDevice {
         moves: &[BlockMove],
         stream: ComputeStream,
     ) -> Result<Box<dyn LayeredLoad>, CopyError> {
+        // What is staged for one must not come between another's copies and kernels.
+        let _turn = self.layered_turn.lock();
         let begin = self.mark_event(stream)?;
         let free = self
             .layered_copiers

@@ -114,7 +114,7 @@ impl Strided {
 }
 
 /// Whether the driver has the call in the form that is bound, which is CUDA 13's.
-fn has_batches() -> bool {
+pub(super) fn has_batches() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     // SAFETY: a context exists, so the library is loaded; the symbol's address is not used.
     *FOUND.get_or_init(|| unsafe {

@@ -16,9 +16,9 @@ const LAUNCH_SECONDS: f64 = 1.5e-3;
 /// Bytes of a launch of more than one layer: as many as are staged at once.
 const LAUNCH_BYTES_MAX: usize = STAGING_BYTES;
 
-/// Pieces that the thread that runs the model may put on the stream one by one: two milliseconds, less
-/// than what the kernels that need none of them cost a step.
-const LONE_PIECES_MAX: usize = 4096;
+/// What the thread that runs the model may spend on putting rows on the stream, in pieces: about two
+/// milliseconds, less than what kernels, which reach all rows with one launch, cost a step.
+const PIECES_MAX: usize = 4096;
 
 /// Layers of a layered load of `blocks` blocks that one launch copies, where the link carries `rate`
 /// bytes per second.
@@ -65,7 +65,7 @@ impl Layered {
         })?;
         copier.stream().wait_for(begin)?;
         let at_once = layers_at_once(rate, moves.len(), copier.layer_bytes());
-        if copier.lone_rows() * copier.layers().div_ceil(at_once) > LONE_PIECES_MAX {
+        if copier.cost_of_rows() * copier.layers().div_ceil(at_once) > PIECES_MAX {
             copier.set_route(routes.scattered);
         }
         let mut launches = Vec::new();
