@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from bench.gpu.rig import BLOCK_TOKENS, Layout, Rig
+from bench.gpu.rig import APART, BLOCK_TOKENS, Layout, Rig
 
 LAYERS = 32
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD = 4096, 14336, 32, 8, 128
@@ -87,23 +87,19 @@ def beside(model: Model, route: str, together: bool) -> dict[str, Any]:
     count = LOADED_TOKENS // BLOCK_TOKENS
     with Rig(LAYOUT, LAYERS, 4 * count, 2.2, gpu_layered_route=route) as rig:
         blocks = random.Random(0).sample(range(1, 4 * count), k=count)
-        sequence = rig.sequence(count)
+        sequence, one_in = rig.sequence(count), 1
         if together:
             rig.save(sequence, blocks)
         else:
-            rig.save_apart(sequence, blocks)
+            sequence, one_in = rig.save_apart(blocks), APART
         launching: list[float] = []
         jobs = iter(range(1 << 50, 1 << 51))
 
         def step(compute: bool) -> None:
-            sequence.match_blocks(rig.pool, 0, count, False)
-            load = sequence.begin_load(0, blocks)
-            assert load is not None
-            plan = load.plan(rig.pool)
-            assert plan is not None
+            _lease, moves = rig.begin_load(sequence, blocks, one_in)
             job = next(jobs)
             start = time.perf_counter()
-            rig.worker.load_layered(job, plan[0])
+            rig.worker.load_layered(job, moves)
             launching.append((time.perf_counter() - start) * 1e3)
             if compute:
                 model.step(rig.worker.wait_layer)

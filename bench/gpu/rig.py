@@ -17,9 +17,12 @@ from kvtide.encoding import scaled_dimensions
 BLOCK_TOKENS = 16
 ROW_ALIGN_BYTES = 4096
 TIMEOUT_S = 20.0
+MOVE_BYTES = 12
 OTHER_SEED = 999
 SAVES_AT_ONCE = 32
 """Blocks of each of two sequences."""
+APART = 2
+"""Of a sequence, one block in so many is loaded where no row may lie next to another."""
 _numbers = itertools.count()
 
 
@@ -180,8 +183,16 @@ class Rig:
         self.pool.poll()
         return moves
 
-    def save_apart(self, sequence: _native.Sequence, blocks: list[int]) -> None:
-        """Saves blocks into rows none of which lies next to another: two sequences take turns."""
+    def save_apart(self, blocks: list[int]) -> _native.Sequence:
+        """Saves blocks into rows none of which lies next to another, if one in `APART` of the
+        sequence's is loaded: each block is saved more than once."""
+        repeated = [block for block in blocks for _ in range(APART)]
+        sequence = self.sequence(len(repeated))
+        self.save(sequence, repeated)
+        return sequence
+
+    def save_in_stretches(self, sequence: _native.Sequence, blocks: list[int]) -> None:
+        """Saves blocks as those of an answer that is computed beside another."""
         other = self.sequence(len(blocks), seed=OTHER_SEED)
         for start in range(0, len(blocks), SAVES_AT_ONCE):
             jobs = []
@@ -193,16 +204,32 @@ class Rig:
             self.worker.finish_saves([job for job, _ in jobs])
             self.pool.poll()
 
-    def load(self, sequence: _native.Sequence, blocks: list[int], layered: bool = False) -> tuple:
-        """Loads into blocks; (failed places, damaged slots, bytes)."""
-        found, complete = sequence.match_blocks(self.pool, 0, len(blocks), False)
-        assert (found, complete) == (len(blocks), True)
-        load = sequence.begin_load(0, blocks)
+    def begin_load(
+        self, sequence: _native.Sequence, blocks: list[int], one_in: int = 1
+    ) -> tuple[_native.Load, bytes]:
+        """What keeps the rows of a load into blocks, and its moves: one in so many of the
+        sequence's."""
+        targets = [block for block in blocks for _ in range(one_in)]
+        found, complete = sequence.match_blocks(self.pool, 0, len(targets), False)
+        assert (found, complete) == (len(targets), True)
+        load = sequence.begin_load(0, targets)
         assert load is not None
         plan = load.plan(self.pool)
         assert plan is not None
         moves, lost = plan
         assert not lost
+        starts = range(0, len(moves), MOVE_BYTES * one_in)
+        return load, b"".join(moves[start : start + MOVE_BYTES] for start in starts)
+
+    def load(
+        self,
+        sequence: _native.Sequence,
+        blocks: list[int],
+        layered: bool = False,
+        one_in: int = 1,
+    ) -> tuple:
+        """Loads into blocks; (failed places, damaged slots, bytes)."""
+        _lease, moves = self.begin_load(sequence, blocks, one_in)
         job = next(self._jobs)
         if layered:
             self.worker.load_layered(job, moves)

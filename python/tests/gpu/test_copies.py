@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from bench.gpu.rig import Layout, Rig, raw
+from bench.gpu.rig import APART, Layout, Rig, raw
 
 H, D, T = 4, 64, 16
 LAYOUTS = [
@@ -104,12 +104,16 @@ def test_rows_alone_and_next_to_each_other_go_to_their_own_blocks(
         source, target, others = shuffled[:23], shuffled[23:46], shuffled[46:]
         saved = rig.snapshot()
         sequence, other = rig.sequence(23), rig.sequence(len(runs), 1)
-        slots: dict[int, int] = {}
         # The last run first: rows do not rise with the places of a prompt either.
         for i, (start, count) in enumerate(reversed(runs)):
             rig.save(sequence, source[start : start + count], start=start)
-            slots |= {start + j: len(slots) + i + j for j in range(count)}
             rig.save(other, others[i : i + 1], start=i)
+        _lease, moves = rig.begin_load(sequence, target)
+        slots = [int.from_bytes(moves[i : i + 4], "little") for i in range(0, len(moves), 12)]
+        rows = sorted(slots)
+        cuts = [i for i in range(1, len(rows)) if rows[i] > rows[i - 1] + 1]
+        lengths = [end - begin for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
+        assert sorted(lengths) == sorted(count for _, count in runs)
         rig.poison(target)
         assert rig.load(sequence, target, layered)[:2] == ([], [])
         for was, tensor in zip(saved, rig.tensors, strict=True):
@@ -125,11 +129,10 @@ def test_many_rows_that_lie_apart_are_loaded_layer_by_layer() -> None:
     # More copies of single rows than the engine's thread may put on the stream.
     with Rig(layout, layers=32, blocks=620, rows_gb=1.3) as rig:
         source, target = list(range(1, 301)), list(range(301, 601))
-        sequence = rig.sequence(len(source))
-        rig.save_apart(sequence, source)
+        sequence = rig.save_apart(source)
         before = rig.snapshot()
         rig.poison(target)
-        assert rig.load(sequence, target, layered=True)[:2] == ([], [])
+        assert rig.load(sequence, target, layered=True, one_in=APART)[:2] == ([], [])
         for was, tensor in zip(before, rig.tensors, strict=True):
             assert torch.equal(rig.pick(raw(tensor), target), rig.pick(was, source))
 
@@ -153,11 +156,8 @@ def saved_and_planned(rig: Rig, blocks: list[int]) -> tuple[object, bytes]:
     """Saves blocks; what keeps their rows, and the moves of a load back into them."""
     sequence = rig.sequence(len(blocks))
     rig.save(sequence, blocks)
-    sequence.match_blocks(rig.pool, 0, len(blocks), False)
-    load = sequence.begin_load(0, blocks)
-    assert load is not None
-    moves, _ = load.plan(rig.pool) or (b"", [])
-    return (sequence, load), moves
+    lease, moves = rig.begin_load(sequence, blocks)
+    return (sequence, lease), moves
 
 
 @pytest.mark.parametrize("behind_steps", [True, False])
@@ -289,12 +289,8 @@ def test_a_short_load_is_not_held_up_by_a_long_one() -> None:
         for job, (sequence, blocks) in enumerate(
             [(long_sequence, long), (short_sequence, short)], start=1
         ):
-            sequence.match_blocks(rig.pool, 0, len(blocks), False)
-            load = sequence.begin_load(0, blocks)
-            assert load is not None
-            plan = load.plan(rig.pool)
-            assert plan is not None
-            jobs.append((job, plan[0], load))
+            lease, moves = rig.begin_load(sequence, blocks)
+            jobs.append((job, moves, lease))
         for job, moves, _ in jobs:
             rig.worker.load_async(job, 0, moves, True)
         ended: list[int] = []
