@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Machine code for Ampere (and Ada), Hopper and Blackwell, and PTX from which a driver compiles for
-/// what comes after them. The PTX is Hopper's: that of an older one would lack the bulk copies.
+/// what comes after them. The PTX is Hopper's: from an older one's, fp8 would be converted in software.
 const TARGETS: [&str; 4] = [
     "arch=compute_80,code=sm_80",
     "arch=compute_90,code=sm_90",

@@ -8,6 +8,7 @@ route takes of the multiprocessors, and of the thread that launches the step, sh
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -19,13 +20,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from bench.gpu.rig import BLOCK_TOKENS, Layout, Rig
+from bench.gpu.rig import APART, BLOCK_TOKENS, Layout, Rig
 
 LAYERS = 32
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD = 4096, 14336, 32, 8, 128
 LOADED_TOKENS = 8192
 REPEATS = 9
-ROUTES = ("bulk:4", "bulk:8", "kernel:4", "kernel:8", "staged:16", "staged:64", "dma")
+ROUTES = ("auto", "kernel:4", "kernel:8", "staged:16", "staged:64", "dma")
 LAYOUT = Layout("8b", (-1, KV_HEADS, BLOCK_TOKENS, 2 * HEAD), order=(0, 2, 1, 3))
 
 
@@ -81,25 +82,24 @@ def timed(run: Callable[[], None]) -> float:
     return statistics.median(times[2:])
 
 
-def beside(model: Model, route: str) -> dict[str, Any]:
+def beside(model: Model, route: str, together: bool) -> dict[str, Any]:
     """A step beside a load by `route`, and the same load alone."""
     count = LOADED_TOKENS // BLOCK_TOKENS
     with Rig(LAYOUT, LAYERS, 4 * count, 2.2, gpu_layered_route=route) as rig:
         blocks = random.Random(0).sample(range(1, 4 * count), k=count)
-        sequence = rig.sequence(count)
-        rig.save(sequence, blocks)
+        sequence, one_in = rig.sequence(count), 1
+        if together:
+            rig.save(sequence, blocks)
+        else:
+            sequence, one_in = rig.save_apart(blocks), APART
         launching: list[float] = []
         jobs = iter(range(1 << 50, 1 << 51))
 
         def step(compute: bool) -> None:
-            sequence.match_blocks(rig.pool, 0, count, False)
-            load = sequence.begin_load(0, blocks)
-            assert load is not None
-            plan = load.plan(rig.pool)
-            assert plan is not None
+            _lease, moves = rig.begin_load(sequence, blocks, one_in)
             job = next(jobs)
             start = time.perf_counter()
-            rig.worker.load_layered(job, plan[0])
+            rig.worker.load_layered(job, moves)
             launching.append((time.perf_counter() - start) * 1e3)
             if compute:
                 model.step(rig.worker.wait_layer)
@@ -113,6 +113,7 @@ def beside(model: Model, route: str) -> dict[str, Any]:
 
         return {
             "route": route,
+            "rows": "together" if together else "apart",
             "step_ms": timed(lambda: step(True)),
             "load_ms": timed(lambda: step(False)),
             "launching_ms": statistics.median(launching),
@@ -130,11 +131,12 @@ def main() -> None:
     alone = timed(lambda: model.step(lambda _layer: None))
     rows: list[dict[str, Any]] = [{"route": "", "step_ms": alone}]
     print(f"{arguments.tokens} tokens alone: {alone:.2f} ms", flush=True)
-    for route in arguments.routes:
-        row = beside(model, route)
+    for together, route in itertools.product((True, False), arguments.routes):
+        row = beside(model, route, together)
         rows.append(row)
         print(
-            f"{route:10} step {row['step_ms']:6.2f} ms, load alone {row['load_ms']:6.2f} ms, "
+            f"rows {row['rows']:8} {route:10} step {row['step_ms']:6.2f} ms, "
+            f"load alone {row['load_ms']:6.2f} ms, "
             f"of the launching thread {row['launching_ms']:6.2f} ms",
             flush=True,
         )

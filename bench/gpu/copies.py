@@ -2,7 +2,10 @@
 
 Whole loads and saves through a worker are timed, checksums and hand-over included: 1 GiB of
 scattered blocks of 32 layers, K and V apart, so a piece is half of a block's bytes in one layer.
-"both" saves and loads whole rows at once, and adds up their bytes.
+Loads are from rows that lie next to each other, as those of a prompt that was saved at once; in
+stretches, as those of answers that were computed side by side; or apart, none next to another.
+"both" saves and loads whole rows at once, and adds up their
+bytes.
 """
 
 from __future__ import annotations
@@ -17,16 +20,20 @@ from typing import Any
 
 import torch
 
-from bench.gpu.rig import Layout, Rig
+from bench.gpu.rig import APART, Layout, Rig
 
 LAYERS = 32
 BYTES = 1 << 30
 REPEATS = 7
 PIECES_KIB = (8, 16, 32, 64)
 ROUTES = {
-    "save": ("dma", "staged:4", "staged:64", "bulk:4", "kernel:2", "kernel:4"),
-    "load": ("dma", "staged:4", "staged:64"),
-    "layered": ("dma", "staged:64", "bulk:4", "bulk:8", "kernel:4", "kernel:8"),
+    "save": ("dma", "staged:4", "staged:64", "kernel:2", "kernel:4"),
+    "load together": ("dma", "staged:4", "staged:64"),
+    "load stretches": ("dma", "staged:4", "staged:64"),
+    "load apart": ("dma", "staged:4", "staged:64"),
+    "layered together": ("auto", "dma", "staged:64", "kernel:4", "kernel:8"),
+    "layered stretches": ("auto", "dma", "staged:64", "kernel:4", "kernel:8"),
+    "layered apart": ("auto", "dma", "staged:64", "kernel:4", "kernel:8"),
     "both": ("staged:64",),
 }
 """Of what is measured → routes."""
@@ -70,15 +77,21 @@ class Bench:
             self.rig.pool.clear()
         return seconds[1:]
 
-    def loads(self, layered: bool) -> list[float]:
+    def loads(self, layered: bool, rows: str) -> list[float]:
         """Seconds of loads of everything."""
-        sequence = self.rig.sequence(self.count)
-        self.rig.save(sequence, self.blocks)
+        sequence, one_in = self.rig.sequence(self.count), 1
+        match rows:
+            case "together":
+                self.rig.save(sequence, self.blocks)
+            case "stretches":
+                self.rig.save_in_stretches(sequence, self.blocks)
+            case _:
+                sequence, one_in = self.rig.save_apart(self.blocks), APART
         seconds = []
         for _ in range(REPEATS + 1):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            failed, damaged, _ = self.rig.load(sequence, self.blocks, layered)
+            failed, damaged, _ = self.rig.load(sequence, self.blocks, layered, one_in)
             seconds.append(time.perf_counter() - start)
             assert not failed
             assert not damaged
@@ -115,19 +128,22 @@ def measure(piece_kib: int, wanted: list[str], routes: list[str]) -> list[dict[s
 
     def add(what: str, route: str, seconds: list[float]) -> None:
         rows.append({"what": what, "piece_kib": piece_kib, "route": route, "gb_s": rate(seconds)})
-        print(f"{piece_kib:4} KiB {what:8} {route:10} {rate(seconds):6.1f} GB/s", flush=True)
+        print(f"{piece_kib:4} KiB {what:17} {route:10} {rate(seconds):6.1f} GB/s", flush=True)
 
     for what in wanted:
         for route in [route for route in ROUTES[what] if route in routes]:
             pinned = {f"gpu_{w}_route": "dma" for w in ("save", "load", "layered")}
-            changed = ("save", "load") if what == "both" else (what,)
+            changed = ("save", "load") if what == "both" else (what.split()[0],)
+            if route == "auto":
+                del pinned["gpu_load_route"]  # Its rate says how much goes with one launch.
             bench = Bench(piece_kib, **(pinned | {f"gpu_{w}_route": route for w in changed}))
             if what == "save":
                 seconds = bench.saves()
             elif what == "both":
                 seconds = bench.both()
             else:
-                seconds = bench.loads(what == "layered")
+                kind, rows_lie = what.split()
+                seconds = bench.loads(kind == "layered", rows_lie)
             add(what, route, seconds)
             bench.close()
     bench = Bench(piece_kib)

@@ -99,21 +99,21 @@ def end_to_end(found: Found) -> list[dict[str, Any]]:
 
 def copies(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the copies alone."""
-    needs = {
-        ("layered", "kernel:4"): {8: ("≥ 45", "≥ 50"), 16: ("≥ 48", "≥ 50"), 32: ("≥ 50", "≥ 50")},
-        ("save", "kernel:4"): {8: ("≥ 50", "≥ 52"), 16: ("≥ 50", "≥ 52"), 32: ("≥ 50", "≥ 52")},
-        ("load", "staged:4"): {8: ("≥ 45", "≥ 50"), 16: ("≥ 48", "≥ 50"), 32: ("≥ 50", "≥ 50")},
-        ("both", "staged:64"): {32: ("≥ 75", "≥ 80")},
-    }
+    h2d = {8: ("≥ 45", "≥ 50"), 16: ("≥ 48", "≥ 50"), 32: ("≥ 50", "≥ 50")}
+    d2h = dict.fromkeys((8, 16, 32), ("≥ 50", "≥ 52"))
+    needs = {("save", "kernel:4"): d2h, ("both", "staged:64"): {32: ("≥ 75", "≥ 80")}}
     titles = {
-        ("layered", "kernel:4"): "scattered H2D by 4 SMs alone, checksum and hand-over included",
         ("save", "kernel:4"): "scattered D2H by 4 SMs, checksum and hand-over included",
-        (
-            "load",
-            "staged:4",
-        ): "scattered H2D by copy engine and 4 SMs, checksum and hand-over included",
         ("both", "staged:64"): "both directions at once, rows of 2 MiB, total",
     }
+    lie = {"together": "together", "stretches": "in stretches of eight", "apart": "apart"}
+    for place, words in lie.items():
+        title = f"scattered H2D of rows that lie {words}, checksum and hand-over included, by"
+        needs |= {(f"load {place}", "staged:4"): h2d, (f"layered {place}", "kernel:4"): h2d}
+        titles |= {
+            (f"load {place}", "staged:4"): f"{title} copy engine and 4 SMs",
+            (f"layered {place}", "kernel:4"): f"{title} 4 SMs alone",
+        }
     batched = {
         (row["what"], row["piece_kib"]): row["gb_s"] for row in measured if row["route"] == "dma"
     }

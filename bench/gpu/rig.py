@@ -17,6 +17,12 @@ from kvtide.encoding import scaled_dimensions
 BLOCK_TOKENS = 16
 ROW_ALIGN_BYTES = 4096
 TIMEOUT_S = 20.0
+MOVE_BYTES = 12
+OTHER_SEED = 999
+SAVES_AT_ONCE = 32
+"""Blocks of each of two sequences."""
+APART = 2
+"""Of a sequence, one block in so many is loaded where no row may lie next to another."""
 _numbers = itertools.count()
 
 
@@ -156,9 +162,16 @@ class Rig:
         fresh.extend([seed * 1_000_003 + i for i in range(blocks * BLOCK_TOKENS)])
         return fresh
 
-    def save(self, sequence: _native.Sequence, blocks: list[int], by_layer: bool = False) -> bytes:
-        """Saves blocks, all at once or as a step computes them; the moves."""
-        job, moves, _ = sequence.plan_save(self.pool, 0, blocks)
+    def save(
+        self,
+        sequence: _native.Sequence,
+        blocks: list[int],
+        by_layer: bool = False,
+        start: int = 0,
+    ) -> bytes:
+        """Saves blocks as those of the sequence from `start` on, all at once or as a step computes
+        them; the moves."""
+        job, moves, _ = sequence.plan_save(self.pool, start, blocks)
         if by_layer:
             self.worker.begin_step([(job, moves)])
             for layer in range(self.layers):
@@ -170,16 +183,53 @@ class Rig:
         self.pool.poll()
         return moves
 
-    def load(self, sequence: _native.Sequence, blocks: list[int], layered: bool = False) -> tuple:
-        """Loads into blocks; (failed places, damaged slots, bytes)."""
-        found, complete = sequence.match_blocks(self.pool, 0, len(blocks), False)
-        assert (found, complete) == (len(blocks), True)
-        load = sequence.begin_load(0, blocks)
+    def save_apart(self, blocks: list[int]) -> _native.Sequence:
+        """Saves blocks into rows none of which lies next to another, if one in `APART` of the
+        sequence's is loaded: each block is saved more than once."""
+        repeated = [block for block in blocks for _ in range(APART)]
+        sequence = self.sequence(len(repeated))
+        self.save(sequence, repeated)
+        return sequence
+
+    def save_in_stretches(self, sequence: _native.Sequence, blocks: list[int]) -> None:
+        """Saves blocks as those of an answer that is computed beside another."""
+        other = self.sequence(len(blocks), seed=OTHER_SEED)
+        for start in range(0, len(blocks), SAVES_AT_ONCE):
+            jobs = []
+            for i, block in enumerate(blocks[start : start + SAVES_AT_ONCE], start):
+                for each in (sequence, other):
+                    job, moves, _ = each.plan_save(self.pool, i, [block])
+                    jobs.append((job, moves))
+            self.worker.save_now(jobs)
+            self.worker.finish_saves([job for job, _ in jobs])
+            self.pool.poll()
+
+    def begin_load(
+        self, sequence: _native.Sequence, blocks: list[int], one_in: int = 1
+    ) -> tuple[_native.Load, bytes]:
+        """What keeps the rows of a load into blocks, and its moves: one in so many of the
+        sequence's."""
+        targets = [block for block in blocks for _ in range(one_in)]
+        found, complete = sequence.match_blocks(self.pool, 0, len(targets), False)
+        assert (found, complete) == (len(targets), True)
+        load = sequence.begin_load(0, targets)
         assert load is not None
         plan = load.plan(self.pool)
         assert plan is not None
         moves, lost = plan
         assert not lost
+        starts = range(0, len(moves), MOVE_BYTES * one_in)
+        return load, b"".join(moves[start : start + MOVE_BYTES] for start in starts)
+
+    def load(
+        self,
+        sequence: _native.Sequence,
+        blocks: list[int],
+        layered: bool = False,
+        one_in: int = 1,
+    ) -> tuple:
+        """Loads into blocks; (failed places, damaged slots, bytes)."""
+        _lease, moves = self.begin_load(sequence, blocks, one_in)
         job = next(self._jobs)
         if layered:
             self.worker.load_layered(job, moves)
@@ -221,15 +271,18 @@ class Rig:
     def row(self, slot: int) -> bytes:
         """What the segment's file has in a row."""
         with Path(self.segment.path).open("rb") as file:
-            stride = -(-self.segment.row_bytes // ROW_ALIGN_BYTES) * ROW_ALIGN_BYTES
-            file.seek((slot - self.segment.rows) * stride, os.SEEK_END)
+            file.seek(-self._offset_from_end(slot), os.SEEK_END)
             return file.read(self.layers * self.row_layer_bytes)
 
-    def damage(self, offset_from_end: int) -> None:
-        """Flips a bit of the segment's file, counted from its end."""
-        path = Path(self.segment.path)
-        with path.open("r+b") as file:
-            file.seek(-offset_from_end, os.SEEK_END)
+    def damage(self, slot: int) -> None:
+        """Flips a bit in the middle of a row in the segment's file."""
+        offset = self._offset_from_end(slot) - self.segment.row_bytes // 2
+        with Path(self.segment.path).open("r+b") as file:
+            file.seek(-offset, os.SEEK_END)
             byte = file.read(1)[0]
-            file.seek(-offset_from_end, os.SEEK_END)
+            file.seek(-offset, os.SEEK_END)
             file.write(bytes([byte ^ 0x20]))
+
+    def _offset_from_end(self, slot: int) -> int:
+        stride = -(-self.segment.row_bytes // ROW_ALIGN_BYTES) * ROW_ALIGN_BYTES
+        return (self.segment.rows - slot) * stride

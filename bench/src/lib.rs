@@ -71,7 +71,7 @@ impl Memory {
             "bench",
         );
         let worker = worker.expect("threads");
-        let plan = pool.begin_save(keys, &vec![0; keys.len()]);
+        let plan = pool.begin_save(keys, 0, &vec![0; keys.len()]);
         assert_eq!(plan.moves.len(), keys.len(), "the pool is too small");
         worker.save_now(vec![SaveJob {
             job: plan.job,

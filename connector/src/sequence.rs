@@ -143,6 +143,11 @@ impl Sequence {
             plan.covered,
         )
     }
+
+    /// Tells the pool that the request has ended: its last blocks are given up before its first.
+    fn settle(&self, py: Python<'_>, pool: &Pool) {
+        enter(py, || self.0.settle(&pool.pool));
+    }
 }
 
 /// Blocks on their way into the engine's KV cache.

@@ -191,7 +191,9 @@ impl Worker {
 
     /// The engine computes on this CUDA stream from now on; 0 is the default stream.
     fn use_stream(&mut self, stream: u64) -> PyResult<()> {
-        self.open_mut()?.use_stream(ComputeStream(stream));
+        // SAFETY: vLLM's worker names the stream that PyTorch computes on, which PyTorch never destroys.
+        let stream = unsafe { ComputeStream::from_raw(stream) };
+        self.open_mut()?.use_stream(stream);
         Ok(())
     }
 

@@ -265,8 +265,8 @@ const SETTINGS: &[Setting] = &[
     },
 ];
 
-const ROUTES: &str = "\"auto\", \"dma\", \"staged\", \"kernel\" or \"bulk\", the latter two with a number \
-                      of multiprocessors as in \"bulk:4\"";
+const ROUTES: &str = "\"auto\", \"dma\", \"staged\" or \"kernel\", the latter two with a number of \
+                      multiprocessors as in \"kernel:4\"";
 
 /// A way of copying, or none for "auto".
 #[expect(

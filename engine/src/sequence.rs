@@ -117,12 +117,12 @@ impl Sequence {
     /// Plans the save of the blocks from `from` on, which lie in the engine's `blocks`.
     #[must_use]
     pub fn plan_save(&self, pool: &Pool, from: usize, blocks: &[u32]) -> SavePlan {
-        let keys = self
-            .chain
-            .keys()
-            .get(from..from + blocks.len())
-            .unwrap_or_default();
-        pool.begin_save(keys, blocks)
+        pool.begin_save(self.chain.keys(), from, blocks)
+    }
+
+    /// The request has ended; see [`Pool::settle`].
+    pub fn settle(&self, pool: &Pool) {
+        pool.settle(self.chain.keys());
     }
 }
 

@@ -100,7 +100,7 @@ fn saves_behind_a_panic_have_failed_and_nobody_waits_for_them() {
     let (worker, _) = faulty(&mut node);
     let mut jobs = Vec::new();
     for i in 1..4 {
-        let plan = node.pool.begin_save(&keys(i..i + 1), &[i]);
+        let plan = node.pool.begin_save(&keys(i..i + 1), 0, &[i]);
         jobs.push(plan.job);
         worker.save_now(vec![SaveJob {
             job: plan.job,

@@ -58,7 +58,7 @@ proptest! {
             match step {
                 Step::Save(number, blocks) => {
                     let keys = &chain(number)[..blocks as usize];
-                    let plan = node.pool.begin_save(keys, &[0, 1, 2, 3][..keys.len()]);
+                    let plan = node.pool.begin_save(keys, 0, &[0, 1, 2, 3][..keys.len()]);
                     prop_assert_eq!(plan.job == 0, plan.moves.is_empty());
                     if plan.job != 0 {
                         saves.push(SaveJob { job: plan.job, moves: plan.moves });
@@ -148,9 +148,98 @@ fn the_head_of_a_chain_outlives_its_tail() {
 }
 
 #[test]
+fn the_head_of_a_chain_that_was_matched_outlives_its_tail() {
+    for eviction in [Eviction::Lru, Eviction::S3Fifo] {
+        let node = Node::new(4, 1, eviction);
+        node.save(&keys(0..4), &[0, 1, 2, 3]);
+        drop(node.pool.lookup(&keys(0..4)));
+        node.save(&[key(50)], &[4]);
+        assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 3, "{eviction:?}");
+    }
+}
+
+/// Chats whose turns lie far apart, eight at a time, each of a prompt that is saved at once and an
+/// answer that is saved block by block beside the others'. Returns the share of rows of a chat's
+/// history that lie by themselves when its next turn loads it.
+fn rows_apart_in_chats(eviction: Eviction) -> f64 {
+    const CHATS: u32 = 24;
+    let node = Node::new(2048, 1, eviction);
+    let mut lengths = [0; CHATS as usize];
+    let (mut apart, mut loaded) = (0, 0);
+    for turn in 0..12 {
+        for first in (0..CHATS).step_by(8) {
+            let mut growing: Vec<(u32, u32)> = Vec::new();
+            for chat in first..first + 8 {
+                let length = &mut lengths[chat as usize];
+                // A chat that has become long is begun anew, under other keys.
+                let begin = chat * 100_000 + turn / 4 * 1000;
+                if turn % 4 == 0 {
+                    *length = 0;
+                }
+                let history = keys(begin..begin + *length);
+                let found = node.pool.lookup(&history);
+                let mut slots: Vec<u32> = found.lease.slots().iter().map(|s| s.slot).collect();
+                slots.sort_unstable();
+                loaded += slots.len();
+                apart += slots
+                    .chunk_by(|a, b| a + 1 == *b)
+                    .filter(|run| run.len() < 4)
+                    .map(<[u32]>::len)
+                    .sum::<usize>();
+                let prompt = 10 + chat % 7;
+                let after = *length + prompt;
+                node.save(&keys(begin..begin + after), &vec![0; after as usize]);
+                *length = after + 12 + chat % 5;
+                growing.push((begin + after, begin + *length));
+            }
+            for step in 0..16 {
+                for &(from, to) in growing.iter().filter(|(from, to)| from + step < *to) {
+                    let begin = from / 1000 * 1000;
+                    let chain = keys(begin..(from + step + 1).min(to));
+                    node.save_from(&chain, (from + step - begin) as usize, &[0]);
+                }
+            }
+            for &(_, to) in &growing {
+                node.pool.settle(&keys(to / 1000 * 1000..to));
+            }
+        }
+    }
+    assert!(
+        node.pool.counters().evicted_blocks > 1000,
+        "the pool was never full"
+    );
+    assert!(loaded > 5000, "{loaded} rows were loaded");
+    node.pool.clear();
+    assert_eq!(node.pool.gauges().free, 2048, "rows were lost");
+    f64::from(u32::try_from(apart).unwrap()) / f64::from(u32::try_from(loaded).unwrap())
+}
+
+#[test]
+fn what_was_saved_first_of_a_chain_is_given_up_last() {
+    for eviction in [Eviction::Lru, Eviction::S3Fifo] {
+        let node = Node::new(4, 1, eviction);
+        for i in 0..4 {
+            node.save_from(&keys(0..4), i, &[0]);
+        }
+        node.pool.settle(&keys(0..4));
+        node.save(&[key(50)], &[4]);
+        assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 3, "{eviction:?}");
+    }
+}
+
+#[test]
+fn what_chats_load_lies_together_also_in_a_full_pool() {
+    for eviction in [Eviction::Lru, Eviction::S3Fifo] {
+        let apart = rows_apart_in_chats(eviction);
+        eprintln!("{eviction:?}: {:.1} % of the rows lie apart", apart * 100.0);
+        assert!(apart < 0.1, "{eviction:?}: {apart}");
+    }
+}
+
+#[test]
 fn a_full_pool_saves_the_head_of_what_it_cannot_hold() {
     let node = Node::new(2, 1, Eviction::Lru);
-    let plan = node.pool.begin_save(&keys(0..4), &[0, 1, 2, 3]);
+    let plan = node.pool.begin_save(&keys(0..4), 0, &[0, 1, 2, 3]);
     assert_eq!((plan.moves.len(), plan.covered), (2, 2));
     assert_eq!(node.pool.counters().throttled_blocks, 2);
     assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 2);
@@ -159,7 +248,7 @@ fn a_full_pool_saves_the_head_of_what_it_cannot_hold() {
 #[test]
 fn a_reset_during_a_save_serves_nothing_of_it() {
     let node = Node::new(4, 1, Eviction::Lru);
-    let plan = node.pool.begin_save(&keys(0..2), &[0, 1]);
+    let plan = node.pool.begin_save(&keys(0..2), 0, &[0, 1]);
     let found = node.pool.lookup(&keys(0..2));
     node.pool.clear();
     assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());

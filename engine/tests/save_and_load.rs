@@ -40,7 +40,7 @@ fn saved_blocks_come_back_on_every_rank() {
 #[test]
 fn a_save_follows_the_forward_pass_layer_by_layer() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
-    let plan = node.pool.begin_save(&keys(0..1), &[5]);
+    let plan = node.pool.begin_save(&keys(0..1), 0, &[5]);
     let job = SaveJob {
         job: plan.job,
         moves: plan.moves,
@@ -62,9 +62,23 @@ fn a_save_follows_the_forward_pass_layer_by_layer() {
 }
 
 #[test]
+fn what_is_saved_together_after_the_pool_was_cleared_lies_together() {
+    let node = Node::new(64, 1, Eviction::S3Fifo);
+    let blocks: Vec<u32> = (0..16).collect();
+    node.save(&keys(0..16), &blocks);
+    node.save(&keys(16..32), &blocks);
+    node.pool.clear();
+    let plan = node
+        .pool
+        .begin_save(&keys(32..56), 0, &(0..24).collect::<Vec<_>>());
+    let slots: Vec<u32> = plan.moves.iter().map(|step| step.slot.slot).collect();
+    assert_eq!(slots, (0..24).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_step_that_never_ends_leaves_nothing_behind() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
-    let plan = node.pool.begin_save(&keys(0..2), &[0, 1]);
+    let plan = node.pool.begin_save(&keys(0..2), 0, &[0, 1]);
     node.workers[0].begin_step(vec![SaveJob {
         job: plan.job,
         moves: plan.moves,
@@ -163,7 +177,7 @@ fn a_stale_plan_loads_nothing() {
 #[test]
 fn a_plan_out_of_range_fails_and_harms_nobody() {
     let mut node = Node::new(2, 1, Eviction::Lru);
-    let plan = node.pool.begin_save(&keys(0..1), &[BLOCKS]);
+    let plan = node.pool.begin_save(&keys(0..1), 0, &[BLOCKS]);
     node.workers[0].save_now(vec![SaveJob {
         job: plan.job,
         moves: plan.moves,
@@ -185,7 +199,7 @@ fn a_plan_out_of_range_fails_and_harms_nobody() {
 fn a_request_joins_a_save_in_flight() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
     node.compute(0, 5);
-    let plan = node.pool.begin_save(&keys(0..1), &[0]);
+    let plan = node.pool.begin_save(&keys(0..1), 0, &[0]);
     node.workers[0].begin_step(vec![SaveJob {
         job: plan.job,
         moves: plan.moves,
@@ -201,7 +215,7 @@ fn a_request_joins_a_save_in_flight() {
 #[test]
 fn a_block_that_is_still_read_is_named_before_it_is_overwritten() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
-    let plan = node.pool.begin_save(&keys(0..2), &[3, 4]);
+    let plan = node.pool.begin_save(&keys(0..2), 0, &[3, 4]);
     let job = plan.job;
     node.workers[0].begin_step(vec![SaveJob {
         job,
@@ -219,7 +233,7 @@ fn a_block_that_is_still_read_is_named_before_it_is_overwritten() {
 fn dropping_a_worker_ends_what_it_accepted() {
     let node = Node::new(8, 1, Eviction::S3Fifo);
     (0..4u8).for_each(|i| node.compute(i.into(), i));
-    let plan = node.pool.begin_save(&keys(0..4), &[0, 1, 2, 3]);
+    let plan = node.pool.begin_save(&keys(0..4), 0, &[0, 1, 2, 3]);
     node.workers[0].save_now(vec![SaveJob {
         job: plan.job,
         moves: plan.moves,

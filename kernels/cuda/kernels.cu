@@ -1,6 +1,5 @@
 // What the crate launches; kernels/src/copy/cuda/module.rs knows these by name.
 
-#include "bulk.cuh"
 #include "codec.cuh"
 #include "copy.cuh"
 #include "digest.cuh"
@@ -30,16 +29,4 @@ extern "C" __global__ void __launch_bounds__(512)
 extern "C" __global__ void __launch_bounds__(512)
     kvtide_decode(const Plan plan, const uint4* keys, unsigned long long* digests) {
     decode_chunks(plan, keys, digests);
-}
-
-extern "C" __global__ void __launch_bounds__(32) kvtide_save_bulk(const Plan plan) {
-#if __CUDA_ARCH__ >= 900
-    copy_pieces<Direction::kSave>(plan);
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(32) kvtide_load_bulk(const Plan plan) {
-#if __CUDA_ARCH__ >= 900
-    copy_pieces<Direction::kLoad>(plan);
-#endif
 }

@@ -327,11 +327,11 @@ impl Layer {
         let counts = |d: usize| {
             shape
                 .get(d)
-                .is_some_and(|&n| n >= blocks && n % blocks.max(1) == 0)
+                .is_some_and(|&n| blocks > 0 && n >= blocks && n % blocks == 0)
         };
         let dimension = if shape.len() == 5 && shape[0] == 2 && counts(1) {
             1
-        } else if counts(0) && blocks > 0 {
+        } else if counts(0) {
             0
         } else {
             return Err(LayoutError::NoBlockDimension {

@@ -269,6 +269,7 @@ class SchedulerSide:
         # The last token was sampled and never computed.
         computed = min(request.num_computed_tokens, request.num_tokens - 1)
         self._plan_save(state, computed, self._finished_saves)
+        state.sequence.settle(self._pool)
 
     # ---- steps
 

@@ -55,7 +55,7 @@ def test_every_count_reaches_its_metric() -> None:
     gauges = dict.fromkeys(GAUGES, 5)
     durations = {"load_seconds": [0.01, 3.0]}
     worker = Stats()
-    worker.tell_copy_rates([("load", "bulk:4", 5e10, True)])
+    worker.tell_copy_rates([("load", "kernel:4", 5e10, True)])
     told = Stats().aggregate(worker).data
     counts = dict.fromkeys(COUNTERS, 2)
     metrics.observe(counts | {"gauges": gauges} | durations | told, engine_idx=1)
@@ -66,7 +66,7 @@ def test_every_count_reaches_its_metric() -> None:
     for name, _ in GAUGES.values():
         assert REGISTRY.get_sample_value(name, {"engine": "1"}) == 5
     assert REGISTRY.get_sample_value("kvtide_load_seconds_count", {"engine": "1"}) == 2
-    rate = {"engine": "1", "purpose": "load", "route": "bulk:4", "used": "true"}
+    rate = {"engine": "1", "purpose": "load", "route": "kernel:4", "used": "true"}
     assert REGISTRY.get_sample_value(COPY_RATE, rate) == 5e10
     assert (
         REGISTRY.get_sample_value("kvtide_hit_tokens_total", {"engine": "0", "tier": "host"}) == 0

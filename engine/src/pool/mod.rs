@@ -12,6 +12,7 @@
 
 mod counters;
 mod eviction;
+mod free_slots;
 mod index;
 mod lease;
 mod saves;
@@ -27,6 +28,7 @@ use kvtide_model::{BlockKey, BlockMove, SlotRef};
 use crate::config::Eviction;
 use crate::sync::{Mutex, lock};
 use eviction::EvictionPolicy;
+use free_slots::FreeSlots;
 use index::Index;
 use saves::{InFlightSaves, Saved};
 use slot_table::{FreeSlot, SealedSlot, SlotTable};
@@ -38,6 +40,11 @@ pub use lease::{Lease, Readiness};
 /// were computed faster than memory can be copied, and keeping the engine waiting for a cache would
 /// turn the purpose around. 64 K blocks of 2 MiB are 128 GiB, far beyond what one step makes.
 const SAVING_BLOCKS_MAX: usize = 1 << 16;
+/// One in so many slots of a full pool may be free, so that chains that begin find a stretch. Half
+/// of that is too little at times, and then nothing lies together for long.
+const SPARE_SHARE: usize = 16;
+/// Blocks given up at once at most, which bounds the time under the lock.
+const EVICTED_AT_ONCE: usize = 64;
 /// Events kept for a consumer that stopped draining them.
 const EVENTS_MAX: usize = 1 << 18;
 
@@ -96,7 +103,7 @@ pub(crate) struct Shared {
 struct State {
     index: Index,
     policy: Box<dyn EvictionPolicy>,
-    free: Vec<FreeSlot>,
+    free: FreeSlots,
     saves: InFlightSaves,
     events: Option<Vec<PoolEvent>>,
     counters: PoolCounters,
@@ -114,7 +121,9 @@ impl Pool {
     #[must_use]
     pub fn new(segment: Arc<SharedSegment>, options: PoolOptions) -> Self {
         let rows = segment.geometry().rows();
-        let (slots, free) = SlotTable::new(rows);
+        let (slots, every_slot) = SlotTable::new(rows);
+        let mut free = FreeSlots::new(rows);
+        every_slot.into_iter().for_each(|slot| free.put(slot));
         let state = State {
             index: Index::new(rows),
             policy: eviction::policy(options.eviction, rows),
@@ -146,38 +155,47 @@ impl Pool {
             let mut state = lock(&self.shared.state);
             // What has been saved meanwhile is complete now.
             state.poll(&self.shared);
-            let State { index, policy, .. } = &mut *state;
             for &key in keys {
-                let Some(slot) = index.find(key) else { break };
+                let Some(slot) = state.index.find(key) else {
+                    break;
+                };
                 let Some((slot, sealed)) = self.shared.slots.pin_current(slot) else {
                     break;
                 };
                 complete &= sealed;
                 pinned.push(slot);
-                policy.touch(slot.slot);
             }
+            let slots: Vec<u32> = pinned.iter().map(|slot| slot.slot).collect();
+            state.used(&slots);
         }
         let lease = Lease::new(Arc::clone(&self.shared), pinned, self.lease_ttl);
         Match { lease, complete }
     }
 
-    /// Plans the save of the blocks `keys`, which lie in the engine's `blocks`, as far as the pool
-    /// does not hold them already; blocks that it holds are marked as used.
+    /// Plans the save of `chain`'s blocks from `from` on, which lie in the engine's `blocks`, as far
+    /// as the pool does not hold them already; those that it holds are marked as used.
     #[must_use]
-    pub fn begin_save(&self, keys: &[BlockKey], blocks: &[u32]) -> SavePlan {
+    pub fn begin_save(&self, chain: &[BlockKey], from: usize, blocks: &[u32]) -> SavePlan {
         let mut state = lock(&self.shared.state);
         let mut plan = SavePlan::default();
-        let mut missing = Vec::new();
+        let keys = chain.get(from..).unwrap_or_default();
+        let (mut held, mut missing) = (Vec::new(), Vec::new());
         for (place, (&key, &block)) in keys.iter().zip(blocks).enumerate() {
             match state.index.find(key) {
-                Some(slot) => state.policy.touch(slot),
+                Some(slot) => held.push(slot),
                 None => missing.push((place, key, block)),
             }
         }
+        state.used(&held);
         let mut filling = Vec::with_capacity(missing.len());
-        for &(_, key, block) in &missing {
+        for &(place, key, block) in &missing {
+            let before = (from + place).checked_sub(1);
+            let previous = before.and_then(|at| state.index.find(chain[at]));
             let room = state.saves.blocks() + filling.len() < SAVING_BLOCKS_MAX;
-            let Some(free) = room.then(|| state.take_slot(&self.shared.slots)).flatten() else {
+            let Some(free) = room
+                .then(|| state.take_slot(&self.shared.slots, previous))
+                .flatten()
+            else {
                 break; // What follows could not be used without this block.
             };
             let slot = self.shared.slots.fill(free);
@@ -199,6 +217,17 @@ impl Pool {
             plan.job = state.saves.begin(filling);
         }
         plan
+    }
+
+    /// Nothing follows in `chain` for now: its tail goes before its head, although the head was
+    /// saved first.
+    pub fn settle(&self, chain: &[BlockKey]) {
+        let mut state = lock(&self.shared.state);
+        for &key in chain.iter().rev() {
+            if let Some(slot) = state.index.find(key) {
+                state.policy.settle(slot);
+            }
+        }
     }
 
     /// Jobs that still read one of the engine's `blocks` and must end before it is overwritten.
@@ -237,7 +266,7 @@ impl Pool {
             if self.shared.slots.doom(slot) {
                 state.forget(slot.slot);
                 state.counters.damaged_blocks += 1;
-                state.free.extend(self.shared.slots.release(slot));
+                state.release(&self.shared.slots, slot);
             }
         }
     }
@@ -249,7 +278,7 @@ impl Pool {
         if let Some(free) = self.shared.slots.evict(slot) {
             state.forget(slot.slot_ref().slot);
             state.counters.damaged_blocks += 1;
-            state.free.push(free);
+            state.free.put(free);
         }
     }
 
@@ -280,7 +309,7 @@ impl Pool {
             state.policy.remove(slot);
             let slot = self.shared.slots.current(slot);
             self.shared.slots.doom(slot);
-            state.free.extend(self.shared.slots.release(slot));
+            state.release(&self.shared.slots, slot);
         }
         state.record(PoolEvent::Cleared);
     }
@@ -312,7 +341,7 @@ impl Pool {
             held: state.index.len(),
             index_bytes: state.index.allocated_bytes()
                 + state.policy.allocated_bytes()
-                + state.free.capacity() * size_of::<FreeSlot>()
+                + state.free.allocated_bytes()
                 + self.shared.slots.allocated_bytes()
                 + self.shared.segment.geometry().table_bytes(),
         }
@@ -330,22 +359,57 @@ impl Pool {
 }
 
 impl State {
-    /// A slot to fill: a free one, or one whose block is given up.
-    fn take_slot(&mut self, slots: &SlotTable) -> Option<FreeSlot> {
-        if let Some(free) = self.free.pop() {
-            return Some(free);
+    /// Marks blocks of a chain as used: its head last, so that it is given up last.
+    fn used(&mut self, slots: &[u32]) {
+        for &slot in slots.iter().rev() {
+            self.policy.touch(slot);
         }
-        let mut freed = None;
-        let Self { policy, index, .. } = self;
+    }
+
+    /// A slot to fill for the block behind the one in slot `previous`.
+    ///
+    /// A full pool gives up some more blocks than this one needs until a whole stretch is free: what
+    /// is next in line was mostly saved together.
+    fn take_slot(&mut self, slots: &SlotTable, previous: Option<u32>) -> Option<FreeSlot> {
+        let spare = (slots.len() / SPARE_SHARE).max(1);
+        if !self.free.can_follow(previous) {
+            for _ in 0..EVICTED_AT_ONCE {
+                let enough = self.free.has_stretch() || self.free.len() >= spare;
+                if enough || !self.evict(slots) {
+                    break;
+                }
+            }
+        }
+        self.free.take(previous)
+    }
+
+    /// Gives up a block that nobody uses; whether there was one.
+    fn evict(&mut self, slots: &SlotTable) -> bool {
+        let Self {
+            policy,
+            index,
+            free,
+            ..
+        } = self;
         let victim = policy.victim(&|slot| index.key_of(slot), &mut |slot| {
-            freed = slots.evictable(slot).and_then(|sealed| slots.evict(sealed));
-            freed.is_some()
-        })?;
+            let freed = slots.evictable(slot).and_then(|sealed| slots.evict(sealed));
+            freed.map(|slot| free.put(slot)).is_some()
+        });
+        let Some(victim) = victim else {
+            return false;
+        };
         if let Some(key) = index.remove_slot(victim) {
             self.record(PoolEvent::Removed(key));
         }
         self.counters.evicted_blocks += 1;
-        freed
+        true
+    }
+
+    /// Frees a doomed slot that nobody uses any more.
+    fn release(&mut self, slots: &SlotTable, slot: SlotRef) {
+        if let Some(free) = slots.release(slot) {
+            self.free.put(free);
+        }
     }
 
     fn poll(&mut self, shared: &Shared) {
@@ -358,7 +422,7 @@ impl State {
                     self.record(PoolEvent::Stored(self.index.key_of(slot.slot)));
                 } else {
                     // Cleared while it was being saved.
-                    self.free.extend(shared.slots.release(slot));
+                    self.release(&shared.slots, slot);
                 }
             }
             Saved::Failed(filling) => {
@@ -367,7 +431,7 @@ impl State {
                 if shared.slots.fail(&filling) {
                     self.forget(slot.slot);
                 }
-                self.free.extend(shared.slots.release(slot));
+                self.release(&shared.slots, slot);
             }
         });
         self.saves = saves;
@@ -399,8 +463,7 @@ impl Shared {
         for &slot in slots {
             if self.slots.unpin(slot) {
                 let mut state = lock(&self.state);
-                let freed = self.slots.release(slot);
-                state.free.extend(freed);
+                state.release(&self.slots, slot);
             }
         }
     }

@@ -33,6 +33,18 @@ pub(crate) struct FillingSlot(SlotRef);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SealedSlot(SlotRef);
 
+impl FreeSlot {
+    /// Of a slot that [`Self::keep`] took apart.
+    pub(super) fn kept(slot: u32) -> Self {
+        Self(slot)
+    }
+
+    /// For whoever keeps many of them as bits.
+    pub(super) fn keep(self) -> u32 {
+        self.0
+    }
+}
+
 impl FillingSlot {
     pub(crate) fn slot_ref(&self) -> SlotRef {
         self.0
@@ -120,8 +132,7 @@ impl SlotTable {
         }
         .pack();
         let table = (0..slots).map(|_| AtomicU64::new(word)).collect();
-        // Lowest first: a new pool fills its rows in the order in which they were populated.
-        (Self(table), (0..slots).rev().map(FreeSlot).collect())
+        (Self(table), (0..slots).map(FreeSlot).collect())
     }
 
     pub(crate) fn len(&self) -> usize {

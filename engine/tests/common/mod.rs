@@ -110,7 +110,12 @@ impl Node {
 
     /// Saves the engine's `blocks` under `keys` and waits for it.
     pub fn save(&self, keys: &[BlockKey], blocks: &[u32]) -> SavePlan {
-        let plan = self.pool.begin_save(keys, blocks);
+        self.save_from(keys, 0, blocks)
+    }
+
+    /// Saves the engine's `blocks`, which are those of `chain` from `from` on, and waits for it.
+    pub fn save_from(&self, chain: &[BlockKey], from: usize, blocks: &[u32]) -> SavePlan {
+        let plan = self.pool.begin_save(chain, from, blocks);
         for worker in &self.workers {
             if plan.job != 0 {
                 worker.save_now(vec![SaveJob {

@@ -16,8 +16,6 @@ pub struct Context {
     raw: sys::CUcontext,
     name: String,
     multiprocessors: u32,
-    compute_major: u32,
-    shared_bytes_per_block: u32,
     /// Bytes of the device's memory that our buffers take now.
     pub(super) allocated: AtomicUsize,
 }
@@ -47,9 +45,6 @@ impl Context {
             Ok(u32::try_from(value.explain("ask for an attribute")?).unwrap_or(0))
         };
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        let compute_major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let shared_bytes_per_block =
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         // SAFETY: `device` came from `device::get`; the reference is given back in `drop`.
         let raw = unsafe { result::primary_ctx::retain(device) }.explain("open the context")?;
         Ok(Arc::new(Self {
@@ -57,8 +52,6 @@ impl Context {
             raw,
             name,
             multiprocessors,
-            compute_major,
-            shared_bytes_per_block,
             allocated: AtomicUsize::new(0),
         }))
     }
@@ -88,13 +81,6 @@ impl Context {
     #[must_use]
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
-    }
-
-    /// Whether the device has Hopper's bulk copy engine, and `shared_bytes` of shared memory for one
-    /// block of threads.
-    #[must_use]
-    pub fn has_bulk_copies(&self, shared_bytes: u32) -> bool {
-        self.compute_major >= 9 && self.shared_bytes_per_block >= shared_bytes
     }
 
     /// Waits until everything that was put on any of the context's streams has ended.

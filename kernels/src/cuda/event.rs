@@ -69,13 +69,13 @@ impl Event {
 
     /// Marks the end of what the engine's stream was given so far.
     pub(crate) fn record_compute(&self, stream: ComputeStream) -> Result<(), CudaError> {
-        // SAFETY: the event is alive; that the engine's stream is, the engine vouches for by giving it.
+        // SAFETY: the event is alive; so is the engine's stream, by `ComputeStream::from_raw`.
         unsafe { result::event::record(self.raw(), stream.raw()) }.explain("record an event")
     }
 
     pub(super) fn hold_back(&self, stream: sys::CUstream) -> Result<(), CudaError> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-        // SAFETY: the event is alive, and the stream is one of ours or the engine's.
+        // SAFETY: the event is alive, and the stream is one of ours or a `ComputeStream`.
         unsafe { result::stream::wait_event(stream, self.raw(), flags) }
             .explain("make a stream wait")
     }

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
 use cudarc::driver::result;
-use cudarc::driver::sys::{self, CUfunction_attribute as Attribute};
+use cudarc::driver::sys;
 
 use super::error::Explain;
 use super::stream::Stream;
@@ -48,28 +48,16 @@ impl Module {
         }))
     }
 
-    /// The kernel of this name; `shared_bytes` is what it takes of a multiprocessor's shared memory.
-    pub(crate) fn function(
-        self: &Arc<Self>,
-        name: &CStr,
-        shared_bytes: u32,
-    ) -> Result<Function, CudaError> {
+    /// The kernel of this name.
+    pub(crate) fn function(self: &Arc<Self>, name: &CStr) -> Result<Function, CudaError> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the module is loaded, `name` ends with a zero, `raw` is a place for the handle.
         unsafe { sys::cuModuleGetFunction(&raw mut raw, self.raw, name.as_ptr()) }
             .result()
             .explain("find a kernel")?;
-        if shared_bytes > 0 {
-            let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let value = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
-            // SAFETY: `raw` is a function of the loaded module.
-            unsafe { result::function::set_function_attribute(raw, attribute, value) }
-                .explain("give a kernel its shared memory")?;
-        }
         Ok(Function {
             _module: Arc::clone(self),
             raw,
-            shared_bytes,
         })
     }
 }
@@ -88,7 +76,6 @@ impl Drop for Module {
 pub(crate) struct Function {
     _module: Arc<Module>,
     raw: sys::CUfunction,
-    shared_bytes: u32,
 }
 
 // SAFETY: a function handle may be used from any thread; the driver locks inside.
@@ -104,14 +91,6 @@ pub(crate) struct Launch {
 }
 
 impl Function {
-    /// Virtual architecture that the kernel was compiled for, as 90 for `compute_90`.
-    pub(crate) fn compiled_for(&self) -> Result<u32, CudaError> {
-        let attribute = Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
-        // SAFETY: `raw` is a function of the loaded module.
-        let version = unsafe { result::function::get_function_attribute(self.raw, attribute) };
-        Ok(u32::try_from(version.explain("ask for a kernel's version")?).unwrap_or(0))
-    }
-
     /// Puts the kernel on `stream`.
     ///
     /// # Safety
@@ -129,7 +108,7 @@ impl Function {
                 self.raw,
                 (launch.blocks, 1, 1),
                 (launch.threads, 1, 1),
-                self.shared_bytes,
+                0,
                 stream.raw(),
                 arguments,
             )
@@ -158,7 +137,7 @@ mod tests {
         for kernel in [
             "kvtide_save",
             "kvtide_load",
-            "kvtide_load_bulk",
+            "kvtide_decode",
             "kvtide_digest",
         ] {
             let name = kernel.as_bytes();

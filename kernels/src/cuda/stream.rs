@@ -12,9 +12,19 @@ use super::{Context, CudaError};
 /// The stream on which the engine runs the model: its handle as PyTorch gives it, 0 for the default
 /// stream. Meaningless where the KV cache lies in host memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ComputeStream(pub u64);
+pub struct ComputeStream(u64);
 
 impl ComputeStream {
+    /// The stream with this handle.
+    ///
+    /// # Safety
+    /// It is 0 or the handle of a stream of the device's primary context, which lives until what is
+    /// recorded on it and held back by it has been waited for; or the KV cache lies in host memory.
+    #[must_use]
+    pub unsafe fn from_raw(handle: u64) -> Self {
+        Self(handle)
+    }
+
     pub(super) fn raw(self) -> sys::CUstream {
         std::ptr::with_exposed_provenance_mut(usize::try_from(self.0).unwrap_or(0))
     }

@@ -70,8 +70,9 @@ class Engine:
         """Slot → block from which it was saved."""
         self.loaded: list[tuple[int, int]] = []
         """(slot, block) of what was loaded."""
-        self.lengths: dict[str, int] = {}
-        """Request → tokens it had when it was loaded."""
+        self.began: dict[str, tuple[int, int, int]] = {}
+        """Request → of the step in which it last began: tokens it had in the cache, tokens it
+        computed, and requests of the step."""
         self.layered_loads = 0
         self.async_loads = 0
         plan_step = self.side.build_connector_meta
@@ -82,13 +83,20 @@ class Engine:
                 self.saved.update(decode(moves))
             if plan.layered is not None:
                 self.loaded += decode(plan.layered[1])
-                for name in scheduler_output.num_scheduled_tokens:
-                    self.lengths[name] = self.scheduler.requests[name].num_tokens
                 self.layered_loads += 1
             for load in plan.loads:
                 self.loaded += decode(load.moves)
-                self.lengths[load.request_id] = self.scheduler.requests[load.request_id].num_tokens
                 self.async_loads += 1
+            scheduled = scheduler_output.num_scheduled_tokens
+            cached = scheduler_output.scheduled_cached_reqs
+            # A request that was preempted is new to the V2 runner and resumed to V1.
+            new = scheduler_output.scheduled_new_reqs
+            begins = {each.req_id: each.num_computed_tokens for each in new}
+            for name, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
+                if name in cached.resumed_req_ids:
+                    begins[name] = computed
+            for name, computed in begins.items():
+                self.began[name] = computed, scheduled[name], len(scheduled)
             return plan
 
         self.side.build_connector_meta = recording_plan
@@ -133,6 +141,10 @@ class Engine:
         """Where a block that was loaded since is not what was saved; see `differences`."""
         pairs = [(self.saved[slot], block) for slot, block in self.loaded]
         assert pairs, "nothing was loaded"
+        return self.unlike(pairs, within_fp8)
+
+    def unlike(self, pairs: list[tuple[int, int]], within_fp8: bool = False) -> list[str]:
+        """Of pairs of a remembered block and a block now, those that differ; see `differences`."""
         found = self.on_ranks(differences, pairs, within_fp8)
         return [f"rank {rank}: {where}" for rank, each in enumerate(found) for where in each]
 
@@ -148,6 +160,12 @@ class Engine:
         assert self.llm.reset_prefix_cache()
         self.on_ranks(poison)
         self.loaded.clear()
+
+    def hide(self, blocks: list[int]) -> None:
+        """Requests to come find neither these blocks in vLLM's own prefix cache nor anything in the
+        pool."""
+        self.scheduler.kv_cache_manager.evict_blocks(set(blocks))
+        self.use(tenant="that has saved nothing")
 
     def damage(self, slots: list[int]) -> None:
         """Flips a bit of every byte of rows, on all ranks."""

@@ -112,7 +112,7 @@ def test_a_damaged_row_is_told_by_its_checksum(route: str, layered: bool) -> Non
         count = rig.segment.rows
         sequence = rig.sequence(count)
         rig.save(sequence, list(range(1, count + 1)))
-        rig.damage(rig.segment.row_bytes // 2)
+        rig.damage(rig.segment.rows - 1)
         failed, damaged, _ = rig.load(sequence, list(range(1, count + 1)), layered)
         assert len(failed) == len(damaged) == 1
 
@@ -163,10 +163,9 @@ def test_encoding_twice_changes_nothing_more() -> None:
             assert float((once - twice).abs().max()) <= float(once.abs().max()) * 2**-7
 
 
-@pytest.mark.parametrize("route", ["dma", "bulk:2"])
-def test_a_route_that_moves_bytes_as_they_are_is_refused(route: str) -> None:
+def test_the_route_that_moves_bytes_as_they_are_is_refused() -> None:
     with (
         pytest.raises(Exception, match="use the routes staged or kernel"),
-        Rig(LAYOUTS[0], codec="fp8", gpu_save_route=route),
+        Rig(LAYOUTS[0], codec="fp8", gpu_save_route="dma"),
     ):
         pass

@@ -31,6 +31,10 @@ impl EvictionPolicy for Lru {
         self.queue.push_head(&mut self.links, slot);
     }
 
+    fn settle(&mut self, slot: u32) {
+        self.touch(slot);
+    }
+
     fn remove(&mut self, slot: u32) {
         self.queue.unlink(&mut self.links, slot);
     }

@@ -25,6 +25,10 @@ pub(crate) trait EvictionPolicy: Send + Debug {
     /// The block in `slot` was asked for.
     fn touch(&mut self, slot: u32);
 
+    /// The chain of the block in `slot` has ended; called from its tail to its head, which is to go
+    /// last.
+    fn settle(&mut self, slot: u32);
+
     /// `slot` was freed by other means.
     fn remove(&mut self, slot: u32);
 

@@ -108,6 +108,16 @@ impl EvictionPolicy for S3Fifo {
         *uses = (*uses + 1).min(USES_MAX);
     }
 
+    fn settle(&mut self, slot: u32) {
+        let (place, uses) = self.entries[slot as usize];
+        // Those that were asked for have another chance at the end of the queue; to move them, too,
+        // would keep them from ever reaching it.
+        if uses == 0 {
+            self.remove(slot);
+            self.enter(slot, place, uses);
+        }
+    }
+
     fn remove(&mut self, slot: u32) {
         match self.entries[slot as usize].0 {
             Place::Small => self.small.unlink(&mut self.links, slot),

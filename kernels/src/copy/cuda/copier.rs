@@ -7,21 +7,26 @@ use std::sync::Arc;
 
 use kvtide_model::BlockMove;
 
-use super::device::{Pair, Shared};
-use super::dma::Pieces;
+use super::device::Shared;
+use super::dma::{Pieces, Strided, has_batches};
 use super::route::{Route, STAGED_BLOCKS};
 use super::tables::{Move, Plan};
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, Mark};
-use crate::cuda::{CudaError, DeviceBuffer, Event, Function, Launch, PinnedBuffer, Pod, Stream};
+use crate::cuda::{
+    CudaError, DeviceBuffer, Event, Function, Launch, PinnedBuffer, Pod, Priority, Stream,
+};
 
 /// Threads of a block of the copy kernels: sixteen warps with four KiB in flight each.
 const COPY_THREADS: u32 = 512;
-/// One thread of a warp drives the bulk copy engine.
-const BULK_THREADS: u32 = 32;
 const DIGEST_THREADS: u32 = 256;
 /// Bytes of a row from which on a copy engine keeps its speed. Fewer, larger pieces also take less of
 /// the driver, whose lock the engine's own launches need.
 const STAGED_PIECE_BYTES: usize = 256 << 10;
+/// Rows next to each other from which on they are copied by one command: a call of the driver by itself
+/// takes about as long as so many pieces of a call for many.
+const STRIDED_MIN: usize = 4;
+/// Bytes from one row to the next that such a command takes.
+const PITCH_MAX: usize = i32::MAX as usize;
 /// Moves that a batch has room for at first: prompts of 128 Ki tokens in blocks of 16. Making room
 /// while the model runs would make the driver wait for it.
 const MOVES: usize = 8192;
@@ -42,19 +47,46 @@ impl<T: Pod> Mirrored<T> {
     }
 }
 
-/// A backend with a stream of its own, or a share of one.
+/// A stream, and where rows wait on it between copy engine and kernel, if they do: what is on one
+/// stream does so in turn.
+#[derive(Debug)]
+pub(super) struct Lane {
+    // Before the buffer, which its work uses: dropping a stream waits for it.
+    stream: Stream,
+    staging: Option<DeviceBuffer<u8>>,
+}
+
+impl Lane {
+    /// A lane for copies by `route`.
+    pub(super) fn new(
+        shared: &Shared,
+        priority: Priority,
+        route: Route,
+    ) -> Result<Self, CudaError> {
+        let staging = matches!(route, Route::Staged(_))
+            .then(|| DeviceBuffer::new(&shared.context, shared.staging_bytes()))
+            .transpose()?;
+        Ok(Self {
+            stream: Stream::new(&shared.context, priority)?,
+            staging,
+        })
+    }
+}
+
+/// A backend with a lane of its own, or a share of one.
 #[derive(Debug)]
 pub(super) struct Copier {
     shared: Arc<Shared>,
-    stream: Arc<Stream>,
+    lane: Arc<Lane>,
     route: Route,
     moves: Mirrored<Move>,
     sums: Mirrored<u64>,
-    /// Where rows wait between copy engine and kernel.
-    staging: Option<DeviceBuffer<u8>>,
     pieces: Pieces,
     direction: Direction,
+    /// By slot: those of a prompt mostly lie next to each other, and can be copied in one piece.
     batch: Vec<BlockMove>,
+    /// Of each of them, its place in what the caller gave.
+    places: Vec<u32>,
     digests: bool,
     /// Layers that the batch has copied, from the first to the last.
     copied: Range<usize>,
@@ -65,22 +97,19 @@ pub(super) struct Copier {
 impl Copier {
     pub(super) fn new(
         shared: &Arc<Shared>,
-        stream: &Arc<Stream>,
+        lane: &Arc<Lane>,
         route: Route,
     ) -> Result<Self, CudaError> {
-        let staging = matches!(route, Route::Staged(_))
-            .then(|| DeviceBuffer::new(&shared.context, shared.staging_bytes()))
-            .transpose()?;
         Ok(Self {
             shared: Arc::clone(shared),
-            stream: Arc::clone(stream),
+            lane: Arc::clone(lane),
             route,
             moves: Mirrored::new(shared, MOVES)?,
             sums: Mirrored::new(shared, MOVES)?,
-            staging,
             pieces: Pieces::default(),
             direction: Direction::Save,
             batch: Vec::new(),
+            places: Vec::new(),
             digests: false,
             copied: 0..0,
             closed: false,
@@ -103,7 +132,14 @@ impl Copier {
     }
 
     pub(super) fn stream(&self) -> &Stream {
-        &self.stream
+        &self.lane.stream
+    }
+
+    /// What putting the rows on the stream costs whoever does it, in pieces of a call for many.
+    pub(super) fn cost_of_rows(&self) -> usize {
+        let single = if has_batches() { 1 } else { STRIDED_MIN };
+        let runs = self.batch.chunk_by(neighbours).map(<[_]>::len);
+        runs.map(|rows| STRIDED_MIN.min(rows * single)).sum()
     }
 
     /// Enqueues the end of the batch: digests, and the event behind them.
@@ -112,14 +148,14 @@ impl Copier {
         let count = self.batch.len();
         if self.digests && count > 0 {
             if !self.digests_on_the_way() {
-                self.sums.device.clear(count, &self.stream)?;
+                self.sums.device.clear(count, &self.lane.stream)?;
                 self.launch_digest()?;
             }
             self.sums
                 .host
-                .download(count, &self.sums.device, &self.stream)?;
+                .download(count, &self.sums.device, &self.lane.stream)?;
         }
-        self.done.record(&self.stream)?;
+        self.done.record(&self.lane.stream)?;
         self.closed = true;
         Ok(())
     }
@@ -129,12 +165,17 @@ impl Copier {
         self.done.is_done()
     }
 
-    /// The digests of a batch that has ended.
+    /// The digests of a batch that has ended, in the order of its moves.
     pub(super) fn take_digests(&mut self) -> Vec<u64> {
-        let sums = self.sums.host.values().get(..self.batch.len());
-        let digests = self.digests.then(|| sums.unwrap_or_default().to_vec());
+        let count = if self.digests { self.batch.len() } else { 0 };
+        let mut digests = vec![0; count];
+        for (&place, &sum) in self.places.iter().zip(self.sums.host.values()) {
+            if let Some(digest) = digests.get_mut(place as usize) {
+                *digest = sum;
+            }
+        }
         self.batch.clear();
-        digests.unwrap_or_default()
+        digests
     }
 
     /// A plan for moves `start` to `start + count` of the batch, over the host's rows.
@@ -144,7 +185,7 @@ impl Copier {
             moves: self.moves.device.address() + (start * size_of::<Move>()) as u64,
             move_count: u32::try_from(count).unwrap_or(0),
             rows: self.shared.rows,
-            row_stride: self.shared.row_stride,
+            row_stride: self.shared.row_stride as u64,
             ..self.shared.tables.plan(layers, layer_bytes)
         }
     }
@@ -154,40 +195,21 @@ impl Copier {
         self.shared.registration.layout().encoding().is_some()
     }
 
-    /// The kernels of the bulk copy engine, and on how many multiprocessors, where they can be taken.
-    fn bulk(&self) -> Option<(&Pair, u32)> {
-        match (self.route, &self.shared.kernels.bulk) {
-            (Route::Bulk(blocks), Some(bulk)) if self.shared.tables.suits_bulk => {
-                Some((bulk, blocks))
-            }
-            _ => None,
-        }
-    }
-
     /// Whether what is copied passes through threads that compute the digests as well. A load's are
     /// of what it has written, unless they are of encoded rows.
     fn digests_on_the_way(&self) -> bool {
-        let threads = self.route != Route::Dma && self.bulk().is_none();
-        self.is_encoded() || (self.direction == Direction::Save && threads)
+        self.is_encoded() || (self.direction == Direction::Save && self.route != Route::Dma)
     }
 
     /// Copies moves from `start` on, as `plan` says.
     fn launch_copy(&self, start: usize, mut plan: Plan) -> Result<(), CudaError> {
-        let plan = ptr::from_mut(&mut plan).cast();
-        if !self.is_encoded()
-            && let Some((bulk, blocks)) = self.bulk()
-        {
-            let threads = BULK_THREADS;
-            let launch = Launch { blocks, threads };
-            return self.launch(bulk.of(self.direction), launch, &mut [plan]);
-        }
         let mut keys = self.shared.keys.address();
         let mut sums = match self.digests {
             true => self.sums.device.address() + (start * size_of::<u64>()) as u64,
             false => 0,
         };
         let wanted = match self.route {
-            Route::Kernel(blocks) | Route::Bulk(blocks) | Route::Staged(blocks) => blocks,
+            Route::Kernel(blocks) | Route::Staged(blocks) => blocks,
             Route::Dma => STAGED_BLOCKS,
         };
         let launch = Launch {
@@ -195,7 +217,7 @@ impl Copier {
             threads: COPY_THREADS,
         };
         let arguments: &mut [*mut c_void] = &mut [
-            plan,
+            ptr::from_mut(&mut plan).cast(),
             ptr::from_mut(&mut keys).cast(),
             ptr::from_mut(&mut sums).cast(),
         ];
@@ -234,12 +256,12 @@ impl Copier {
         // and layers of the plan were compared with their bounds, so all addresses that it leads to
         // lie in the tensors and the segment, which `shared` keeps alive; tables and buffers belong
         // to `shared` and `self`. Dropping a copier waits for its stream.
-        unsafe { function.launch(&self.stream, launch, arguments) }
+        unsafe { function.launch(&self.lane.stream, launch, arguments) }
     }
 
     fn copy_pieces(&mut self) -> Result<(), CudaError> {
         // SAFETY: pieces lie in tensors, segment and staging buffer, as in `launch`.
-        unsafe { self.pieces.copy(&self.stream) }
+        unsafe { self.pieces.copy(&self.lane.stream) }
     }
 
     /// Copy engines, one contiguous piece of a block at a time.
@@ -263,21 +285,55 @@ impl Copier {
         self.copy_pieces()
     }
 
-    /// Copy engines for rows, kernels for pieces, as many moves at a time as can be staged.
-    fn copy_staged(&mut self, layers: &Range<usize>) -> Result<(), CudaError> {
+    /// Copy engines between the staging buffer and `width` bytes, `skipped` ones from the start, of
+    /// the rows of some moves.
+    fn copy_rows(
+        &mut self,
+        moves: Range<usize>,
+        skipped: u64,
+        staging: u64,
+        width: usize,
+    ) -> Result<(), CudaError> {
+        self.pieces.clear();
+        let mut staged = staging;
+        for rows in self.batch[moves].chunk_by(neighbours) {
+            let Some(first) = rows.first() else { continue };
+            let row = self.shared.row_address(first.slot.slot) + skipped;
+            let pitch = self.shared.row_stride;
+            let (source, source_pitch, target, target_pitch) = match self.direction {
+                Direction::Save => (staged, width, row, pitch),
+                Direction::Load => (row, pitch, staged, width),
+            };
+            let pieces = Strided {
+                source,
+                source_pitch,
+                target,
+                target_pitch,
+                bytes: width,
+                count: rows.len(),
+            };
+            if rows.len() < STRIDED_MIN || pitch > PITCH_MAX {
+                self.pieces.push_each(&pieces);
+            } else {
+                // SAFETY: rows and staging buffer are as in `launch`.
+                unsafe { pieces.copy(&self.lane.stream) }?;
+            }
+            staged += (rows.len() * width) as u64;
+        }
+        self.copy_pieces()
+    }
+
+    /// Copy engines for rows, kernels for pieces, as many moves at a time as `room` bytes at `staging`
+    /// hold.
+    fn copy_staged(
+        &mut self,
+        layers: &Range<usize>,
+        staging: u64,
+        room: usize,
+    ) -> Result<(), CudaError> {
         let layer_bytes = self.shared.registration.layout().layer_bytes();
         let width = layers.len() * layer_bytes;
         let skipped = (layers.start * layer_bytes) as u64;
-        let (staging, room) = match &self.staging {
-            Some(staging) => (staging.address(), staging.count()),
-            None => {
-                let bytes = self.shared.staging_bytes();
-                let staging = self
-                    .staging
-                    .insert(DeviceBuffer::new(&self.shared.context, bytes)?);
-                (staging.address(), staging.count())
-            }
-        };
         let at_once = (room / width.max(1)).max(1);
         for start in (0..self.batch.len()).step_by(at_once) {
             let count = at_once.min(self.batch.len() - start);
@@ -292,16 +348,7 @@ impl Copier {
             if self.direction == Direction::Save {
                 self.launch_copy(start, plan)?;
             }
-            self.pieces.clear();
-            for (i, step) in self.batch[start..start + count].iter().enumerate() {
-                let row = self.shared.row_address(step.slot.slot) + skipped;
-                let staged = staging + (i * width) as u64;
-                match self.direction {
-                    Direction::Save => self.pieces.push(staged, row, width),
-                    Direction::Load => self.pieces.push(row, staged, width),
-                }
-            }
-            self.copy_pieces()?;
+            self.copy_rows(start..start + count, skipped, staging, width)?;
             if self.direction == Direction::Load {
                 self.launch_copy(start, plan)?;
             }
@@ -310,13 +357,18 @@ impl Copier {
     }
 }
 
+/// Whether the row of `b` follows that of `a`.
+fn neighbours(a: &BlockMove, b: &BlockMove) -> bool {
+    a.slot.slot.checked_add(1) == Some(b.slot.slot)
+}
+
 impl CopyBackend for Copier {
     fn begin(&mut self, batch: &Batch<'_>) -> Result<(), CopyError> {
         self.shared.registration.check(batch.moves)?;
         self.shared.context.enter()?;
         // The tables of a batch that failed half-way may still be read.
         if !self.batch.is_empty() {
-            self.stream.synchronize()?;
+            self.lane.stream.synchronize()?;
         }
         self.batch.clear();
         let count = batch.moves.len();
@@ -329,22 +381,26 @@ impl CopyBackend for Copier {
             // Both or neither: kernels index them alike.
             (self.moves, self.sums) = (moves, sums);
         }
-        for (entry, step) in self.moves.host.values_mut().iter_mut().zip(batch.moves) {
+        let mut moves: Vec<_> = (0..).zip(batch.moves).collect();
+        moves.sort_unstable_by_key(|(_, step)| step.slot.slot);
+        self.places.clear();
+        for (entry, (place, step)) in self.moves.host.values_mut().iter_mut().zip(moves) {
             *entry = Move {
                 row: step.slot.slot,
                 block: step.block,
             };
+            self.batch.push(*step);
+            self.places.push(place);
         }
         self.direction = batch.direction;
         self.digests = batch.digests;
         self.copied = 0..0;
         self.closed = false;
-        self.batch.extend_from_slice(batch.moves);
         self.moves
             .host
-            .upload(count, &self.moves.device, &self.stream)?;
+            .upload(count, &self.moves.device, &self.lane.stream)?;
         if self.digests && self.digests_on_the_way() && count > 0 {
-            self.sums.device.clear(count, &self.stream)?;
+            self.sums.device.clear(count, &self.lane.stream)?;
         }
         Ok(())
     }
@@ -355,14 +411,14 @@ impl CopyBackend for Copier {
                 let layer_bytes = self.shared.registration.layout().layer_bytes();
                 STAGED_PIECE_BYTES.div_ceil(layer_bytes).min(self.layers())
             }
-            Route::Dma | Route::Kernel(_) | Route::Bulk(_) => 1,
+            Route::Dma | Route::Kernel(_) => 1,
         }
     }
 
     fn wait_for(&mut self, mark: &Mark) -> Result<(), CopyError> {
         if let Some(event) = &mark.0 {
             self.shared.context.enter()?;
-            self.stream.wait_for(event)?;
+            self.lane.stream.wait_for(event)?;
         }
         Ok(())
     }
@@ -373,14 +429,17 @@ impl CopyBackend for Copier {
             return Ok(());
         }
         self.shared.context.enter()?;
-        match self.route {
-            Route::Dma if self.is_encoded() => {
+        match (self.route, &self.lane.staging) {
+            (Route::Dma, _) if self.is_encoded() => {
                 let way = format!("the route {}", self.route);
                 return Err(CopyError::CannotEncode { way });
             }
-            Route::Dma => self.copy_dma(&layers)?,
-            Route::Staged(_) => self.copy_staged(&layers)?,
-            Route::Kernel(_) | Route::Bulk(_) => {
+            (Route::Dma, _) => self.copy_dma(&layers)?,
+            (Route::Staged(_), Some(staging)) => {
+                let (address, room) = (staging.address(), staging.count());
+                self.copy_staged(&layers, address, room)?;
+            }
+            (Route::Staged(_), None) | (Route::Kernel(_), _) => {
                 self.launch_copy(0, self.plan(&layers, 0, self.batch.len()))?;
             }
         }
@@ -395,7 +454,7 @@ impl CopyBackend for Copier {
     fn close(&mut self) -> Result<Mark, CopyError> {
         self.enqueue_end()?;
         let end = self.shared.events.take()?;
-        end.record(&self.stream)?;
+        end.record(&self.lane.stream)?;
         Ok(Mark(Some(end)))
     }
 
@@ -404,7 +463,7 @@ impl CopyBackend for Copier {
             && let Err(error) = self.enqueue_end()
         {
             // What was enqueued before must have ended when this returns.
-            self.stream.synchronize()?;
+            self.lane.stream.synchronize()?;
             return Err(error.into());
         }
         self.done.wait()?;
@@ -417,6 +476,6 @@ impl Drop for Copier {
         // Buffers and tables are freed after this. A failure means that the context is broken and
         // runs nothing any more.
         let _ = self.shared.context.enter();
-        let _ = self.stream.synchronize();
+        let _ = self.lane.stream.synchronize();
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kvtide_model::BlockMove;
 
 use super::calibrate::measure;
-use super::copier::Copier;
+use super::copier::{Copier, Lane};
 use super::layered::Layered;
 use super::route::{Measured, Route, Routes};
 use super::tables::Tables;
@@ -15,18 +15,17 @@ use crate::checksum::KEYS;
 use crate::copy::{CopyBackend, CopyError, Device, Direction, LayeredLoad, Mark, Registration};
 use crate::cuda::{
     ComputeStream, Context, CudaError, DeviceBuffer, EventPool, Function, HostRegistration, Module,
-    Priority, Stream,
+    Priority,
 };
 
 /// Bytes that wait on the device between copy engine and kernel; also the most of a load's slice.
-const STAGING_BYTES: usize = 32 << 20;
-/// Time that a slice may take the link. Two are on the device at once, so no load is held up by
-/// others for longer than twice this before its first slice begins.
-const SLICE_SECONDS: f64 = 2e-3;
-/// What the bulk kernels take of a multiprocessor: `kBulkSharedBytes` in `kernels/cuda/bulk.cuh`.
-const BULK_SHARED_BYTES: u32 = 24 * 8192 + 24 * 8;
-/// Compiled for anything older, the bulk kernels are empty.
-const BULK_COMPILED_FOR: u32 = 90;
+pub(super) const STAGING_BYTES: usize = 32 << 20;
+/// Time that a slice may take the link. Two are on the device when a load comes, and the oldest load may
+/// have the next turn, so no load is held up by others for longer than three times this before its first
+/// slice begins.
+const SLICE_SECONDS: f64 = 1.5e-3;
+/// Layered loads whose tables are there from the start: an engine schedules a step or two ahead.
+const LAYERED_COPIERS: usize = 3;
 
 /// Choices that are not left to measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,8 +57,6 @@ impl Pair {
 #[derive(Debug)]
 pub(super) struct Kernels {
     pub(super) copy: Pair,
-    /// Where the device has the bulk copy engine.
-    pub(super) bulk: Option<Pair>,
     pub(super) digest: Function,
     /// Where rows are encoded; they compute digests too.
     pub(super) codec: Pair,
@@ -68,25 +65,15 @@ pub(super) struct Kernels {
 impl Kernels {
     fn load(context: &Arc<Context>) -> Result<Self, CudaError> {
         let module = Module::load(context)?;
-        let bulk = || -> Result<Option<Pair>, CudaError> {
-            let pair = Pair {
-                save: module.function(c"kvtide_save_bulk", BULK_SHARED_BYTES)?,
-                load: module.function(c"kvtide_load_bulk", BULK_SHARED_BYTES)?,
-            };
-            let oldest = pair.save.compiled_for()?.min(pair.load.compiled_for()?);
-            Ok((oldest >= BULK_COMPILED_FOR).then_some(pair))
-        };
-        let has_bulk = context.has_bulk_copies(BULK_SHARED_BYTES);
         Ok(Self {
             copy: Pair {
-                save: module.function(c"kvtide_save", 0)?,
-                load: module.function(c"kvtide_load", 0)?,
+                save: module.function(c"kvtide_save")?,
+                load: module.function(c"kvtide_load")?,
             },
-            bulk: if has_bulk { bulk()? } else { None },
-            digest: module.function(c"kvtide_digest", 0)?,
+            digest: module.function(c"kvtide_digest")?,
             codec: Pair {
-                save: module.function(c"kvtide_encode", 0)?,
-                load: module.function(c"kvtide_decode", 0)?,
+                save: module.function(c"kvtide_encode")?,
+                load: module.function(c"kvtide_decode")?,
             },
         })
     }
@@ -106,13 +93,13 @@ pub(super) struct Shared {
     pub(super) context: Arc<Context>,
     /// Device address of this rank's shard of row 0.
     pub(super) rows: u64,
-    pub(super) row_stride: u64,
+    pub(super) row_stride: usize,
 }
 
 impl Shared {
     /// Device address of this rank's shard of the row of `slot`.
     pub(super) fn row_address(&self, slot: u32) -> u64 {
-        self.rows + u64::from(slot) * self.row_stride
+        self.rows + u64::from(slot) * self.row_stride as u64
     }
 
     /// Size of a staging buffer: at least one row fits.
@@ -132,7 +119,9 @@ pub struct CudaDevice {
     /// Bytes per second of async loads.
     load_rate: Option<f64>,
     /// All layered loads, in the order in which steps need them.
-    layered_stream: Arc<Stream>,
+    layered_lane: Arc<Lane>,
+    /// Held by whoever puts a layered load on the lane.
+    layered_turn: Mutex<()>,
     /// Copiers of layered loads that have ended.
     layered_copiers: Arc<Mutex<Vec<Copier>>>,
 }
@@ -167,7 +156,7 @@ impl CudaDevice {
             keys: DeviceBuffer::of(&context, &KEYS)?,
             events: EventPool::new(&context),
             rows: pinned.device() + first as u64,
-            row_stride: geometry.row_stride_bytes() as u64,
+            row_stride: geometry.row_stride_bytes(),
             _pinned: pinned,
             registration,
             context: Arc::clone(&context),
@@ -177,18 +166,21 @@ impl CudaDevice {
         let began = Instant::now();
         let (routes, measured) = measure(&shared, options)?;
         let measuring = began.elapsed();
-        let layered_stream = Arc::new(Stream::new(&context, Priority::High)?);
-        // The first one is made now: the driver may wait for the model to give memory.
-        let first = Copier::new(&shared, &layered_stream, routes.layered)?;
+        let layered_lane = Arc::new(Lane::new(&shared, Priority::High, routes.layered)?);
+        // They are made now: the driver may wait for the model to give memory.
+        let copiers: Result<Vec<_>, _> = (0..LAYERED_COPIERS)
+            .map(|_| Copier::new(&shared, &layered_lane, routes.layered))
+            .collect();
         Ok(Self {
             load_rate: rate_of(&measured, "load", routes.load),
-            layered_stream,
+            layered_lane,
+            layered_turn: Mutex::default(),
             shared,
             routes,
             measured,
             pinning,
             measuring,
-            layered_copiers: Arc::new(Mutex::new(vec![first])),
+            layered_copiers: Arc::new(Mutex::new(copiers?)),
         })
     }
 
@@ -234,6 +226,8 @@ impl CudaDevice {
         moves: &[BlockMove],
         stream: ComputeStream,
     ) -> Result<Box<dyn LayeredLoad>, CopyError> {
+        // What is staged for one must not come between another's copies and kernels.
+        let _turn = self.layered_turn.lock();
         let begin = self.mark_event(stream)?;
         let free = self
             .layered_copiers
@@ -241,12 +235,13 @@ impl CudaDevice {
             .unwrap_or_else(PoisonError::into_inner)
             .pop();
         let copier = free.map_or_else(
-            || Copier::new(&self.shared, &self.layered_stream, self.routes.layered),
+            || Copier::new(&self.shared, &self.layered_lane, self.routes.layered),
             Ok,
         )?;
         let pool = Arc::clone(&self.layered_copiers);
         let events = self.shared.events.clone();
-        let load = Layered::enqueue(copier, pool, &events, moves, self.load_rate, &begin)?;
+        let (routes, rate) = (self.routes, self.load_rate);
+        let load = Layered::enqueue(copier, pool, &events, moves, routes, rate, &begin)?;
         Ok(Box::new(load))
     }
 }
@@ -258,13 +253,14 @@ impl fmt::Display for CudaDevice {
             save,
             load,
             layered,
+            scattered,
         } = self.routes;
         let (pinning, measuring) = (self.pinning.as_secs_f64(), self.measuring.as_secs_f64());
         let mib = self.shared.context.allocated_bytes() >> 20;
         write!(
             f,
             "{}: pinned the pool in {pinning:.2} s, took {mib} MiB of the GPU's memory; saves by {save}, \
-             loads by {load}, layered loads by {layered}, measured in {measuring:.2} s",
+             loads by {load}, layered loads by {layered} and of rows that lie apart by {scattered}, measured in {measuring:.2} s",
             self.name()
         )?;
         let mut purpose = "";
@@ -297,8 +293,8 @@ impl Device for CudaDevice {
             Direction::Save => (Priority::Low, self.routes.save),
             Direction::Load => (Priority::High, self.routes.load),
         };
-        let stream = Arc::new(Stream::new(&self.shared.context, priority)?);
-        Ok(Box::new(Copier::new(&self.shared, &stream, route)?))
+        let lane = Arc::new(Lane::new(&self.shared, priority, route)?);
+        Ok(Box::new(Copier::new(&self.shared, &lane, route)?))
     }
 
     fn mark(&self, stream: ComputeStream) -> Result<Mark, CopyError> {
@@ -355,7 +351,7 @@ mod tests {
     fn a_slice_takes_a_slow_link_no_longer_than_it_may() {
         let shard = 1 << 20;
         assert_eq!(slice_blocks(Some(50e9), shard), 32);
-        assert_eq!(slice_blocks(Some(6e9), shard), 11);
+        assert_eq!(slice_blocks(Some(6e9), shard), 8);
         assert_eq!(slice_blocks(Some(1e6), shard), 1);
         assert_eq!(slice_blocks(None, shard), 32);
     }

@@ -1,10 +1,11 @@
-//! Many copies in one call of the driver.
+//! Much to copy in one call of the driver: pieces anywhere, or pieces at equal distances.
 
 use std::ptr;
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{
-    self, CUmemLocation, CUmemLocationType, CUmemcpyAttributes, CUmemcpySrcAccessOrder,
+    self, CUDA_MEMCPY2D, CUmemLocation, CUmemLocationType, CUmemcpyAttributes,
+    CUmemcpySrcAccessOrder, CUmemorytype,
 };
 
 use crate::cuda::{CudaError, Stream};
@@ -33,6 +34,15 @@ impl Pieces {
         self.sizes.push(bytes);
     }
 
+    /// Adds every piece by itself.
+    pub(super) fn push_each(&mut self, pieces: &Strided) {
+        for i in 0..pieces.count {
+            let source = pieces.source + (i * pieces.source_pitch) as u64;
+            let target = pieces.target + (i * pieces.target_pitch) as u64;
+            self.push(source, target, pieces.bytes);
+        }
+    }
+
     /// Puts all copies on `stream`.
     ///
     /// # Safety
@@ -59,8 +69,52 @@ impl Pieces {
     }
 }
 
+/// Pieces of one size at equal distances on either side: one command of a copy engine, however many
+/// they are, where every entry of [`Pieces`] costs the calling thread half a microsecond.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Strided {
+    pub(super) source: u64,
+    /// Bytes from one piece to the next.
+    pub(super) source_pitch: usize,
+    pub(super) target: u64,
+    pub(super) target_pitch: usize,
+    /// Of a piece.
+    pub(super) bytes: usize,
+    pub(super) count: usize,
+}
+
+impl Strided {
+    /// Puts the copy on `stream`.
+    ///
+    /// # Safety
+    /// All pieces are valid for the device until the stream has been waited for.
+    pub(super) unsafe fn copy(&self, stream: &Stream) -> Result<(), CudaError> {
+        let copy = CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: CUmemorytype::CU_MEMORYTYPE_UNIFIED,
+            srcHost: ptr::null(),
+            srcDevice: self.source,
+            srcArray: ptr::null_mut(),
+            srcPitch: self.source_pitch,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: CUmemorytype::CU_MEMORYTYPE_UNIFIED,
+            dstHost: ptr::null_mut(),
+            dstDevice: self.target,
+            dstArray: ptr::null_mut(),
+            dstPitch: self.target_pitch,
+            WidthInBytes: self.bytes,
+            Height: self.count,
+        };
+        // SAFETY: passed on from the caller; the driver reads `copy` during the call.
+        let done = unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.raw()) };
+        CudaError::check(done, "copy rows")
+    }
+}
+
 /// Whether the driver has the call in the form that is bound, which is CUDA 13's.
-fn has_batches() -> bool {
+pub(super) fn has_batches() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     // SAFETY: a context exists, so the library is loaded; the symbol's address is not used.
     *FOUND.get_or_init(|| unsafe {

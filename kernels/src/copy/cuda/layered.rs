@@ -5,14 +5,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvtide_model::BlockMove;
 
 use super::copier::Copier;
+use super::device::STAGING_BYTES;
+use super::route::Routes;
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, LayeredLoad, Mark};
 use crate::cuda::{ComputeStream, Event, EventPool};
 
 /// Time of the link in which the gap between two launches is lost, and by which the first layers
 /// come later.
 const LAUNCH_SECONDS: f64 = 1.5e-3;
-/// Bytes of a launch of more than one layer.
-const LAUNCH_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a launch of more than one layer: as many as are staged at once.
+const LAUNCH_BYTES_MAX: usize = STAGING_BYTES;
+
+/// What the thread that runs the model may spend on putting rows on the stream, in pieces: about two
+/// milliseconds, less than what kernels, which reach all rows with one launch, cost a step.
+const PIECES_MAX: usize = 4096;
 
 /// Layers of a layered load of `blocks` blocks that one launch copies, where the link carries `rate`
 /// bytes per second.
@@ -47,9 +53,11 @@ impl Layered {
         pool: Arc<Mutex<Vec<Copier>>>,
         events: &EventPool,
         moves: &[BlockMove],
+        routes: Routes,
         rate: Option<f64>,
         begin: &Event,
     ) -> Result<Self, CopyError> {
+        copier.set_route(routes.layered);
         copier.begin(&Batch {
             direction: Direction::Load,
             moves,
@@ -57,6 +65,9 @@ impl Layered {
         })?;
         copier.stream().wait_for(begin)?;
         let at_once = layers_at_once(rate, moves.len(), copier.layer_bytes());
+        if copier.cost_of_rows() * copier.layers().div_ceil(at_once) > PIECES_MAX {
+            copier.set_route(routes.scattered);
+        }
         let mut launches = Vec::new();
         for first in (0..copier.layers()).step_by(at_once) {
             copier.copy(first..copier.layers().min(first + at_once))?;
@@ -116,9 +127,9 @@ mod tests {
 
     #[test]
     fn small_loads_take_few_launches_and_large_ones_one_a_layer() {
-        assert_eq!(layers_at_once(Some(50e9), 512, 64 << 10), 2);
+        assert_eq!(layers_at_once(Some(50e9), 256, 64 << 10), 2);
         assert_eq!(layers_at_once(Some(50e9), 4096, 64 << 10), 1);
-        assert_eq!(layers_at_once(Some(50e9), 1, 64 << 10), 1024);
+        assert_eq!(layers_at_once(Some(50e9), 1, 64 << 10), 512);
         assert_eq!(layers_at_once(Some(6e9), 64, 64 << 10), 2, "a slow link");
         assert_eq!(layers_at_once(None, 1, 64 << 10), 1);
     }

@@ -1,12 +1,11 @@
 //! A KV cache in a GPU's memory.
 //!
-//! Four routes lead from a block to a row and back:
+//! Three routes lead from a block to a row and back:
 //!
 //! * `dma`: the copy engines move every contiguous piece, in one call of the driver for all of them;
 //! * `staged`: kernels gather pieces into a buffer on the device (or scatter them from it) at the
 //!   speed of its memory, and the copy engines move whole rows;
-//! * `kernel`: multiprocessors read and write pinned host memory themselves, 16 bytes a thread;
-//! * `bulk`: as `kernel`, through the bulk copy engine of a few multiprocessors (Hopper and later).
+//! * `kernel`: multiprocessors read and write pinned host memory themselves, 16 bytes a thread.
 //!
 //! Which is taken for saves, async loads and layered loads is measured when the device is opened
 //! (`calibrate`), since it depends on the pieces' size as much as on the machine.

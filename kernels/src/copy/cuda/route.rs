@@ -13,8 +13,6 @@ pub enum Route {
     Staged(u32),
     /// Threads, on this many multiprocessors.
     Kernel(u32),
-    /// The bulk copy engine, on this many multiprocessors.
-    Bulk(u32),
 }
 
 impl fmt::Display for Route {
@@ -23,7 +21,6 @@ impl fmt::Display for Route {
             Self::Dma => f.write_str("dma"),
             Self::Staged(blocks) => write!(f, "staged:{blocks}"),
             Self::Kernel(blocks) => write!(f, "kernel:{blocks}"),
-            Self::Bulk(blocks) => write!(f, "bulk:{blocks}"),
         }
     }
 }
@@ -32,7 +29,6 @@ impl fmt::Display for Route {
 /// keep less from whoever computes than few for a long time.
 pub(super) const STAGED_BLOCKS: u32 = 64;
 const KERNEL_BLOCKS: u32 = 16;
-const BULK_BLOCKS: u32 = 8;
 /// A device has fewer; a launch has a bound.
 const BLOCKS_MAX: u32 = 1024;
 
@@ -55,10 +51,9 @@ impl FromStr for Route {
             ("dma", None) => Ok(Self::Dma),
             ("staged", _) => count(STAGED_BLOCKS).map(Self::Staged),
             ("kernel", _) => count(KERNEL_BLOCKS).map(Self::Kernel),
-            ("bulk", _) => count(BULK_BLOCKS).map(Self::Bulk),
             _ => Err(format!(
-                "{text:?} is no route; use dma, staged, kernel or bulk, the latter three with \
-                 the number of multiprocessors behind a colon if it matters"
+                "{text:?} is no route; use dma, staged or kernel, the latter two with the \
+                 number of multiprocessors behind a colon if it matters"
             )),
         }
     }
@@ -73,6 +68,8 @@ pub struct Routes {
     pub load: Route,
     /// Layered loads.
     pub layered: Route,
+    /// Layered loads of rows that lie apart.
+    pub scattered: Route,
 }
 
 impl Routes {
@@ -82,7 +79,8 @@ impl Routes {
         let route = match measured.purpose {
             "save" => self.save,
             "load" => self.load,
-            _ => self.layered,
+            "layered" => self.layered,
+            _ => self.scattered,
         };
         route == measured.route
     }
@@ -91,7 +89,7 @@ impl Routes {
 /// What a route reached.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
-    /// "save", "load" or "layered".
+    /// "save", "load", "layered" or "scattered".
     pub purpose: &'static str,
     /// The route.
     pub route: Route,
@@ -105,32 +103,19 @@ mod tests {
 
     #[test]
     fn a_route_is_read_as_it_is_written() {
-        for route in [
-            Route::Dma,
-            Route::Staged(8),
-            Route::Kernel(3),
-            Route::Bulk(4),
-        ] {
+        for route in [Route::Dma, Route::Staged(8), Route::Kernel(3)] {
             assert_eq!(route.to_string().parse(), Ok(route));
         }
-        assert_eq!("bulk".parse(), Ok(Route::Bulk(BULK_BLOCKS)));
+        assert_eq!("kernel".parse(), Ok(Route::Kernel(KERNEL_BLOCKS)));
         assert_eq!("staged".parse(), Ok(Route::Staged(STAGED_BLOCKS)));
     }
 
     #[test]
     fn what_is_no_route_is_refused_with_what_would_be() {
-        for text in [
-            "",
-            "fast",
-            "dma:2",
-            "staged:0",
-            "bulk:0",
-            "bulk:x",
-            "kernel:5000",
-        ] {
+        for text in ["", "fast", "dma:2", "staged:0", "kernel:x", "kernel:5000"] {
             assert!(text.parse::<Route>().is_err(), "{text:?}");
         }
         let error = "copy".parse::<Route>().unwrap_err();
-        assert!(error.contains("use dma, staged, kernel or bulk"), "{error}");
+        assert!(error.contains("use dma, staged or kernel"), "{error}");
     }
 }

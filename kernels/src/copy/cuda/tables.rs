@@ -73,13 +73,7 @@ pub(super) struct Tables {
     /// Empty unless rows are encoded.
     run_scales: DeviceBuffer<u32>,
     elements: u32,
-    /// Whether every layer has the same runs, and all addresses and sizes are multiples of 16: what
-    /// the bulk copy engine needs.
-    pub(super) suits_bulk: bool,
 }
-
-/// What the bulk copy engine's addresses and sizes are multiples of.
-const BULK_ALIGN_BYTES: usize = 16;
 
 /// A number that the kernels hold in 32 bits: counts of layers and runs, and bytes of a block in one
 /// layer, all of them far smaller.
@@ -92,8 +86,6 @@ impl Tables {
         let mut offsets = Vec::new();
         let mut run_scales = Vec::new();
         let mut layers = Vec::new();
-        let mut suits_bulk = layout.encoding().is_none();
-        let first = layout.places().next();
         for (index, place) in layout.places().enumerate() {
             let scales = layout
                 .encoding()
@@ -120,20 +112,12 @@ impl Tables {
                 reserved: 0,
             });
             offsets.extend(place.run_offsets.iter().map(|&offset| offset as u64));
-            let numbers = [place.base, place.block_stride, place.run_bytes];
-            suits_bulk &= first.is_some_and(|first| {
-                first.run_bytes == place.run_bytes && first.run_offsets == place.run_offsets
-            }) && numbers
-                .iter()
-                .chain(place.run_offsets)
-                .all(|number| number % BULK_ALIGN_BYTES == 0);
         }
         Ok(Self {
             layers: DeviceBuffer::of(context, &layers)?,
             run_offsets: DeviceBuffer::of(context, &offsets)?,
             run_scales: DeviceBuffer::of(context, &run_scales)?,
             elements: elements(layout),
-            suits_bulk,
         })
     }
 
