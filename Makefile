@@ -132,9 +132,11 @@ test-gpu: ## On a GPU machine, with kvtide, torch and vLLM installed in $(PYTHON
 
 .PHONY: test-gpu-sanitizer
 test-gpu-sanitizer: ## On a GPU machine: the copy kernels under compute-sanitizer's memcheck and racecheck
+	# What is deselected compares times of this thread and the device, which the tools change.
 	for tool in memcheck racecheck; do \
 		$(GPU_ENVIRONMENT) compute-sanitizer --tool $$tool --kernel-name kns=kvtide_ --error-exitcode 9 \
-			$(GPU_COMMAND) python/tests/gpu/test_copies.py python/tests/gpu/test_codec.py || exit 1; \
+			$(GPU_COMMAND) python/tests/gpu/test_copies.py python/tests/gpu/test_codec.py \
+			-k "not holds_back_the_stream_and_not_the_thread" || exit 1; \
 	done
 
 .PHONY: check
