@@ -188,7 +188,10 @@ class Rig:
         sequence's is loaded: each block is saved more than once."""
         repeated = [block for block in blocks for _ in range(APART)]
         sequence = self.sequence(len(repeated))
-        self.save(sequence, repeated)
+        moves = self.save(sequence, repeated)
+        starts = range(0, len(moves), MOVE_BYTES * APART)
+        rows = sorted(int.from_bytes(moves[start : start + 4], "little") for start in starts)
+        assert all(b > a + 1 for a, b in itertools.pairwise(rows)), "rows do not lie apart"
         return sequence
 
     def save_in_stretches(self, sequence: _native.Sequence, blocks: list[int]) -> None:

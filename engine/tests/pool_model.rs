@@ -12,12 +12,15 @@ use kvtide_engine::{Eviction, Lease, PoolEvent, SaveJob};
 use kvtide_model::BlockKey;
 use proptest::prelude::*;
 
-const ROWS: u32 = 6;
+/// Of a chain; four chains fill neither pool twice.
+const CHAIN: u32 = 24;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Save the chain of this number, up to this many blocks.
-    Save(u32, u32),
+    /// Save the chain of this number, from this block on, so many blocks.
+    Save(u32, u32, u32),
+    /// The chain of this number ends.
+    Settle(u32),
     /// Let go of the worker for the oldest save.
     FinishSave,
     /// Match the chain of this number and keep the lease.
@@ -30,7 +33,8 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        4 => (0u32..4, 1u32..5).prop_map(|(chain, blocks)| Step::Save(chain, blocks)),
+        4 => (0u32..4, 0..CHAIN, 1..CHAIN).prop_map(|(chain, from, blocks)| Step::Save(chain, from, blocks)),
+        1 => (0u32..4).prop_map(Step::Settle),
         4 => Just(Step::FinishSave),
         3 => (0u32..4).prop_map(Step::Match),
         3 => Just(Step::DropLease),
@@ -41,24 +45,29 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn chain(number: u32) -> Vec<BlockKey> {
-    keys(number * 100..number * 100 + 4)
+    keys(number * 100..number * 100 + CHAIN)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_pool_holds_what_its_events_say_and_loses_no_row(steps in steps(), lru in any::<bool>()) {
-        let node = Node::new(ROWS, 1, if lru { Eviction::Lru } else { Eviction::S3Fifo });
+    fn the_pool_holds_what_its_events_say_and_loses_no_row(
+        steps in steps(),
+        lru in any::<bool>(),
+        rows in prop_oneof![Just(6u32), Just(50)],
+    ) {
+        let node = Node::new(rows, 1, if lru { Eviction::Lru } else { Eviction::S3Fifo });
         let mut saves = Vec::new();
         let mut leases: Vec<Lease> = Vec::new();
         // What a consumer of the events believes.
         let mut held: BTreeMap<BlockKey, ()> = BTreeMap::new();
         for step in steps {
             match step {
-                Step::Save(number, blocks) => {
-                    let keys = &chain(number)[..blocks as usize];
-                    let plan = node.pool.begin_save(keys, 0, &[0, 1, 2, 3][..keys.len()]);
+                Step::Settle(number) => node.pool.settle(&chain(number)),
+                Step::Save(number, from, blocks) => {
+                    let blocks = vec![0; blocks as usize];
+                    let plan = node.pool.begin_save(&chain(number), from as usize, &blocks);
                     prop_assert_eq!(plan.job == 0, plan.moves.is_empty());
                     if plan.job != 0 {
                         saves.push(SaveJob { job: plan.job, moves: plan.moves });
@@ -92,8 +101,8 @@ proptest! {
                 }
             }
             let gauges = node.pool.gauges();
-            prop_assert!(gauges.held <= ROWS as usize && gauges.free <= ROWS as usize);
-            prop_assert!(gauges.free + gauges.held <= ROWS as usize);
+            prop_assert!(gauges.held <= rows as usize && gauges.free <= rows as usize);
+            prop_assert!(gauges.free + gauges.held <= rows as usize);
             prop_assert!(held.len() <= gauges.held);
             for number in 0..4 {
                 let keys = chain(number);
@@ -113,7 +122,7 @@ proptest! {
         node.pool.clear();
         leases.clear();
         node.pool.poll();
-        prop_assert_eq!(node.pool.gauges().free, ROWS as usize);
+        prop_assert_eq!(node.pool.gauges().free, rows as usize);
     }
 }
 
@@ -212,6 +221,46 @@ fn rows_apart_in_chats(eviction: Eviction) -> f64 {
     node.pool.clear();
     assert_eq!(node.pool.gauges().free, 2048, "rows were lost");
     f64::from(u32::try_from(apart).unwrap()) / f64::from(u32::try_from(loaded).unwrap())
+}
+
+#[test]
+fn a_save_gives_up_nothing_that_it_continues() {
+    for eviction in [Eviction::Lru, Eviction::S3Fifo] {
+        let node = Node::new(640, 1, eviction);
+        node.save(&keys(0..600), &[0; 600]);
+        let plan = node.save(&keys(0..720), &[0; 720]);
+        let held = node.pool.lookup(&keys(0..720)).lease.len();
+        assert_eq!((plan.covered, held), (640, 640), "{eviction:?}");
+    }
+}
+
+#[test]
+fn a_chain_that_grows_beyond_the_pool_keeps_its_head() {
+    for eviction in [Eviction::Lru, Eviction::S3Fifo] {
+        let node = Node::new(640, 1, eviction);
+        let mut saved = 0;
+        for end in (30..900).step_by(30) {
+            let blocks = vec![0; end as usize - saved];
+            saved += node.save_from(&keys(0..end), saved, &blocks).covered;
+        }
+        let held = node.pool.lookup(&keys(0..900)).lease.len();
+        assert!((560..=640).contains(&held), "{eviction:?}: {held}");
+    }
+}
+
+#[test]
+fn what_lost_its_head_is_not_put_before_what_has_one() {
+    let node = Node::new(16, 1, Eviction::Lru);
+    node.save_from(&keys(0..8), 0, &[0; 4]);
+    node.save_from(&keys(0..8), 4, &[0; 4]);
+    node.save(&keys(100..108), &[0; 8]);
+    // Takes the rows of the first chain's head, which is the oldest.
+    node.save(&keys(200..204), &[0; 4]);
+    assert_eq!(node.pool.lookup(&keys(0..8)).lease.len(), 0);
+    node.pool.settle(&keys(0..8));
+    node.save(&keys(300..304), &[0; 4]);
+    assert_eq!(node.pool.lookup(&keys(200..204)).lease.len(), 4);
+    assert_eq!(node.pool.lookup(&keys(100..108)).lease.len(), 8);
 }
 
 #[test]

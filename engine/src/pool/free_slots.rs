@@ -19,8 +19,8 @@ const STRETCH: u32 = u8::BITS;
 pub(super) struct FreeSlots {
     /// A bit for each slot, set while its [`FreeSlot`] is kept here.
     stretches: Box<[u8]>,
-    /// Stretches with free slots, those with most room last and the lowest of them very last. Room
-    /// is told in powers of two, which change seldom.
+    /// Stretches with free slots, by their longest run of them: the longest last, and of equal ones
+    /// the lowest very last.
     by_room: BTreeSet<(u32, Reverse<u32>)>,
     slots: u32,
     free: u32,
@@ -54,6 +54,7 @@ impl FreeSlots {
 
     pub(super) fn put(&mut self, slot: FreeSlot) {
         let slot = slot.keep();
+        debug_assert!(!self.holds(slot), "slot {slot} was free already");
         let (at, bit) = (slot / STRETCH, 1 << (slot % STRETCH));
         self.change(at, self.stretches[at as usize] | bit);
         self.free += 1;
@@ -71,9 +72,9 @@ impl FreeSlots {
         Some(FreeSlot::kept(slot))
     }
 
-    /// Bytes that all this takes at most.
+    /// Bytes that all this takes, about: a node of the tree may be half empty.
     pub(super) fn allocated_bytes(&self) -> usize {
-        let entry = size_of::<(u32, Reverse<u32>)>();
+        let entry = 2 * size_of::<(u32, Reverse<u32>)>();
         size_of_val(&*self.stretches) + self.stretches.len() * entry
     }
 
@@ -87,30 +88,38 @@ impl FreeSlots {
         self.stretches[at as usize].count_ones() == size
     }
 
-    /// Where a chain has most room: the begin of the longest run in the emptiest stretch.
+    /// Where a chain has most room: the begin of the longest run.
     fn roomiest(&self) -> Option<u32> {
         let &(_, Reverse(at)) = self.by_room.last()?;
-        // A bit stays as long as that many free ones follow it.
-        let mut bits = self.stretches[at as usize];
-        while bits & (bits >> 1) != 0 {
-            bits &= bits >> 1;
-        }
-        Some(at * STRETCH + bits.trailing_zeros())
+        let (_, begin) = longest_run(self.stretches[at as usize]);
+        Some(at * STRETCH + begin)
     }
 
     fn change(&mut self, at: u32, bits: u8) {
-        let room = |bits: u8| bits.count_ones().checked_ilog2();
         let was = std::mem::replace(&mut self.stretches[at as usize], bits);
-        if room(was) == room(bits) {
+        let (room_was, room) = (longest_run(was).0, longest_run(bits).0);
+        if room_was == room {
             return;
         }
-        if let Some(room) = room(was) {
-            self.by_room.remove(&(room, Reverse(at)));
+        if room_was > 0 {
+            self.by_room.remove(&(room_was, Reverse(at)));
         }
-        if let Some(room) = room(bits) {
+        if room > 0 {
             self.by_room.insert((room, Reverse(at)));
         }
     }
+}
+
+/// Length and begin of the longest run of set bits, the lowest of equal ones.
+fn longest_run(mut bits: u8) -> (u32, u32) {
+    let (mut length, mut begin) = (0, 0);
+    // In every round a bit stays as long as one more that is set follows it.
+    while bits != 0 {
+        length += 1;
+        begin = bits.trailing_zeros();
+        bits &= bits >> 1;
+    }
+    (length, begin)
 }
 
 #[cfg(test)]
@@ -165,6 +174,31 @@ mod tests {
         assert!(!free.has_stretch());
         assert_eq!(take(&mut free, Some(5)), Some(3), "6 is taken");
         assert_eq!(take(&mut free, Some(3)), Some(4));
+    }
+
+    #[test]
+    fn chains_that_find_no_whole_stretch_do_not_crowd_into_one() {
+        let mut free = all(2 * STRETCH);
+        for _ in 0..2 {
+            assert!(take(&mut free, None).is_some());
+        }
+        let ends = [take(&mut free, None), take(&mut free, None)];
+        assert_eq!(ends, [1, 9].map(Some));
+        assert_eq!(ends.map(|end| take(&mut free, end)), [2, 10].map(Some));
+    }
+
+    #[test]
+    fn the_longest_run_is_found() {
+        for (bits, run) in [
+            (0, (0, 0)),
+            (0b1, (1, 0)),
+            (0b0101_0101, (1, 0)),
+            (0b0101_1101, (3, 2)),
+            (0b1110_0111, (3, 0)),
+            (u8::MAX, (8, 0)),
+        ] {
+            assert_eq!(longest_run(bits), run, "{bits:08b}");
+        }
     }
 
     #[test]

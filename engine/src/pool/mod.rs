@@ -2,8 +2,8 @@
 //!
 //! One pool serves all ranks of an engine. It lives in the process of vLLM's scheduler and is called
 //! on its thread, without the GIL; leases are dropped and rows are scrubbed from other threads. All
-//! structure is behind one lock that is held for microseconds; what a worker or a lease changes is
-//! atomic (`slot_table`) or lies in the shared segment.
+//! structure is behind one lock that is held for microseconds, some hundred for the longest prompts;
+//! what a worker or a lease changes is atomic (`slot_table`) or lies in the shared segment.
 //!
 //! A block enters with [`Pool::begin_save`], which hands out a slot and a plan for the workers; it
 //! can be matched from that moment on ([`Pool::lookup`]), is known complete as soon as every rank
@@ -43,7 +43,7 @@ const SAVING_BLOCKS_MAX: usize = 1 << 16;
 /// One in so many slots of a full pool may be free, so that chains that begin find a stretch. Half
 /// of that is too little at times, and then nothing lies together for long.
 const SPARE_SHARE: usize = 16;
-/// Blocks given up at once at most, which bounds the time under the lock.
+/// Blocks given up at most for one that is saved.
 const EVICTED_AT_ONCE: usize = 64;
 /// Events kept for a consumer that stopped draining them.
 const EVENTS_MAX: usize = 1 << 18;
@@ -187,17 +187,35 @@ impl Pool {
             }
         }
         state.used(&held);
+        // What this save evicts must not be what it continues.
+        let pinned = if missing.is_empty() {
+            Vec::new()
+        } else {
+            self.shared.slots.pin_all(&held)
+        };
+        let head = from.checked_sub(1).and_then(|at| chain.get(at));
+        let head = head.filter(|&&key| state.index.find(key).is_some());
+        let (mut may_evict, mut settled) = (true, false);
         let mut filling = Vec::with_capacity(missing.len());
         for &(place, key, block) in &missing {
             let before = (from + place).checked_sub(1);
             let previous = before.and_then(|at| state.index.find(chain[at]));
+            if !settled && state.must_evict(&self.shared.slots, previous) {
+                // Now the last block before `from` would be the first of its chain to go.
+                state.settle(&chain[..from]);
+                settled = true;
+            }
             let room = state.saves.blocks() + filling.len() < SAVING_BLOCKS_MAX;
             let Some(free) = room
-                .then(|| state.take_slot(&self.shared.slots, previous))
+                .then(|| state.take_slot(&self.shared.slots, previous, &mut may_evict))
                 .flatten()
             else {
                 break; // What follows could not be used without this block.
             };
+            if head.is_some_and(|&key| state.index.find(key).is_none()) {
+                state.free.put(free);
+                break;
+            }
             let slot = self.shared.slots.fill(free);
             state.index.insert(key, slot.slot_ref().slot);
             plan.moves.push(BlockMove {
@@ -209,6 +227,9 @@ impl Pool {
         // A chain is useless without its head, so the head is entered last and evicted last.
         for ((slot, _), &(_, key, _)) in filling.iter().zip(&missing).rev() {
             state.policy.insert(slot.slot_ref().slot, key);
+        }
+        for slot in pinned {
+            self.shared.slots.unpin(slot);
         }
         let first_refused = missing.get(filling.len()).map(|&(place, ..)| place);
         plan.covered = first_refused.unwrap_or(keys.len().min(blocks.len()));
@@ -222,12 +243,7 @@ impl Pool {
     /// Nothing follows in `chain` for now: its tail goes before its head, although the head was
     /// saved first.
     pub fn settle(&self, chain: &[BlockKey]) {
-        let mut state = lock(&self.shared.state);
-        for &key in chain.iter().rev() {
-            if let Some(slot) = state.index.find(key) {
-                state.policy.settle(slot);
-            }
-        }
+        lock(&self.shared.state).settle(chain);
     }
 
     /// Jobs that still read one of the engine's `blocks` and must end before it is overwritten.
@@ -366,19 +382,39 @@ impl State {
         }
     }
 
+    /// See [`Pool::settle`]. What follows a block that is lost is of no use, and not put before what
+    /// is.
+    fn settle(&mut self, chain: &[BlockKey]) {
+        let slots = chain.iter().map_while(|&key| self.index.find(key));
+        let slots: Vec<u32> = slots.collect();
+        for &slot in slots.iter().rev() {
+            self.policy.settle(slot);
+        }
+    }
+
+    /// Whether [`State::take_slot`] has to give up blocks.
+    fn must_evict(&self, slots: &SlotTable, previous: Option<u32>) -> bool {
+        let spare = (slots.len() / SPARE_SHARE).max(1);
+        let room = self.free.can_follow(previous) || self.free.has_stretch();
+        !room && self.free.len() < spare
+    }
+
     /// A slot to fill for the block behind the one in slot `previous`.
     ///
     /// A full pool gives up some more blocks than this one needs until a whole stretch is free: what
-    /// is next in line was mostly saved together.
-    fn take_slot(&mut self, slots: &SlotTable, previous: Option<u32>) -> Option<FreeSlot> {
-        let spare = (slots.len() / SPARE_SHARE).max(1);
-        if !self.free.can_follow(previous) {
-            for _ in 0..EVICTED_AT_ONCE {
-                let enough = self.free.has_stretch() || self.free.len() >= spare;
-                if enough || !self.evict(slots) {
-                    break;
-                }
+    /// is next in line was mostly saved together. `may_evict` becomes false when nothing can be
+    /// given up, so that a save finds that out once.
+    fn take_slot(
+        &mut self,
+        slots: &SlotTable,
+        previous: Option<u32>,
+        may_evict: &mut bool,
+    ) -> Option<FreeSlot> {
+        for _ in 0..EVICTED_AT_ONCE {
+            if !*may_evict || !self.must_evict(slots, previous) {
+                break;
             }
+            *may_evict = self.evict(slots);
         }
         self.free.take(previous)
     }

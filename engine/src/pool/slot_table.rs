@@ -229,6 +229,12 @@ impl SlotTable {
         self.transition(slot, Word::pinned)
     }
 
+    /// Pins those of `slots` that hold or await a block; the caller removes the pins.
+    pub(crate) fn pin_all(&self, slots: &[u32]) -> Vec<SlotRef> {
+        let pinned = slots.iter().filter_map(|&slot| self.pin_current(slot));
+        pinned.map(|(slot, _)| slot).collect()
+    }
+
     /// Removes a pin that the caller holds; `true` when it was the last one of a doomed slot.
     ///
     /// A pinned slot keeps its generation, so there is nothing to compare first.
