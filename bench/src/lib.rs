@@ -10,6 +10,9 @@ use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegm
 use kvtide_model::{BlockKey, ChainRoot, Namespace, Scope};
 use tempfile::TempDir;
 
+/// Room for what a segment has besides its rows.
+const OTHER_BYTES: usize = 1 << 20;
+
 /// A segment on shared memory that is removed with this.
 pub struct Memory {
     /// The segment.
@@ -28,8 +31,9 @@ impl Memory {
         let shared = Path::new("/dev/shm");
         let directory = tempfile::tempdir_in(shared).expect("a directory on shared memory");
         let one = RowGeometry::fit(1, layers, layer_bytes, usize::MAX / 8).expect("geometry");
-        let capacity = 8192 + rows * (one.row_stride_bytes() + 16);
+        let capacity = OTHER_BYTES + rows * (one.row_stride_bytes() + 16);
         let geometry = RowGeometry::fit(1, layers, layer_bytes, capacity).expect("geometry");
+        assert!(geometry.rows() as usize >= rows, "too few rows");
         let options = SegmentOptions {
             directory: directory.path().to_owned(),
             instance: "bench".into(),
