@@ -25,7 +25,7 @@ def criterion_ms(benchmark: str) -> float:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Lookups, then copies."""
+    """Lookups, what a full pool costs, then copies."""
     plain = criterion_ms("host_copy/plain")
     gbs = COPIED_BYTES / 1e6
     copies = [
@@ -68,8 +68,21 @@ def rows() -> list[dict[str, Any]]:
             "must": "",
         },
     ]
+    full_pool = [
+        {
+            "name": f"full pool of 65,536 rows: {name}",
+            "value": criterion_ms(f"full_pool/{benchmark}") * 1e3,
+            "unit": "µs",
+            "must": "",
+        }
+        for name, benchmark in (
+            ("planning the save of 128 blocks of a prompt", "prompt_of_128_blocks"),
+            ("the same for a block of each of 32 answers", "a_block_of_each_of_32_answers"),
+            ("settling a chain of 512 blocks", "settle_of_512_blocks"),
+        )
+    ]
     where = provenance()
-    return [row | where for row in (*lookups, *copies, *fused)]
+    return [row | where for row in (*lookups, *full_pool, *copies, *fused)]
 
 
 def main() -> None:

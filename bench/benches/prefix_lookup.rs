@@ -6,17 +6,10 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use kvtide_bench::{Memory, prompt, root};
-use kvtide_engine::{Sequence, Verify};
+use kvtide_bench::{BLOCK_TOKENS, Memory, prompt, sequence};
+use kvtide_engine::Verify;
 
-const BLOCK_TOKENS: u32 = 16;
 const ROWS: usize = 65_536;
-
-fn sequence(tokens: &[u32]) -> Sequence {
-    let mut sequence = Sequence::new(root(), BLOCK_TOKENS, vec![]);
-    sequence.extend(tokens);
-    sequence
-}
 
 fn lookup(c: &mut Criterion) {
     let memory = Memory::new(ROWS, 1, 64);

@@ -4,11 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtide_engine::{Eviction, Pool, PoolOptions, SaveJob, Worker};
+use kvtide_engine::{Eviction, Pool, PoolOptions, SaveJob, SavePlan, Sequence, Worker};
 use kvtide_kernels::copy::{HostCache, HostDevice};
 use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::{BlockKey, ChainRoot, Namespace, Scope};
 use tempfile::TempDir;
+
+/// Room for what a segment has besides its rows.
+const OTHER_BYTES: usize = 1 << 20;
 
 /// A segment on shared memory that is removed with this.
 pub struct Memory {
@@ -28,8 +31,9 @@ impl Memory {
         let shared = Path::new("/dev/shm");
         let directory = tempfile::tempdir_in(shared).expect("a directory on shared memory");
         let one = RowGeometry::fit(1, layers, layer_bytes, usize::MAX / 8).expect("geometry");
-        let capacity = 8192 + rows * (one.row_stride_bytes() + 16);
+        let capacity = OTHER_BYTES + rows * (one.row_stride_bytes() + 16);
         let geometry = RowGeometry::fit(1, layers, layer_bytes, capacity).expect("geometry");
+        assert!(geometry.rows() as usize >= rows, "too few rows");
         let options = SegmentOptions {
             directory: directory.path().to_owned(),
             instance: "bench".into(),
@@ -61,22 +65,44 @@ impl Memory {
     /// # Panics
     /// When the machine has not got the memory.
     pub fn save(&self, pool: &Pool, keys: &[BlockKey]) {
-        let geometry = self.segment.geometry();
+        let plan = pool.begin_save(keys, 0, &vec![0; keys.len()]);
+        assert_eq!(plan.moves.len(), keys.len(), "the pool is too small");
+        Saver::new(self).save(pool, &[plan]);
+    }
+}
+
+/// A worker over a segment, whose engine has one block.
+pub struct Saver(Worker);
+
+impl Saver {
+    /// # Panics
+    /// When the machine has not got the memory.
+    #[must_use]
+    pub fn new(memory: &Memory) -> Self {
+        let geometry = memory.segment.geometry();
         let cache = HostCache::new(geometry.layers() as usize, 1, geometry.layer_bytes());
         let registration = cache
             .expect("memory")
-            .register(Arc::clone(&self.segment), 0);
+            .register(Arc::clone(&memory.segment), 0);
         let worker = Worker::start(
             Arc::new(HostDevice::new(Arc::new(registration.expect("geometry")))),
             "bench",
         );
-        let worker = worker.expect("threads");
-        let plan = pool.begin_save(keys, 0, &vec![0; keys.len()]);
-        assert_eq!(plan.moves.len(), keys.len(), "the pool is too small");
-        worker.save_now(vec![SaveJob {
-            job: plan.job,
-            moves: plan.moves,
-        }]);
+        Self(worker.expect("threads"))
+    }
+
+    /// Carries out all plans of `pool` and waits for them.
+    ///
+    /// # Panics
+    /// When they do not end.
+    pub fn save(&self, pool: &Pool, plans: &[SavePlan]) {
+        for plan in plans.iter().filter(|plan| plan.job != 0) {
+            self.0.save_now(vec![SaveJob {
+                job: plan.job,
+                moves: plan.moves.clone(),
+            }]);
+            self.0.finish_saves(&[plan.job]);
+        }
         assert!(pool.drain(Duration::from_secs(60)), "saves did not end");
     }
 }
@@ -89,6 +115,17 @@ pub fn root() -> ChainRoot {
         ..Namespace::default()
     }
     .root(&Scope::default())
+}
+
+/// Tokens of a block.
+pub const BLOCK_TOKENS: u32 = 16;
+
+/// A prompt with all its keys.
+#[must_use]
+pub fn sequence(tokens: &[u32]) -> Sequence {
+    let mut sequence = Sequence::new(root(), BLOCK_TOKENS, vec![]);
+    sequence.extend(tokens);
+    sequence
 }
 
 /// A prompt of `count` tokens; `seed` tells prompts apart.
