@@ -4,8 +4,7 @@ Whole loads and saves through a worker are timed, checksums and hand-over includ
 scattered blocks of 32 layers, K and V apart, so a piece is half of a block's bytes in one layer.
 Loads are from rows that lie next to each other, as those of a prompt that was saved at once; in
 stretches, as those of answers that were computed side by side; or apart, none next to another.
-"both" saves and loads whole rows at once, and adds up their
-bytes.
+"both" saves and loads whole rows at once, and adds up their bytes.
 """
 
 from __future__ import annotations

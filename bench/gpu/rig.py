@@ -77,6 +77,12 @@ class Layout:
         return self.shape.index(-1)
 
 
+def slots_of(moves: bytes, one_in: int = 1) -> list[int]:
+    """The row of one in so many moves."""
+    starts = range(0, len(moves), MOVE_BYTES * one_in)
+    return [int.from_bytes(moves[start : start + 4], "little") for start in starts]
+
+
 def raw(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's elements as integers, so that NaN equals itself."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
@@ -189,8 +195,7 @@ class Rig:
         repeated = [block for block in blocks for _ in range(APART)]
         sequence = self.sequence(len(repeated))
         moves = self.save(sequence, repeated)
-        starts = range(0, len(moves), MOVE_BYTES * APART)
-        rows = sorted(int.from_bytes(moves[start : start + 4], "little") for start in starts)
+        rows = sorted(slots_of(moves, APART))
         assert all(b > a + 1 for a, b in itertools.pairwise(rows)), "rows do not lie apart"
         return sequence
 

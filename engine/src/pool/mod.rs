@@ -188,21 +188,20 @@ impl Pool {
         }
         state.used(&held);
         // What this save evicts must not be what it continues.
-        let pinned = if missing.is_empty() {
+        let mut pinned = if missing.is_empty() {
             Vec::new()
         } else {
             self.shared.slots.pin_all(&held)
         };
-        let head = from.checked_sub(1).and_then(|at| chain.get(at));
-        let head = head.filter(|&&key| state.index.find(key).is_some());
         let (mut may_evict, mut settled) = (true, false);
         let mut filling = Vec::with_capacity(missing.len());
         for &(place, key, block) in &missing {
             let before = (from + place).checked_sub(1);
             let previous = before.and_then(|at| state.index.find(chain[at]));
             if !settled && state.must_evict(&self.shared.slots, previous) {
-                // Now the last block before `from` would be the first of its chain to go.
-                state.settle(&chain[..from]);
+                // In use as well, and out of the way of a search for what is not.
+                let earlier = state.settle(&chain[..from]);
+                pinned.extend(self.shared.slots.pin_all(&earlier));
                 settled = true;
             }
             let room = state.saves.blocks() + filling.len() < SAVING_BLOCKS_MAX;
@@ -212,10 +211,6 @@ impl Pool {
             else {
                 break; // What follows could not be used without this block.
             };
-            if head.is_some_and(|&key| state.index.find(key).is_none()) {
-                state.free.put(free);
-                break;
-            }
             let slot = self.shared.slots.fill(free);
             state.index.insert(key, slot.slot_ref().slot);
             plan.moves.push(BlockMove {
@@ -382,14 +377,15 @@ impl State {
         }
     }
 
-    /// See [`Pool::settle`]. What follows a block that is lost is of no use, and not put before what
-    /// is.
-    fn settle(&mut self, chain: &[BlockKey]) {
+    /// See [`Pool::settle`]; the slots. What follows a block that is lost is of no use, and not put
+    /// before what is.
+    fn settle(&mut self, chain: &[BlockKey]) -> Vec<u32> {
         let slots = chain.iter().map_while(|&key| self.index.find(key));
         let slots: Vec<u32> = slots.collect();
         for &slot in slots.iter().rev() {
             self.policy.settle(slot);
         }
+        slots
     }
 
     /// Whether [`State::take_slot`] has to give up blocks.

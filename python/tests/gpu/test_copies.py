@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from bench.gpu.rig import APART, Layout, Rig, raw
+from bench.gpu.rig import APART, Layout, Rig, raw, slots_of
 
 H, D, T = 4, 64, 16
 LAYOUTS = [
@@ -109,7 +109,7 @@ def test_rows_alone_and_next_to_each_other_go_to_their_own_blocks(
             rig.save(sequence, source[start : start + count], start=start)
             rig.save(other, others[i : i + 1], start=i)
         _lease, moves = rig.begin_load(sequence, target)
-        slots = [int.from_bytes(moves[i : i + 4], "little") for i in range(0, len(moves), 12)]
+        slots = slots_of(moves)
         rows = sorted(slots)
         cuts = [i for i in range(1, len(rows)) if rows[i] > rows[i - 1] + 1]
         lengths = [end - begin for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
