@@ -116,7 +116,7 @@ def copies(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         needs |= dict.fromkeys(routes, h2d)
         # What is aimed at is the rate that few SMs reach.
-        needs[f"layered {place}", "kernel:8"] = {size: (must, "") for size, (must, _) in h2d.items()}
+        needs[f"layered {place}", "kernel:8"] = {kib: (must, "") for kib, (must, _) in h2d.items()}
         titles |= {route: f"{title} {by}" for route, by in routes.items()}
     batched = {
         (row["what"], row["piece_kib"]): row["gb_s"] for row in measured if row["route"] == "dma"
