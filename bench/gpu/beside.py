@@ -99,7 +99,7 @@ def beside(model: Model, route: str, together: bool) -> dict[str, Any]:
             _lease, moves = rig.begin_load(sequence, blocks, one_in)
             job = next(jobs)
             start = time.perf_counter()
-            rig.worker.load_layered(job, moves)
+            rig.worker.load_layered(job, moves, True)
             launching.append((time.perf_counter() - start) * 1e3)
             if compute:
                 model.step(rig.worker.wait_layer)

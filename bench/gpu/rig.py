@@ -240,7 +240,7 @@ class Rig:
         _lease, moves = self.begin_load(sequence, blocks, one_in)
         job = next(self._jobs)
         if layered:
-            self.worker.load_layered(job, moves)
+            self.worker.load_layered(job, moves, True)
             for layer in range(self.layers):
                 self.worker.wait_layer(layer)
             self.worker.end_step()

@@ -254,11 +254,18 @@ impl Worker {
         Ok(())
     }
 
-    /// Loads blocks for the step beginning now, layer by layer.
-    fn load_layered(&mut self, py: Python<'_>, job: u64, moves: &[u8]) -> PyResult<()> {
+    /// Loads blocks for the step beginning now, layer by layer, and behind those that have begun if
+    /// they may still use them.
+    fn load_layered(
+        &mut self,
+        py: Python<'_>,
+        job: u64,
+        moves: &[u8],
+        behind_steps: bool,
+    ) -> PyResult<()> {
         let moves = decode(moves)?;
         let worker = self.open_mut()?;
-        enter(py, || worker.load_layered(job, moves));
+        enter(py, || worker.load_layered(job, moves, behind_steps));
         Ok(())
     }
 

@@ -72,7 +72,7 @@ impl Device for Faulty {
     fn begin_layered(
         &self,
         _moves: &[BlockMove],
-        _stream: ComputeStream,
+        _begin: &Mark,
     ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>> {
         None
     }
@@ -128,7 +128,7 @@ fn loads_behind_a_panic_have_failed_and_a_layered_one_tells_so() {
     for job in 1..4 {
         worker.load_async(job, u32::try_from(job).unwrap(), vec![step], true);
     }
-    worker.load_layered(4, vec![step]);
+    worker.load_layered(4, vec![step], true);
     assert!(worker.wait_layer(0).is_err());
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut ended = Vec::new();

@@ -100,7 +100,7 @@ fn a_layered_load_is_ahead_of_the_layer_that_waits() {
     (0..4u8).for_each(|i| node.compute(i.into(), i));
     node.save(&keys(0..4), &[0, 1, 2, 3]);
     let found = node.pool.lookup(&keys(0..4));
-    node.workers[0].load_layered(9, moves(found.lease.slots(), 4..8));
+    node.workers[0].load_layered(9, moves(found.lease.slots(), 4..8), true);
     for layer in 0..LAYERS as usize {
         node.workers[0].wait_layer(layer).unwrap();
         for i in 0..4 {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
@@ -35,6 +36,15 @@ class AsyncLoad:
     """Whether steps that have begun may still use the blocks that it overwrites."""
 
 
+class LayeredLoad(NamedTuple):
+    """The load of what a step reads, layer by layer."""
+
+    job: int
+    moves: bytes
+    behind_steps: bool
+    """As in `AsyncLoad`."""
+
+
 @dataclass(slots=True)
 class StepPlan(KVConnectorMetadata):
     """What workers do in one step."""
@@ -45,8 +55,7 @@ class StepPlan(KVConnectorMetadata):
     """(job, moves) of blocks that earlier steps computed."""
     save_step: list[tuple[int, bytes]] = field(default_factory=list)
     """(job, moves) of blocks that are complete once this step has computed them."""
-    layered: tuple[int, bytes] | None = None
-    """(job, moves) of the blocks that this step reads."""
+    layered: LayeredLoad | None = None
     loads: list[AsyncLoad] = field(default_factory=list)
 
 

@@ -27,7 +27,7 @@ from kvtide.containment import Containment
 from kvtide.events import EventLog
 from kvtide.geometry import Geometry, read_settings
 from kvtide.log import logger
-from kvtide.messages import AsyncLoad, StepPlan, WorkerReport
+from kvtide.messages import AsyncLoad, LayeredLoad, StepPlan, WorkerReport
 from kvtide.stats import Stats
 
 if TYPE_CHECKING:
@@ -369,17 +369,22 @@ class SchedulerSide:
 
     def _plan_loads(self, plan: StepPlan) -> None:
         pool = self._pool
+        # Steps in flight do not use blocks that vLLM hands out. But the step's stream is what waits
+        # for saves that read them.
+        behind_steps = not self._frees_late or bool(plan.wait_saves)
+        # Nor do loads follow the digests of a layered one, unless they are layered too.
+        behind_all = behind_steps or bool(self._layered or self._layered_now)
         if self._layered_now:
             loads, self._layered_now = self._layered_now, []
             plans = [load.plan(pool) for load in loads]
             # Only complete blocks are offered for a layered load, and they are pinned since.
             assert all(p is not None and not p[1] for p in plans), "a layered load lost blocks"
             job = self._take_job()
-            plan.layered = (job, b"".join(moves for moves, _ in filter(None, plans)))
+            moves = b"".join(moves for moves, _ in filter(None, plans))
+            # In "sync" a load is part of its step, as in the connectors that it stands for.
+            behind = behind_steps or self._settings.load == "sync"
+            plan.layered = LayeredLoad(job, moves, behind)
             self._layered[job] = (loads, self._ranks)
-        # Steps in flight do not use blocks that vLLM hands out. But the step's stream is what waits
-        # for saves that read them, and for the digests of layered loads.
-        behind_all = not self._frees_late or bool(plan.wait_saves or self._layered)
         for request_id, pending in self._loads.items():
             if pending.job:
                 continue
@@ -392,9 +397,9 @@ class SchedulerSide:
                 self._requests[request_id].load_failed = True
             pending.job, pending.place = self._take_job(), self._places.pop()
             pending.lost = bool(lost)
-            behind_steps = behind_all or pending.delayed
+            behind = behind_all or pending.delayed
             plan.loads.append(
-                AsyncLoad(pending.job, pending.place, request_id, moves, lost, behind_steps)
+                AsyncLoad(pending.job, pending.place, request_id, moves, lost, behind)
             )
 
     def update_connector_output(self, output: KVConnectorOutput) -> None:

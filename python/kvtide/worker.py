@@ -127,9 +127,9 @@ class WorkerSide:
         if plan is None:
             return
         if plan.layered is not None:
-            job, moves = plan.layered
+            job, moves, behind_steps = plan.layered
             self._layered[job] = moves
-            worker.load_layered(job, moves)
+            worker.load_layered(job, moves, behind_steps)
             if not self._by_layer:
                 worker.finish_layers()
             elif not self._hooks_will_run(context):

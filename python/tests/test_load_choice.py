@@ -223,3 +223,29 @@ def test_an_async_load_waits_for_steps_only_where_they_may_use_its_blocks() -> N
     assert behind_steps(side(frees_late=True, layered={5: ([], 1)}), PendingLoad(Planned(), 0))
     # This vLLM frees blocks while a step may use them.
     assert behind_steps(side(frees_late=False, layered={}), PendingLoad(Planned(), 0))
+
+
+def layered_behind_steps(made: SchedulerSide, **plan: Any) -> bool:
+    """What workers are told of a layered load."""
+    made._loads, made._requests, made._pool, made._layered_now = {}, {}, None, [Planned()]
+    made._next_job, made._ranks = 1, 1
+    step = StepPlan(**plan)
+    made._plan_loads(step)
+    assert step.layered is not None
+    return step.layered.behind_steps
+
+
+def test_a_layered_load_waits_for_steps_only_where_they_may_use_its_blocks() -> None:
+    idle = {"frees_late": True, "layered": {}}
+    assert not layered_behind_steps(side(**idle))
+    assert layered_behind_steps(side(**idle), wait_saves=[3])
+    # It follows an earlier one and its digests anyway.
+    assert not layered_behind_steps(side(frees_late=True, layered={5: ([], 1)}))
+    assert layered_behind_steps(side(frees_late=False, layered={}))
+    assert layered_behind_steps(side("sync", **idle)), "a load of that mode is part of its step"
+
+
+def test_an_async_load_waits_for_steps_that_a_layered_one_of_its_own_step_is_part_of() -> None:
+    made = side(frees_late=True, layered={})
+    made._layered_now, made._ranks = [Planned()], 1
+    assert behind_steps(made, PendingLoad(Planned(), 0))

@@ -288,11 +288,20 @@ impl Worker {
     }
 
     /// Loads blocks for the step beginning now, layer by layer; see [`Worker::wait_layer`].
-    pub fn load_layered(&mut self, job: u64, moves: Vec<BlockMove>) {
+    /// `behind_steps` as in [`Worker::load_async`].
+    pub fn load_layered(&mut self, job: u64, moves: Vec<BlockMove>, behind_steps: bool) {
         let progress = Progress::new(self.registration(), moves);
         self.loads
             .begin(job, Arc::clone(self.device.registration()));
-        let begun = self.device.begin_layered(progress.moves(), self.stream);
+        let begin = if behind_steps {
+            self.device.mark(self.stream)
+        } else {
+            Ok(Mark::passed())
+        };
+        let begun = match begin {
+            Ok(begin) => self.device.begin_layered(progress.moves(), &begin),
+            Err(error) => Some(Err(error)),
+        };
         self.layered = Some(match begun {
             None => {
                 let layers = Arc::new(Layers::new(self.registration().layout().layers()));

@@ -70,7 +70,7 @@ impl Device for HostDevice {
     fn begin_layered(
         &self,
         _moves: &[BlockMove],
-        _stream: ComputeStream,
+        _begin: &Mark,
     ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>> {
         None
     }

@@ -299,12 +299,12 @@ pub trait Device: Send + Sync + fmt::Debug + fmt::Display {
     /// [`CopyError`] when the device fails.
     fn hold_back(&self, stream: ComputeStream, mark: &Mark) -> Result<(), CopyError>;
 
-    /// Enqueues a load of `moves`, layer by layer, behind what the engine has put on `stream` so
-    /// far. `None` if the device has no streams: a thread loads, and the engine waits for it.
+    /// Enqueues a load of `moves`, layer by layer, behind `begin`. `None` if the device has no
+    /// streams: a thread loads, and the engine waits for it.
     fn begin_layered(
         &self,
         moves: &[BlockMove],
-        stream: ComputeStream,
+        begin: &Mark,
     ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>>;
 
     /// Blocks of one slice of a long load: few enough that others need not wait long, enough to

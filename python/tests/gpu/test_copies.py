@@ -177,6 +177,28 @@ def test_an_async_load_is_held_up_by_earlier_steps_only_where_it_must(behind_ste
         torch.cuda.synchronize()
 
 
+@pytest.mark.parametrize("behind_steps", [True, False])
+def test_a_layered_load_is_held_up_by_earlier_steps_only_where_it_must(behind_steps: bool) -> None:
+    layout = Layout("split", (2, -1, T, 8, 128))
+    with Rig(layout, layers=4) as rig:
+        source, target = list(range(1, 21)), list(range(30, 50))
+        sequence = rig.sequence(len(source))
+        rig.save(sequence, source)
+        _lease, moves = rig.begin_load(sequence, target)
+        rig.poison(target)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(1_000_000_000)  # Half a second.
+        slept = torch.cuda.Event()
+        slept.record()
+        rig.worker.load_layered(3, moves, behind_steps)
+        rig.worker.finish_layers()
+        assert slept.query() == behind_steps
+        rig.worker.end_step()
+        assert rig.await_load(3)[:2] == ([], [])
+        for tensor in rig.tensors:
+            assert torch.equal(rig.pick(raw(tensor), target), rig.pick(raw(tensor), source))
+
+
 def test_a_load_behind_earlier_steps_does_not_wait_for_the_step_that_begins() -> None:
     layout = Layout("split", (2, -1, T, 8, 128))
     with Rig(layout, layers=4) as rig:
@@ -201,7 +223,7 @@ def test_every_layer_is_there_when_several_come_with_one_launch() -> None:
         _lease, moves = saved_and_planned(rig, blocks)
         saved = rig.snapshot()
         rig.poison(blocks)
-        rig.worker.load_layered(7, moves)
+        rig.worker.load_layered(7, moves, True)
         seen = []
         for layer, tensor in enumerate(rig.tensors):
             rig.worker.wait_layer(layer)
@@ -220,7 +242,7 @@ def test_a_layered_load_holds_back_the_stream_and_not_the_thread() -> None:
         saved = rig.snapshot()
         rig.poison(blocks)
         torch.cuda.synchronize()
-        rig.worker.load_layered(7, moves)
+        rig.worker.load_layered(7, moves, True)
         seen = []
         for layer, tensor in enumerate(rig.tensors):
             rig.worker.wait_layer(layer)

@@ -224,11 +224,11 @@ impl CudaDevice {
     fn layered(
         &self,
         moves: &[BlockMove],
-        stream: ComputeStream,
+        begin: &Mark,
     ) -> Result<Box<dyn LayeredLoad>, CopyError> {
+        self.shared.context.enter()?;
         // What is staged for one must not come between another's copies and kernels.
         let _turn = self.layered_turn.lock();
-        let begin = self.mark_event(stream)?;
         let free = self
             .layered_copiers
             .lock()
@@ -241,7 +241,7 @@ impl CudaDevice {
         let pool = Arc::clone(&self.layered_copiers);
         let events = self.shared.events.clone();
         let (routes, rate) = (self.routes, self.load_rate);
-        let load = Layered::enqueue(copier, pool, &events, moves, routes, rate, &begin)?;
+        let load = Layered::enqueue(copier, pool, &events, moves, routes, rate, begin)?;
         Ok(Box::new(load))
     }
 }
@@ -312,9 +312,9 @@ impl Device for CudaDevice {
     fn begin_layered(
         &self,
         moves: &[BlockMove],
-        stream: ComputeStream,
+        begin: &Mark,
     ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>> {
-        Some(self.layered(moves, stream))
+        Some(self.layered(moves, begin))
     }
 
     fn slice_blocks(&self) -> usize {

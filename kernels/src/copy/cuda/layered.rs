@@ -55,7 +55,7 @@ impl Layered {
         moves: &[BlockMove],
         routes: Routes,
         rate: Option<f64>,
-        begin: &Event,
+        begin: &Mark,
     ) -> Result<Self, CopyError> {
         copier.set_route(routes.layered);
         copier.begin(&Batch {
@@ -63,7 +63,9 @@ impl Layered {
             moves,
             digests: true,
         })?;
-        copier.stream().wait_for(begin)?;
+        if let Some(begin) = &begin.0 {
+            copier.stream().wait_for(begin)?;
+        }
         let at_once = layers_at_once(rate, moves.len(), copier.layer_bytes());
         if copier.cost_of_rows() * copier.layers().div_ceil(at_once) > PIECES_MAX {
             copier.set_route(routes.scattered);
