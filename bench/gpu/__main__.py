@@ -18,10 +18,13 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.gpu.engine import POOL_TOKENS, PROMPT_TOKENS
 from bench.provenance import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -33,6 +36,8 @@ ENVIRONMENT = {
 CLOSED_LOOP = {"users": 4, "new_tokens": 1024, "output": 64}
 CLOSED_LOOP_SHARES = (("ttft", 0.5), ("tpot", 0.5), ("itl", 0.99), ("shared", 0.5))
 """What is kept of the closed loop: times, and which share of them lies below what is kept."""
+CLOSED_LOOP_MODES = {"none": ("hit",), "kvtide": ("auto", "sync", "hit")}
+"""Engine → how it runs the closed loop, where that is not as it is."""
 OUTPUTS = (64, 16)
 """Output tokens of a request of the closed loop."""
 LENGTHS = [1024 << doublings for doublings in range(7)]
@@ -42,6 +47,7 @@ DESCRIBED = ("shape", "tp", "new_tokens", "pool_tokens", "utilization")
 """What runs whose results are kept beside each other have in common."""
 NAMED = {"kvtide-fp8": {"codec": "fp8"}}
 """Engine → kvtide's settings, where the name does not say them."""
+RELOAD_ROUNDS, RELOADS_A_ROUND = 4, 4
 SETTLE_S = 0.3
 """After saves, before what must not overlap with them."""
 
@@ -116,7 +122,8 @@ class Suite:
 
     def __init__(self, engines: list[Engine], out: Path, pool_tokens: int) -> None:
         self.engines = engines
-        self.pool_tokens = pool_tokens
+        self.pool_prompts = -(-pool_tokens // PROMPT_TOKENS)
+        """So many drive everything else out of the GPU."""
         self.out = out
         self.found: dict[str, dict[str, Any]] = {engine.name: {} for engine in engines}
         self.seed = 1000
@@ -136,9 +143,14 @@ class Suite:
 
     def evict(self, engine: Engine) -> None:
         """Drives everything out of the GPU."""
-        prompts = -(-self.pool_tokens // PROMPT_TOKENS)
-        engine("batch", seeds=self.fresh(prompts), output=1)
+        engine("batch", seeds=self.fresh(self.pool_prompts), output=1)
         engine("idle", seconds=SETTLE_S)
+
+    def by_turns(self, rounds: int) -> Iterator[Engine]:
+        """The engines again and again, so that what a host does beside us meets all of them; one
+        without offloading once, because it only says what computing anew takes."""
+        for turn in range(rounds):
+            yield from (each for each in self.engines if turn == 0 or each.name != "none")
 
     def note(self, engine: Engine, what: str, value: Any) -> None:
         """Keeps and prints a result."""
@@ -157,27 +169,31 @@ class Suite:
 
     def reload(self) -> None:
         """8k-token prompts reloaded on an idle engine; cold and GPU hits beside it."""
-        for engine in self.engines:
-            seeds = self.fresh(14)
-            cold = engine("each", seeds=seeds, output=1)
+        times: dict[str, dict[str, list[float]]] = {engine.name: {} for engine in self.engines}
+        for engine in self.by_turns(RELOAD_ROUNDS):
+            of = times[engine.name]
+            seeds = self.fresh(RELOADS_A_ROUND + self.pool_prompts)
+            of.setdefault("cold", []).extend(engine("each", seeds=seeds, output=1))
             engine("idle", seconds=SETTLE_S)
-            again = engine("each", seeds=seeds[:8], output=1)
-            hit = engine("each", seeds=[seeds[7]] * 5, output=1)
-            self.note(engine, "cold_ms", ms(median(cold)))
-            self.note(engine, "reload_ms", ms(median(again)))
-            self.note(engine, "reload_all_ms", [round(ms(t), 1) for t in again])
-            self.note(engine, "gpu_hit_ms", ms(median(hit)))
+            again = seeds[:RELOADS_A_ROUND]
+            of.setdefault("reload", []).extend(engine("each", seeds=again, output=1))
+            of.setdefault("gpu_hit", []).extend(engine("each", seeds=again[-1:] * 2, output=1))
+        for engine in self.engines:
+            for what, seconds in times[engine.name].items():
+                self.note(engine, f"{what}_ms", ms(median(seconds)))
+            reloads = [round(ms(each), 1) for each in times[engine.name]["reload"]]
+            self.note(engine, "reload_all_ms", reloads)
 
     def batch(self) -> None:
         """16 prompts of 8k with 32 tokens each, reloaded."""
+        times: dict[str, list[float]] = {engine.name: [] for engine in self.engines}
+        for engine in self.by_turns(3):
+            seeds = self.fresh(16)
+            engine("batch", seeds=seeds, output=32)
+            engine("idle", seconds=SETTLE_S)
+            times[engine.name].append(engine("batch", seeds=seeds, output=32))
         for engine in self.engines:
-            times = []
-            for _ in range(1 if engine.name == "none" else 3):
-                seeds = self.fresh(16)
-                engine("batch", seeds=seeds, output=32)
-                engine("idle", seconds=SETTLE_S)
-                times.append(engine("batch", seeds=seeds, output=32))
-            self.note(engine, "batch_reload_s", median(times))
+            self.note(engine, "batch_reload_s", median(times[engine.name]))
 
     def new_prompts(self, turns: int) -> None:
         """16 new prompts, by turns: what saving costs."""
@@ -273,16 +289,15 @@ class Suite:
 
     def closed_loop(self, turns: int, new_tokens: int) -> None:
         """The headline: every prefill step carries a load. kvtide also in its mode `sync`, and
-        with so few prefixes that none leaves the GPU: no way to load them can be faster."""
-        engines = [engine for engine in self.engines if engine.name != "none"]
-        seeds = {engine.name: self.evicted(engine, 16) for engine in engines}
+        with so few prefixes that none leaves the GPU: no way to load them can be faster. So does
+        an engine without offloading, which tells what a connector and its saves take of that."""
+        seeds = {engine.name: self.evicted(engine, 16) for engine in self.engines}
         for output in OUTPUTS:
             found: dict[tuple[Engine, str], list[dict[str, Any]]] = {}
             workload = CLOSED_LOOP | {"output": output, "new_tokens": new_tokens}
             for _ in range(turns):
-                for engine in engines:
-                    modes = ["auto", "sync", "hit"] if engine.name == "kvtide" else ["auto"]
-                    for mode in modes:
+                for engine in self.engines:
+                    for mode in CLOSED_LOOP_MODES.get(engine.name, ("auto",)):
                         # So many prefixes that each has left the GPU when it comes again.
                         prefixes = seeds[engine.name]
                         if mode == "sync":

@@ -23,7 +23,7 @@ from bench.gpu.rig import APART, Layout, Rig
 
 LAYERS = 32
 BYTES = 1 << 30
-REPEATS = 7
+REPEATS = 21
 PIECES_KIB = (8, 16, 32, 64)
 ROUTES = {
     "save": ("dma", "staged:4", "staged:64", "kernel:2", "kernel:4"),
