@@ -115,6 +115,8 @@ def refuse_flags(config: VllmConfig) -> None:
     ):
         if value > 1:
             raise ConfigError(f"{flag} {value}: kvtide does not support it yet; set it to 1")
+    # Whoever allows it: vLLM's second model runner takes a step for ended before the drafter has
+    # written its blocks, so loads would have to wait for the steps in flight.
     if config.speculative_config is not None:
         raise ConfigError(
             "--speculative-config: kvtide does not support speculative decoding yet; remove it"
@@ -129,8 +131,12 @@ def refuse_flags(config: VllmConfig) -> None:
             "--enable-sleep-mode: it takes the KV cache's memory away while copies may still use "
             "it; kvtide does not support it yet, remove it"
         )
-    if getattr(parallel, "enable_dbo", False):
-        raise ConfigError("--enable-dbo: kvtide cannot follow split batches yet; remove it")
+    for flag, splits in (
+        ("--enable-dbo", getattr(parallel, "enable_dbo", False)),
+        ("--ubatch-size", getattr(parallel, "ubatch_size", 0) > 1),
+    ):
+        if splits:
+            raise ConfigError(f"{flag}: kvtide cannot follow split batches yet; remove it")
     role = config.kv_transfer_config.kv_role
     if role != "kv_both":
         raise ConfigError(

@@ -126,7 +126,7 @@ class SchedulerSide:
         self._told_counters: dict[str, int] = {}
         self._next_gauges = 0.0
         self._next_expiry = 0.0
-        self._frees_late = frees_behind_steps()
+        self._hands_out_idle = hands_out_idle_blocks(kv_cache)
         self._certain = config.kv_transfer_config.kv_load_failure_policy != "recompute"
         """Whether a load that fails would fail its request: then only verified blocks match."""
         if self._certain:
@@ -371,7 +371,7 @@ class SchedulerSide:
         pool = self._pool
         # Steps in flight do not use blocks that vLLM hands out. But the step's stream is what waits
         # for saves that read them.
-        behind_steps = not self._frees_late or bool(plan.wait_saves)
+        behind_steps = not self._hands_out_idle or bool(plan.wait_saves)
         # Nor do loads follow the digests of a layered one, unless they are layered too.
         behind_all = behind_steps or bool(self._layered or self._layered_now)
         if self._layered_now:
@@ -532,9 +532,14 @@ def step_limits(config: SchedulerConfig) -> tuple[int, int]:
     return step, min(config.long_prefill_token_threshold or step, step)
 
 
-def frees_behind_steps() -> bool:
-    """Whether vLLM keeps the blocks of a finished or preempted request from others until the last
-    step that may use them has ended. Both supported versions do, for connectors that load."""
+def hands_out_idle_blocks(kv_cache: KVCacheConfig) -> bool:
+    """Whether nothing that is on the engine's stream may still use the blocks that vLLM gives to a
+    request for a load.
+
+    Both supported versions keep the blocks of a finished or preempted request from others until the
+    last step that may use them has ended, for connectors that load. But blocks of a layered load
+    are zeroed first, in its own step, where vLLM 0.32 does so (mixed precision).
+    """
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    return hasattr(Scheduler, "_drain_deferred_frees")
+    return hasattr(Scheduler, "_drain_deferred_frees") and not kv_cache.needs_kv_cache_zeroing

@@ -22,6 +22,7 @@ PARALLEL = {
     "prefill_context_parallel_size": 1,
     "nnodes": 1,
     "enable_dbo": False,
+    "ubatch_size": 0,
 }
 
 
@@ -64,6 +65,7 @@ def kv_cache(*specs: Any, layers: int = 4) -> Any:
         ({"nnodes": 2}, "--nnodes 2"),
         ({"speculative_config": object()}, "--speculative-config"),
         ({"enable_dbo": True}, "--enable-dbo"),
+        ({"ubatch_size": 2}, "--ubatch-size"),
         ({"enable_sleep_mode": True}, "--enable-sleep-mode"),
         ({"kv_role": "kv_producer"}, "kv_role: 'kv_producer'"),
         ({"runner_type": "pooling"}, "--runner pooling"),

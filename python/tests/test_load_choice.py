@@ -14,8 +14,15 @@ import pytest
 from kvtide._native import CostModel, Settings
 from kvtide.containment import Containment
 from kvtide.messages import StepPlan
-from kvtide.scheduler import PendingLoad, RequestState, SchedulerSide, step_limits
+from kvtide.scheduler import (
+    PendingLoad,
+    RequestState,
+    SchedulerSide,
+    hands_out_idle_blocks,
+    step_limits,
+)
 from kvtide.stats import Stats
+from vllm.v1.kv_cache_interface import KVCacheConfig
 
 BLOCK_BYTES = 2 << 20
 BLOCKS = 512
@@ -213,16 +220,16 @@ def behind_steps(made: SchedulerSide, pending: PendingLoad, **plan: Any) -> bool
 
 
 def test_an_async_load_waits_for_steps_only_where_they_may_use_its_blocks() -> None:
-    idle = {"frees_late": True, "layered": {}}
+    idle = {"hands_out_idle": True, "layered": {}}
     assert not behind_steps(side(**idle), PendingLoad(Planned(), 0))
     # A save still reads blocks that are overwritten; the step's stream waits for it.
     assert behind_steps(side(**idle), PendingLoad(Planned(), 0), wait_saves=[3])
     # The same, but the load begins in a later step, which does not name the save any more.
     assert behind_steps(side(**idle), PendingLoad(Planned(after=1), 0), wait_saves=[3])
     # The digests of a layered load are read from blocks that may have been handed on.
-    assert behind_steps(side(frees_late=True, layered={5: ([], 1)}), PendingLoad(Planned(), 0))
+    assert behind_steps(side(hands_out_idle=True, layered={5: ([], 1)}), PendingLoad(Planned(), 0))
     # This vLLM frees blocks while a step may use them.
-    assert behind_steps(side(frees_late=False, layered={}), PendingLoad(Planned(), 0))
+    assert behind_steps(side(hands_out_idle=False, layered={}), PendingLoad(Planned(), 0))
 
 
 def layered_behind_steps(made: SchedulerSide, **plan: Any) -> bool:
@@ -236,16 +243,27 @@ def layered_behind_steps(made: SchedulerSide, **plan: Any) -> bool:
 
 
 def test_a_layered_load_waits_for_steps_only_where_they_may_use_its_blocks() -> None:
-    idle = {"frees_late": True, "layered": {}}
+    idle = {"hands_out_idle": True, "layered": {}}
     assert not layered_behind_steps(side(**idle))
     assert layered_behind_steps(side(**idle), wait_saves=[3])
     # It follows an earlier one and its digests anyway.
-    assert not layered_behind_steps(side(frees_late=True, layered={5: ([], 1)}))
-    assert layered_behind_steps(side(frees_late=False, layered={}))
+    assert not layered_behind_steps(side(hands_out_idle=True, layered={5: ([], 1)}))
+    assert layered_behind_steps(side(hands_out_idle=False, layered={}))
     assert layered_behind_steps(side("sync", **idle)), "a load of that mode is part of its step"
 
 
 def test_an_async_load_waits_for_steps_that_a_layered_one_of_its_own_step_is_part_of() -> None:
-    made = side(frees_late=True, layered={})
+    made = side(hands_out_idle=True, layered={})
     made._layered_now, made._ranks = [Planned()], 1
     assert behind_steps(made, PendingLoad(Planned(), 0))
+
+
+def test_a_vllm_that_zeroes_blocks_in_the_step_that_reads_them_does_not_hand_out_idle_ones() -> (
+    None
+):
+    config: Any = SimpleNamespace(needs_kv_cache_zeroing=False)
+    assert hands_out_idle_blocks(config)
+    config.needs_kv_cache_zeroing = True
+    assert not hands_out_idle_blocks(config)
+    # What is asked for is a part of vLLM's own configuration.
+    assert hasattr(KVCacheConfig, "needs_kv_cache_zeroing")
