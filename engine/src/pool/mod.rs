@@ -31,7 +31,7 @@ use eviction::EvictionPolicy;
 use free_slots::FreeSlots;
 use index::Index;
 use saves::{InFlightSaves, Saved};
-use slot_table::{FreeSlot, SealedSlot, SlotTable};
+use slot_table::{FillingSlot, FreeSlot, SealedSlot, SlotTable};
 
 pub use counters::{PoolCounters, PoolGauges};
 pub use lease::{Lease, Readiness};
@@ -109,6 +109,17 @@ struct State {
     counters: PoolCounters,
 }
 
+/// A block of a chain that the pool does not hold.
+struct Missing {
+    /// Its place in the chain.
+    at: usize,
+    key: BlockKey,
+    /// Of the block before it.
+    previous: Option<BlockKey>,
+    /// The engine's.
+    block: u32,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Pool {
@@ -177,62 +188,25 @@ impl Pool {
     #[must_use]
     pub fn begin_save(&self, chain: &[BlockKey], from: usize, blocks: &[u32]) -> SavePlan {
         let mut state = lock(&self.shared.state);
-        let mut plan = SavePlan::default();
-        let keys = chain.get(from..).unwrap_or_default();
-        let (mut held, mut missing) = (Vec::new(), Vec::new());
-        for (place, (&key, &block)) in keys.iter().zip(blocks).enumerate() {
-            match state.index.find(key) {
-                Some(slot) => held.push(slot),
-                None => missing.push((place, key, block)),
-            }
-        }
+        let end = chain.len().min(from + blocks.len());
+        let (held, missing) = state.divide(chain, from, blocks);
         state.used(&held);
-        // What this save evicts must not be what it continues.
-        let mut pinned = if missing.is_empty() {
-            Vec::new()
-        } else {
-            self.shared.slots.pin_all(&held)
-        };
-        let (mut may_evict, mut settled) = (true, false);
-        let mut filling = Vec::with_capacity(missing.len());
-        for &(place, key, block) in &missing {
-            let before = (from + place).checked_sub(1);
-            let previous = before.and_then(|at| state.index.find(chain[at]));
-            if !settled && state.must_evict(&self.shared.slots, previous) {
-                // In use as well, and out of the way of a search for what is not.
-                let earlier = state.settle(&chain[..from]);
-                pinned.extend(self.shared.slots.pin_all(&earlier));
-                settled = true;
-            }
-            let room = state.saves.blocks() + filling.len() < SAVING_BLOCKS_MAX;
-            let Some(free) = room
-                .then(|| state.take_slot(&self.shared.slots, previous, &mut may_evict))
-                .flatten()
-            else {
-                break; // What follows could not be used without this block.
-            };
-            let slot = self.shared.slots.fill(free);
-            state.index.insert(key, slot.slot_ref().slot);
-            plan.moves.push(BlockMove {
-                slot: slot.slot_ref(),
-                block,
-            });
-            filling.push((slot, block));
-        }
-        // A chain is useless without its head, so the head is entered last and evicted last.
-        for ((slot, _), &(_, key, _)) in filling.iter().zip(&missing).rev() {
-            state.policy.insert(slot.slot_ref().slot, key);
-        }
-        for slot in pinned {
-            self.shared.slots.unpin(slot);
-        }
-        let first_refused = missing.get(filling.len()).map(|&(place, ..)| place);
-        plan.covered = first_refused.unwrap_or(keys.len().min(blocks.len()));
+        let filling = state.fill(&self.shared.slots, &chain[..from.min(end)], &held, &missing);
         state.counters.throttled_blocks += (missing.len() - filling.len()) as u64;
-        if !filling.is_empty() {
-            plan.job = state.saves.begin(filling);
+        let refused = missing.get(filling.len()).map(|missing| missing.at);
+        let move_into = |(slot, block): &(FillingSlot, u32)| BlockMove {
+            slot: slot.slot_ref(),
+            block: *block,
+        };
+        SavePlan {
+            moves: filling.iter().map(move_into).collect(),
+            covered: refused.unwrap_or(end).saturating_sub(from),
+            job: if filling.is_empty() {
+                0
+            } else {
+                state.saves.begin(filling)
+            },
         }
-        plan
     }
 
     /// Nothing follows in `chain` for now: its tail goes before its head, although the head was
@@ -370,6 +344,67 @@ impl Pool {
 }
 
 impl State {
+    /// Of `chain` from `from` on, of which `blocks` are the engine's: the slots of what is held, and
+    /// what is not.
+    fn divide(&self, chain: &[BlockKey], from: usize, blocks: &[u32]) -> (Vec<u32>, Vec<Missing>) {
+        let (mut held, mut missing) = (Vec::new(), Vec::new());
+        for ((at, &key), &block) in chain.iter().enumerate().skip(from).zip(blocks) {
+            match self.index.find(key) {
+                Some(slot) => held.push(slot),
+                None => missing.push(Missing {
+                    at,
+                    key,
+                    previous: at.checked_sub(1).map(|before| chain[before]),
+                    block,
+                }),
+            }
+        }
+        (held, missing)
+    }
+
+    /// Takes slots for blocks that are `missing` behind those of `earlier` and between those in
+    /// `held`, as far as there is room: with each, the engine's block that fills it.
+    fn fill(
+        &mut self,
+        slots: &SlotTable,
+        earlier: &[BlockKey],
+        held: &[u32],
+        missing: &[Missing],
+    ) -> Vec<(FillingSlot, u32)> {
+        if missing.is_empty() {
+            return Vec::new();
+        }
+        // What this save evicts must not be what it continues.
+        let mut pinned = slots.pin_all(held);
+        let (mut may_evict, mut settled) = (true, false);
+        let mut filling: Vec<(FillingSlot, u32)> = Vec::with_capacity(missing.len());
+        for each in missing {
+            let previous = each.previous.and_then(|key| self.index.find(key));
+            if !settled && self.must_evict(slots, previous) {
+                // In use as well, and out of the way of a search for what is not.
+                pinned.extend(slots.pin_all(&self.settle(earlier)));
+                settled = true;
+            }
+            if self.saves.blocks() + filling.len() >= SAVING_BLOCKS_MAX {
+                break;
+            }
+            let Some(free) = self.take_slot(slots, previous, &mut may_evict) else {
+                break; // What follows could not be used without this block.
+            };
+            let slot = slots.fill(free);
+            self.index.insert(each.key, slot.slot_ref().slot);
+            filling.push((slot, each.block));
+        }
+        // A chain is useless without its head, so the head is entered last and evicted last.
+        for ((slot, _), each) in filling.iter().zip(missing).rev() {
+            self.policy.insert(slot.slot_ref().slot, each.key);
+        }
+        for slot in pinned {
+            slots.unpin(slot);
+        }
+        filling
+    }
+
     /// Marks blocks of a chain as used: its head last, so that it is given up last.
     fn used(&mut self, slots: &[u32]) {
         for &slot in slots.iter().rev() {
