@@ -131,8 +131,8 @@ impl State {
         }
     }
 
-    /// See [`super::Pool::settle`]; the slots. What follows a block that is lost is of no use, and not put
-    /// before what is.
+    /// See [`super::Pool::settle`]; the slots. What follows a block that is lost is of no use, and
+    /// not put before what is.
     pub(super) fn settle(&mut self, chain: &[BlockKey]) -> Vec<u32> {
         let slots = chain.iter().map_while(|&key| self.index.find(key));
         let slots: Vec<u32> = slots.collect();
