@@ -2,7 +2,9 @@
 
 The matrix products and attention of a model of Llama-3.1-8B's shape for some new tokens, layer by
 layer, each behind its layer's load: 8,192 tokens in scattered blocks of 16, 64 KiB a layer. What a
-route takes of the multiprocessors, and of the thread that launches the step, shows in the step.
+route takes of the multiprocessors, and of the thread that launches the step, shows in the step. So
+does what a load does not bring before it is needed, although it begins while the device still has
+a decoding step to run, as under async scheduling.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ HIDDEN, INNER, HEADS, KV_HEADS, HEAD = 4096, 14336, 32, 8, 128
 LOADED_TOKENS = 8192
 REPEATS = 9
 ROUTES = ("auto", "kernel:4", "kernel:8", "staged:16", "staged:64", "dma")
+ROWS = ("together", "stretches", "apart")
+LEAD_MS = 5.0
+"""Of the load before its step."""
+CYCLES_A_MS = 1.8e6
+"""Of an H100 at work, about."""
 LAYOUT = Layout("8b", (-1, KV_HEADS, BLOCK_TOKENS, 2 * HEAD), order=(0, 2, 1, 3))
 
 
@@ -70,36 +77,47 @@ class Model:
             hidden = hidden + functional.linear(inner, down)
 
 
-def timed(run: Callable[[], None]) -> float:
-    """Milliseconds until the device has done it, in the median."""
+def timed(
+    run: Callable[[], None], lead_ms: float, collect: Callable[[], None] = lambda: None
+) -> float:
+    """Milliseconds of the device for what `run` launches while it is busy with something else for
+    `lead_ms`, in the median. `collect` follows."""
     times = []
     for _ in range(REPEATS + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        start = time.perf_counter()
+        torch.cuda._sleep(int(lead_ms * CYCLES_A_MS))
+        begin.record()
         run()
+        end.record()
+        collect()
         torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) * 1e3)
+        times.append(begin.elapsed_time(end))
     return statistics.median(times[2:])
 
 
-def beside(model: Model, route: str, together: bool) -> dict[str, Any]:
+def beside(model: Model, route: str, rows: str, lead_ms: float) -> dict[str, Any]:
     """A step beside a load by `route`, and the same load alone."""
     count = LOADED_TOKENS // BLOCK_TOKENS
     with Rig(LAYOUT, LAYERS, 4 * count, 2.2, gpu_layered_route=route) as rig:
         blocks = random.Random(0).sample(range(1, 4 * count), k=count)
         sequence, one_in = rig.sequence(count), 1
-        if together:
-            rig.save(sequence, blocks)
-        else:
-            sequence, one_in = rig.save_apart(blocks), APART
+        match rows:
+            case "together":
+                rig.save(sequence, blocks)
+            case "stretches":
+                rig.save_in_stretches(sequence, blocks)
+            case _:
+                sequence, one_in = rig.save_apart(blocks), APART
         launching: list[float] = []
-        jobs = iter(range(1 << 50, 1 << 51))
+        begun: list[tuple[int, object]] = []
+        jobs = itertools.count(1 << 50)
 
         def step(compute: bool) -> None:
-            _lease, moves = rig.begin_load(sequence, blocks, one_in)
+            lease, moves = rig.begin_load(sequence, blocks, one_in)
             job = next(jobs)
             start = time.perf_counter()
-            rig.worker.load_layered(job, moves, True)
+            rig.worker.load_layered(job, moves, False)
             launching.append((time.perf_counter() - start) * 1e3)
             if compute:
                 model.step(rig.worker.wait_layer)
@@ -107,15 +125,20 @@ def beside(model: Model, route: str, together: bool) -> dict[str, Any]:
                 for layer in range(LAYERS):
                     rig.worker.wait_layer(layer)
             rig.worker.end_step()
+            begun.append((job, lease))
+
+        def collect() -> None:
+            job, _lease = begun.pop()
             failed, damaged, _ = rig.await_load(job)
             assert not failed
             assert not damaged
 
         return {
             "route": route,
-            "rows": "together" if together else "apart",
-            "step_ms": timed(lambda: step(True)),
-            "load_ms": timed(lambda: step(False)),
+            "rows": rows,
+            "lead_ms": lead_ms,
+            "step_ms": timed(lambda: step(True), lead_ms, collect),
+            "load_ms": timed(lambda: step(False), 0.0, collect),
             "launching_ms": statistics.median(launching),
         }
 
@@ -126,16 +149,18 @@ def main() -> None:
     parser.add_argument("--json", help="write the rows to this file")
     parser.add_argument("--tokens", type=int, default=1024, help="new ones, computed in the step")
     parser.add_argument("--routes", nargs="*", default=ROUTES)
+    parser.add_argument("--rows", nargs="*", default=ROWS, choices=ROWS, help="how they lie")
+    parser.add_argument("--lead-ms", type=float, default=LEAD_MS)
     arguments = parser.parse_args()
     model = Model(arguments.tokens)
-    alone = timed(lambda: model.step(lambda _layer: None))
+    alone = timed(lambda: model.step(lambda _layer: None), arguments.lead_ms)
     rows: list[dict[str, Any]] = [{"route": "", "step_ms": alone}]
     print(f"{arguments.tokens} tokens alone: {alone:.2f} ms", flush=True)
-    for together, route in itertools.product((True, False), arguments.routes):
-        row = beside(model, route, together)
+    for where, route in itertools.product(arguments.rows, arguments.routes):
+        row = beside(model, route, where, arguments.lead_ms)
         rows.append(row)
         print(
-            f"rows {row['rows']:8} {route:10} step {row['step_ms']:6.2f} ms, "
+            f"rows {row['rows']:9} {route:10} step {row['step_ms']:6.2f} ms, "
             f"load alone {row['load_ms']:6.2f} ms, "
             f"of the launching thread {row['launching_ms']:6.2f} ms",
             flush=True,
