@@ -10,10 +10,12 @@ kvtide: `kvtide.scheduler` in the engine's process and `kvtide.worker` in every 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -211,3 +213,9 @@ def _shutdown_open_connectors() -> None:
 
 class AIBrixOffloadingConnectorV1Type3(OffloadingConnectorV1Type3):
     """The same connector under the name that AIBrix users have in their manifests."""
+
+
+with contextlib.suppress(ValueError):  # It is known already.
+    # MultiConnector looks up by name whose counts it was given, also where it had a module's path.
+    name = OffloadingConnectorV1Type3.__name__
+    KVConnectorFactory.register_connector(name, __name__, name)

@@ -41,6 +41,8 @@ class EngineConfig:
     eviction: str = "s3fifo"
     scrub_mib_per_s: int = 0
     kv_events: bool = False
+    multi: bool = False
+    """Whether kvtide is inside vLLM's MultiConnector."""
     policy: str = "recompute"
     """vLLM's kv_load_failure_policy."""
     settings: str = "{}"
@@ -66,6 +68,8 @@ class EngineConfig:
             words.append("scrub")
         if self.kv_events:
             words.append("events")
+        if self.multi:
+            words.append("multi")
         if self.policy != "recompute":
             words.append(f"policy-{self.policy}")
         if self.settings != "{}":
@@ -100,12 +104,15 @@ class EngineConfig:
             "disable_log_stats": False,
         }
         if self.connector:
-            arguments["kv_transfer_config"] = transfer_config(
-                engine_id, self.extra_config(), self.policy
-            )
+            arguments["kv_transfer_config"] = self.transfer(engine_id)
         if self.kv_events:
             arguments["kv_events_config"] = {"enable_kv_cache_events": True, "publisher": "null"}
         return arguments | json.loads(self.arguments)
+
+    def transfer(self, engine_id: str) -> dict[str, Any]:
+        """`--kv-transfer-config`."""
+        transfer = transfer_config(engine_id, self.extra_config(), self.policy)
+        return inside_multi(transfer) if self.multi else transfer
 
     def extra_config(self) -> dict[str, Any]:
         """kvtide's own settings."""
@@ -134,6 +141,16 @@ def transfer_config(
         "engine_id": engine_id,
         "kv_connector_extra_config": extra,
     }
+
+
+def inside_multi(transfer: dict[str, Any]) -> dict[str, Any]:
+    """The same inside vLLM's MultiConnector."""
+    inner = {key: value for key, value in transfer.items() if key != "engine_id"}
+    outer = {
+        "kv_connector": "MultiConnector",
+        "kv_connector_extra_config": {"connectors": [inner]},
+    }
+    return {k: v for k, v in transfer.items() if k != "kv_connector_module_path"} | outer
 
 
 def new_engine_id() -> str:

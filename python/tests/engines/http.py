@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
-from engines.config import BLOCK_TOKENS, ROW_BYTES, EngineConfig, Environment, transfer_config
+from engines.config import BLOCK_TOKENS, ROW_BYTES, EngineConfig, Environment
 from engines.segment_file import named_segment
 from engines.shared_memory import remove, shared_memory_of_vllm
 
@@ -52,7 +52,7 @@ class Server:
                     "--enable-prompt-tokens-details",
                     *("--kv-events-config", json.dumps(events)),
                     "--kv-transfer-config",
-                    json.dumps(transfer_config(engine_id, config.extra_config())),
+                    json.dumps(config.transfer(engine_id)),
                 ],
                 env=environment.variables(),
                 stdin=subprocess.DEVNULL,
