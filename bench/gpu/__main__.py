@@ -37,7 +37,7 @@ CLOSED_LOOP = {"users": 4, "new_tokens": 1024, "output": 64}
 CLOSED_LOOP_SHARES = (("ttft", 0.5), ("tpot", 0.5), ("itl", 0.99), ("shared", 0.5))
 """What is kept of the closed loop: times, and which share of them lies below what is kept."""
 CLOSED_LOOP_MODES = {"none": ("hit",), "kvtide": ("auto", "sync", "hit")}
-"""Engine → how it runs the closed loop, where that is not as it is."""
+"""Engine → in which ways it runs the closed loop, if not just as it is; see `closed_loop`."""
 OUTPUTS = (64, 16)
 """Output tokens of a request of the closed loop."""
 LENGTHS = [1024 << doublings for doublings in range(7)]

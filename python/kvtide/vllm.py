@@ -215,7 +215,13 @@ class AIBrixOffloadingConnectorV1Type3(OffloadingConnectorV1Type3):
     """The same connector under the name that AIBrix users have in their manifests."""
 
 
-with contextlib.suppress(ValueError):  # It is known already.
-    # MultiConnector looks up by name whose counts it was given, also where it had a module's path.
-    name = OffloadingConnectorV1Type3.__name__
-    KVConnectorFactory.register_connector(name, __name__, name)
+def _register(connector: type[OffloadingConnectorV1Type3]) -> None:
+    """Makes a connector known by its name, by which MultiConnector looks up whose counts it was
+    given, although it has the module's path."""
+    name = connector.__name__
+    with contextlib.suppress(ValueError):  # Known already: this module was loaded anew.
+        KVConnectorFactory.register_connector(name, __name__, name)
+
+
+_register(OffloadingConnectorV1Type3)
+_register(AIBrixOffloadingConnectorV1Type3)

@@ -13,6 +13,15 @@ from engines.workloads import LONG, token_ids
 from test_serve import SERVED, wait_for
 
 
+@pytest.mark.parametrize("name", ["OffloadingConnectorV1Type3", "AIBrixOffloadingConnectorV1Type3"])
+def test_vllm_knows_the_connector_by_each_of_its_names(name: str) -> None:
+    import kvtide.vllm
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    found = KVConnectorFactory.get_connector_class_by_name(name)
+    assert found is getattr(kvtide.vllm, name)
+
+
 @pytest.mark.engine
 @pytest.mark.usefixtures("no_engine")
 def test_inside_a_multi_connector_prompts_are_reloaded_and_damaged_ones_computed(
