@@ -124,17 +124,26 @@ def test_rows_alone_and_next_to_each_other_go_to_their_own_blocks(
         assert [slot for slot, _ in damaged] == [slots[12]]
 
 
-def test_many_rows_that_lie_apart_are_loaded_layer_by_layer() -> None:
+@pytest.mark.parametrize("layers", [33, 15], ids=["layers-together", "by-kernels"])
+def test_many_rows_that_lie_apart_are_there_when_their_layer_is(layers: int) -> None:
     layout = Layout("large", (2, -1, T, 8, 128))
-    # More copies of single rows than the engine's thread may put on the stream.
-    with Rig(layout, layers=32, blocks=620, rows_gb=1.3) as rig:
+    # By layers of their own they are more copies than the engine's thread may put on the stream;
+    # of 33 layers four are copied at once, of 15 none.
+    with Rig(layout, layers=layers, blocks=620, rows_gb=1.4) as rig:
         source, target = list(range(1, 301)), list(range(301, 601))
         sequence = rig.save_apart(source)
+        _lease, moves = rig.begin_load(sequence, target, APART)
         before = rig.snapshot()
         rig.poison(target)
-        assert rig.load(sequence, target, layered=True, one_in=APART)[:2] == ([], [])
-        for was, tensor in zip(before, rig.tensors, strict=True):
-            assert torch.equal(rig.pick(raw(tensor), target), rig.pick(was, source))
+        rig.worker.load_layered(7, moves, True)
+        seen = []
+        for layer, tensor in enumerate(rig.tensors):
+            rig.worker.wait_layer(layer)
+            seen.append(rig.pick(raw(tensor), target))
+        rig.worker.end_step()
+        assert rig.await_load(7)[:2] == ([], [])
+        for was, now in zip(before, seen, strict=True):
+            assert torch.equal(now, rig.pick(was, source))
 
 
 def test_a_load_waits_for_what_the_engine_still_does_with_the_blocks() -> None:

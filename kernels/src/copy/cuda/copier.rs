@@ -135,6 +135,11 @@ impl Copier {
         &self.lane.stream
     }
 
+    /// How many of the batch's rows lie next to each other, in the mean.
+    pub(super) fn neighbours(&self) -> usize {
+        self.batch.len() / self.batch.chunk_by(neighbours).count().max(1)
+    }
+
     /// What putting the rows on the stream costs whoever does it, in pieces of a call for many.
     pub(super) fn cost_of_rows(&self) -> usize {
         let single = if has_batches() { 1 } else { STRIDED_MIN };
