@@ -11,7 +11,7 @@ use kvtide_model::{BlockMove, SlotRef};
 
 use super::copier::{Copier, Lane};
 use super::device::{CudaOptions, Shared, rate_of};
-use super::layered::layers_at_once;
+use super::launches::layers_in_time;
 use super::route::{Measured, Route, Routes, STAGED_BLOCKS};
 use crate::copy::{Batch, CopyBackend, CopyError, Direction};
 use crate::cuda::Priority;
@@ -243,7 +243,7 @@ fn run(
     if layer_by_layer {
         let at_once = match batch.direction {
             Direction::Save => copier.layers_at_once(),
-            Direction::Load => layers_at_once(rate, batch.moves.len(), copier.layer_bytes()),
+            Direction::Load => layers_in_time(rate, batch.moves.len(), copier.layer_bytes()),
         };
         for first in (0..layers).step_by(at_once) {
             copier.copy(first..layers.min(first + at_once))?;

@@ -9,6 +9,7 @@ use kvtide_model::BlockMove;
 
 use super::device::Shared;
 use super::dma::{Pieces, Strided, has_batches};
+use super::launches::Rows;
 use super::route::{Route, STAGED_BLOCKS};
 use super::tables::{Move, Plan};
 use crate::copy::{Batch, CopyBackend, CopyError, Direction, Mark};
@@ -135,16 +136,15 @@ impl Copier {
         &self.lane.stream
     }
 
-    /// How many of the batch's rows lie next to each other, in the mean.
-    pub(super) fn neighbours(&self) -> usize {
-        self.batch.len() / self.batch.chunk_by(neighbours).count().max(1)
-    }
-
-    /// What putting the rows on the stream costs whoever does it, in pieces of a call for many.
-    pub(super) fn cost_of_rows(&self) -> usize {
+    /// The batch's rows, as a layered load asks for them.
+    pub(super) fn rows(&self) -> Rows {
         let single = if has_batches() { 1 } else { STRIDED_MIN };
         let runs = self.batch.chunk_by(neighbours).map(<[_]>::len);
-        runs.map(|rows| STRIDED_MIN.min(rows * single)).sum()
+        Rows {
+            count: self.batch.len(),
+            runs: runs.clone().count(),
+            pieces: runs.map(|rows| STRIDED_MIN.min(rows * single)).sum(),
+        }
     }
 
     /// Enqueues the end of the batch: digests, and the event behind them.

@@ -14,6 +14,7 @@ mod calibrate;
 mod copier;
 mod device;
 mod dma;
+mod launches;
 mod layered;
 mod route;
 mod tables;
