@@ -47,24 +47,17 @@ impl Launches {
         rate: Option<f64>,
     ) -> Self {
         let in_time = layers_in_time(rate, rows.count, layer_bytes);
-        if !matches!(routes.layered, Route::Staged(_)) {
-            return Self {
-                route: routes.layered,
-                layers: in_time,
-            };
-        }
-        let at_once = layers_a_command(rows, layer_bytes, layers).max(in_time);
-        if rows.pieces * layers.div_ceil(at_once) <= PIECES_MAX {
-            Self {
-                route: routes.layered,
-                layers: at_once,
-            }
-        } else {
-            Self {
-                route: routes.scattered,
-                layers: in_time,
-            }
-        }
+        let in_commands = layers_a_command(rows, layer_bytes, layers).max(in_time);
+        let pieces = rows.pieces * layers.div_ceil(in_commands);
+        let route = match routes.layered {
+            Route::Staged(_) if pieces > PIECES_MAX => routes.scattered,
+            route => route,
+        };
+        let layers = match route {
+            Route::Staged(_) => in_commands,
+            Route::Dma | Route::Kernel(_) => in_time,
+        };
+        Self { route, layers }
     }
 }
 
@@ -94,19 +87,23 @@ mod tests {
     const KERNEL: Route = Route::Kernel(4);
     const KIB: usize = 1 << 10;
 
+    fn routes(layered: Route, scattered: Route) -> Routes {
+        Routes {
+            save: STAGED,
+            load: STAGED,
+            layered,
+            scattered,
+        }
+    }
+
     fn launches(count: usize, runs: usize, layers: usize, layer_bytes: usize) -> (Route, usize) {
-        let run = count / runs;
+        let pieces = runs * (count / runs).min(4);
         let rows = Rows {
             count,
             runs,
-            pieces: runs * run.min(4),
+            pieces,
         };
-        let routes = Routes {
-            save: STAGED,
-            load: STAGED,
-            layered: STAGED,
-            scattered: KERNEL,
-        };
+        let routes = routes(STAGED, KERNEL);
         let launches = Launches::of(rows, layers, layer_bytes, routes, Some(50e9));
         (launches.route, launches.layers)
     }
@@ -134,21 +131,15 @@ mod tests {
     }
 
     #[test]
-    fn a_route_without_commands_for_rows_is_taken_for_all_of_them() {
+    fn who_asks_for_a_route_gets_it_for_all_rows() {
         let rows = Rows {
             count: 1024,
             runs: 1024,
             pieces: 1024,
         };
-        for route in [Route::Dma, Route::Kernel(8)] {
-            let routes = Routes {
-                save: STAGED,
-                load: STAGED,
-                layered: route,
-                scattered: KERNEL,
-            };
-            let launches = Launches::of(rows, 32, 64 * KIB, routes, Some(50e9));
-            assert_eq!(launches, Launches { route, layers: 1 });
+        for (route, layers) in [(STAGED, 4), (Route::Dma, 1), (Route::Kernel(8), 1)] {
+            let launches = Launches::of(rows, 32, 64 * KIB, routes(route, route), Some(50e9));
+            assert_eq!(launches, Launches { route, layers });
         }
     }
 }

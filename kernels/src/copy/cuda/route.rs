@@ -68,7 +68,7 @@ pub struct Routes {
     pub load: Route,
     /// Layered loads.
     pub layered: Route,
-    /// Layered loads of rows that lie apart.
+    /// Layered loads of many rows that lie apart.
     pub scattered: Route,
 }
 
