@@ -120,12 +120,13 @@ class Engine:
         def watched_start_loads(*args: Any, **more: Any) -> None:
             plan, begun = side._plan, copies.loads
             start_loads(*args, **more)
-            planned = len(plan.loads) + (plan.layered is not None)
+            planned = [*plan.loads, *([plan.layered] if plan.layered is not None else [])]
             if planned:
                 self._recorded["starts"].append(
                     {
                         "layered": plan.layered is not None,
-                        "planned": planned,
+                        "planned": len(planned),
+                        "behind_steps": any(load.behind_steps for load in planned),
                         "begun": copies.loads - begun,
                         "layers_computed": layers_computed,
                     }

@@ -124,12 +124,18 @@ def test_rows_alone_and_next_to_each_other_go_to_their_own_blocks(
         assert [slot for slot, _ in damaged] == [slots[12]]
 
 
-@pytest.mark.parametrize("layers", [33, 15], ids=["layers-together", "by-kernels"])
-def test_many_rows_that_lie_apart_are_there_when_their_layer_is(layers: int) -> None:
+@pytest.mark.parametrize(
+    ("layers", "route"),
+    [(33, {"gpu_layered_route": "staged:64"}), (15, {})],
+    ids=["layers-together", "by-kernels"],
+)
+def test_many_rows_that_lie_apart_are_there_when_their_layer_is(
+    layers: int, route: dict[str, str]
+) -> None:
     layout = Layout("large", (2, -1, T, 8, 128))
     # By layers of their own they are more copies than the engine's thread may put on the stream;
     # of 33 layers four are copied at once, of 15 none.
-    with Rig(layout, layers=layers, blocks=620, rows_gb=1.4) as rig:
+    with Rig(layout, layers=layers, blocks=620, rows_gb=1.4, **route) as rig:
         source, target = list(range(1, 301)), list(range(301, 601))
         sequence = rig.save_apart(source)
         _lease, moves = rig.begin_load(sequence, target, APART)

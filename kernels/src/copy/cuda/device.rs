@@ -260,7 +260,7 @@ impl fmt::Display for CudaDevice {
         write!(
             f,
             "{}: pinned the pool in {pinning:.2} s, took {mib} MiB of the GPU's memory; saves by {save}, \
-             loads by {load}, layered loads by {layered} and of rows that lie apart by {scattered}, measured in {measuring:.2} s",
+             loads by {load}, layered loads by {layered} and of many rows that lie apart by {scattered}, measured in {measuring:.2} s",
             self.name()
         )?;
         let mut purpose = "";

@@ -6,11 +6,11 @@ use super::route::{Route, Routes};
 /// Time of the link in which the gap between two launches is lost, and by which the first layers
 /// come later.
 const LAUNCH_SECONDS: f64 = 1.5e-3;
-/// Bytes of a launch of more than one layer: as many as are staged at once.
+/// Bytes that such a time is thought to be good for at most: as many as are staged at once.
 const LAUNCH_BYTES_MAX: usize = STAGING_BYTES;
-/// Bytes of a copy engine's command from which on the eight microseconds that each takes besides them
-/// matter little (`docs/benchmarks.md`). They are the launching thread's too.
-const COMMAND_BYTES: usize = 2 << 20;
+/// Time of a copy engine's command in which the eight microseconds matter little that each takes besides
+/// its bytes (`docs/benchmarks.md`). It takes some of the launching thread's, too.
+const COMMAND_SECONDS: f64 = 40e-6;
 /// Launches that a load is made of all the same, if it has so many layers: the first layer waits for
 /// the whole of the first.
 const LAUNCHES_MIN: usize = 8;
@@ -47,7 +47,7 @@ impl Launches {
         rate: Option<f64>,
     ) -> Self {
         let in_time = layers_in_time(rate, rows.count, layer_bytes);
-        let in_commands = layers_a_command(rows, layer_bytes, layers).max(in_time);
+        let in_commands = layers_a_command(rate, rows, layer_bytes, layers).max(in_time);
         let pieces = rows.pieces * layers.div_ceil(in_commands);
         let route = match routes.layered {
             Route::Staged(_) if pieces > PIECES_MAX => routes.scattered,
@@ -63,20 +63,25 @@ impl Launches {
 
 /// Layers of `rows` rows that the link carries in the time of a launch.
 pub(super) fn layers_in_time(rate: Option<f64>, rows: usize, layer_bytes: usize) -> usize {
+    let in_time = bytes_in(LAUNCH_SECONDS, rate);
+    (in_time.min(LAUNCH_BYTES_MAX) / (rows * layer_bytes).max(1)).max(1)
+}
+
+/// Layers that make a copy engine's command, which is for a run, large enough in the mean.
+fn layers_a_command(rate: Option<f64>, rows: Rows, layer_bytes: usize, layers: usize) -> usize {
+    let run_bytes = rows.count * layer_bytes / rows.runs.max(1);
+    let wanted = bytes_in(COMMAND_SECONDS, rate).div_ceil(run_bytes.max(1));
+    wanted.min(layers / LAUNCHES_MIN).max(1)
+}
+
+/// Bytes that the link carries in some time; none if its rate is not known.
+fn bytes_in(seconds: f64, rate: Option<f64>) -> usize {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a size of megabytes; a cast of floats saturates"
     )]
-    let in_time = rate.map_or(0, |rate| (rate * LAUNCH_SECONDS) as usize);
-    (in_time.min(LAUNCH_BYTES_MAX) / (rows * layer_bytes).max(1)).max(1)
-}
-
-/// Layers that make a copy engine's command, which is for a run, large enough in the mean.
-fn layers_a_command(rows: Rows, layer_bytes: usize, layers: usize) -> usize {
-    let run_bytes = rows.count * layer_bytes / rows.runs.max(1);
-    let wanted = COMMAND_BYTES.div_ceil(run_bytes.max(1));
-    wanted.min(layers / LAUNCHES_MIN).max(1)
+    rate.map_or(0, |rate| (rate * seconds) as usize)
 }
 
 #[cfg(test)]
@@ -97,6 +102,16 @@ mod tests {
     }
 
     fn launches(count: usize, runs: usize, layers: usize, layer_bytes: usize) -> (Route, usize) {
+        launches_at(50e9, count, runs, layers, layer_bytes)
+    }
+
+    fn launches_at(
+        rate: f64,
+        count: usize,
+        runs: usize,
+        layers: usize,
+        layer_bytes: usize,
+    ) -> (Route, usize) {
         let pieces = runs * (count / runs).min(4);
         let rows = Rows {
             count,
@@ -104,7 +119,7 @@ mod tests {
             pieces,
         };
         let routes = routes(STAGED, KERNEL);
-        let launches = Launches::of(rows, layers, layer_bytes, routes, Some(50e9));
+        let launches = Launches::of(rows, layers, layer_bytes, routes, Some(rate));
         (launches.route, launches.layers)
     }
 
@@ -122,6 +137,8 @@ mod tests {
         assert_eq!(launches(512, 64, 32, 64 * KIB), (STAGED, 4));
         assert_eq!(launches(512, 64, 80, 32 * KIB), (STAGED, 8));
         assert_eq!(launches(512, 64, 3, 64 * KIB), (STAGED, 1), "few layers");
+        let slow = launches_at(6e9, 512, 64, 15, 64 * KIB);
+        assert_eq!(slow, (STAGED, 1), "commands take long anyway");
     }
 
     #[test]
