@@ -137,7 +137,8 @@ mod tests {
         assert_eq!(launches(512, 64, 32, 64 * KIB), (STAGED, 4));
         assert_eq!(launches(512, 64, 80, 32 * KIB), (STAGED, 8));
         assert_eq!(launches(512, 64, 3, 64 * KIB), (STAGED, 1), "few layers");
-        let slow = launches_at(6e9, 512, 64, 15, 64 * KIB);
+        assert_eq!(launches(256, 32, 32, 64 * KIB), (STAGED, 4));
+        let slow = launches_at(6e9, 256, 32, 32, 64 * KIB);
         assert_eq!(slow, (STAGED, 1), "commands take long anyway");
     }
 
