@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use kvtide_engine::Verify;
-use kvtide_model::{BlockMove, MediaItem, Scope};
+use kvtide_model::{BlockMove, Lora, MediaItem, Scope};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -41,18 +41,19 @@ impl Namespace {
         })
     }
 
-    /// An empty sequence. `media` are (identifier, offset in tokens, length in tokens).
+    /// An empty sequence. `lora` is (name, path); `media` are (identifier, offset in tokens, length in
+    /// tokens).
     fn sequence(
         &self,
         tenant: Option<String>,
         cache_salt: Option<String>,
-        lora: Option<String>,
+        lora: Option<(String, String)>,
         media: Vec<(String, usize, usize)>,
     ) -> Sequence {
         let root = self.0.root(&Scope {
             tenant,
             cache_salt,
-            lora,
+            lora: lora.map(|(name, path)| Lora { name, path }),
         });
         let media = media
             .into_iter()

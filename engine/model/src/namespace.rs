@@ -32,8 +32,17 @@ pub struct Scope {
     pub tenant: Option<String>,
     /// The request's `cache_salt`.
     pub cache_salt: Option<String>,
-    /// The LoRA adapter's identity: name and path, since an adapter can be replaced under its name.
-    pub lora: Option<String>,
+    /// The LoRA adapter.
+    pub lora: Option<Lora>,
+}
+
+/// A LoRA adapter's identity. An adapter can be replaced under its name, and two can have one path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lora {
+    /// The name under which requests ask for it.
+    pub name: String,
+    /// Where it was loaded from.
+    pub path: String,
 }
 
 /// The state from which the first block of a chain is hashed.
@@ -75,7 +84,9 @@ impl Namespace {
         encoded.clear();
         encode::optional(&mut encoded, "tenant", scope.tenant.as_deref());
         encode::optional(&mut encoded, "cache_salt", scope.cache_salt.as_deref());
-        encode::optional(&mut encoded, "lora", scope.lora.as_deref());
+        let lora = scope.lora.as_ref();
+        encode::optional(&mut encoded, "lora name", lora.map(|l| l.name.as_str()));
+        encode::optional(&mut encoded, "lora path", lora.map(|l| l.path.as_str()));
         ChainRoot(*blake3::keyed_hash(&namespace_key, &encoded).as_bytes())
     }
 }
@@ -83,6 +94,13 @@ impl Namespace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lora(name: &str, path: &str) -> Lora {
+        Lora {
+            name: name.into(),
+            path: path.into(),
+        }
+    }
 
     #[test]
     fn every_field_changes_the_root() {
@@ -140,7 +158,20 @@ mod tests {
                 ..Scope::default()
             },
             Scope {
-                lora: Some("t".into()),
+                lora: Some(lora("t", "")),
+                ..Scope::default()
+            },
+            Scope {
+                lora: Some(lora("", "t")),
+                ..Scope::default()
+            },
+            // Line ends may stand in either.
+            Scope {
+                lora: Some(lora("a\nb", "c")),
+                ..Scope::default()
+            },
+            Scope {
+                lora: Some(lora("a", "b\nc")),
                 ..Scope::default()
             },
             Scope {
