@@ -109,7 +109,7 @@ fn saves_behind_a_panic_have_failed_and_nobody_waits_for_them() {
     }
     let (ended, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        worker.finish_saves(&jobs);
+        worker.finish_saves(&jobs).expect("they end");
         let _ = ended.send(()); // Nobody listens if it was too late.
     });
     let waited = told.recv_timeout(Duration::from_secs(10));

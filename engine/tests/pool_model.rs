@@ -77,7 +77,7 @@ proptest! {
                     let job = saves.remove(0);
                     let id = job.job;
                     node.workers[0].save_now(vec![job]);
-                    node.workers[0].finish_saves(&[id]);
+                    node.workers[0].finish_saves(&[id]).expect("saved");
                     node.pool.poll();
                 },
                 Step::Match(number) => {
@@ -117,7 +117,7 @@ proptest! {
         for job in saves {
             let id = job.job;
             node.workers[0].save_now(vec![job]);
-            node.workers[0].finish_saves(&[id]);
+            node.workers[0].finish_saves(&[id]).expect("saved");
         }
         node.pool.clear();
         leases.clear();

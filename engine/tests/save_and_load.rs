@@ -2,18 +2,10 @@
 
 mod common;
 
-use common::{BLOCKS, LAYERS, Node, keys, wait_load};
+use common::{BLOCKS, LAYERS, Node, keys, moves, wait_load};
 use kvtide_engine::{Eviction, Readiness, SaveJob};
 use kvtide_kernels::segment::LoadEnd;
 use kvtide_model::{BlockMove, SlotRef};
-
-fn moves(slots: &[SlotRef], blocks: std::ops::Range<u32>) -> Vec<BlockMove> {
-    slots
-        .iter()
-        .zip(blocks)
-        .map(|(&slot, block)| BlockMove { slot, block })
-        .collect()
-}
 
 #[test]
 fn saved_blocks_come_back_on_every_rank() {
@@ -86,7 +78,7 @@ fn a_step_that_never_ends_leaves_nothing_behind() {
     node.workers[0].layer_computed(0);
     node.workers[0].abort_step();
     // Nobody waits for a layer that will never be computed.
-    node.workers[0].wait_saves(&[plan.job]);
+    node.workers[0].wait_saves(&[plan.job]).expect("saved");
     node.workers[0].end_step();
     assert!(node.pool.drain(std::time::Duration::from_secs(10)));
     assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
@@ -224,7 +216,7 @@ fn a_block_that_is_still_read_is_named_before_it_is_overwritten() {
     assert_eq!(node.pool.saves_reading(&[4, 9]), [job]);
     assert!(node.pool.saves_reading(&[9]).is_empty());
     node.workers[0].end_step();
-    node.workers[0].finish_saves(&[job]);
+    node.workers[0].finish_saves(&[job]).expect("saved");
     node.pool.poll();
     assert!(node.pool.saves_reading(&[3, 4]).is_empty());
 }

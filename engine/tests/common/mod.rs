@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SaveJob, SavePlan, Worker};
 use kvtide_kernels::copy::{Device, HostCache, HostDevice, Registration};
-use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
-use kvtide_model::{BlockKey, BlockMove};
+use kvtide_kernels::segment::{Holder, HugePages, RowGeometry, SegmentOptions, SharedSegment};
+use kvtide_model::{BlockKey, BlockMove, SlotRef};
 use tempfile::TempDir;
 
 pub const LAYERS: u32 = 3;
@@ -37,10 +37,18 @@ pub fn keys(range: std::ops::Range<u32>) -> Vec<BlockKey> {
     range.map(key).collect()
 }
 
+pub fn moves(slots: &[SlotRef], blocks: std::ops::Range<u32>) -> Vec<BlockMove> {
+    slots
+        .iter()
+        .zip(blocks)
+        .map(|(&slot, block)| BlockMove { slot, block })
+        .collect()
+}
+
 impl Node {
     /// A pool of exactly `rows` rows over `ranks` ranks.
     pub fn new(rows: u32, ranks: u32, eviction: Eviction) -> Self {
-        let directory = tempfile::tempdir().expect("temporary directory");
+        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory on shared memory");
         let many = RowGeometry::fit(ranks, LAYERS, LAYER_BYTES, 1 << 30).expect("geometry");
         // Header, board and padding, which every segment has.
         let least = many.total_bytes()
@@ -54,11 +62,12 @@ impl Node {
             directory: directory.path().to_owned(),
             instance: "test".into(),
             huge_pages: HugePages::Off,
-            holders: 9,
+            holder: Holder::Worker(0),
             available_bytes: u64::MAX,
         };
-        let segment =
-            Arc::new(SharedSegment::create_or_attach(&options, geometry).expect("segment"));
+        let segment = Arc::new(
+            SharedSegment::create_or_attach(&options, geometry, &|_, _| {}).expect("segment"),
+        );
         let options = PoolOptions {
             eviction,
             lease_ttl: Duration::from_secs(60),
