@@ -17,7 +17,7 @@ def measure() -> dict[str, float]:
     from kvtide import _native
 
     settings = _native.Settings('{"host_capacity_gb": 0.1, "scrub_mib_per_s": 0}', {})
-    segment = _native.Segment(settings, f"bench-{os.getpid()}", 1, 1, 64, 1)
+    segment = _native.Segment(settings, f"bench-{os.getpid()}", 1, 1, 64, 0, lambda *_: None)
     pool = _native.Pool(settings, segment, False)
     namespace = _native.Namespace(
         model="bench",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kvtide_engine::{Eviction, Pool, PoolOptions, SaveJob, SavePlan, Sequence, Worker};
 use kvtide_kernels::copy::{HostCache, HostDevice};
-use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
+use kvtide_kernels::segment::{Holder, HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::{BlockKey, ChainRoot, Namespace, Scope};
 use tempfile::TempDir;
 
@@ -38,10 +38,11 @@ impl Memory {
             directory: directory.path().to_owned(),
             instance: "bench".into(),
             huge_pages: HugePages::Off,
-            holders: 1,
+            holder: Holder::Worker(0),
             available_bytes: u64::MAX,
         };
-        let segment = SharedSegment::create_or_attach(&options, geometry).expect("memory");
+        let segment =
+            SharedSegment::create_or_attach(&options, geometry, &|_, _| {}).expect("memory");
         segment.populate(&|_, _| {}).expect("memory");
         Self {
             segment: Arc::new(segment),
@@ -101,7 +102,7 @@ impl Saver {
                 job: plan.job,
                 moves: plan.moves.clone(),
             }]);
-            self.0.finish_saves(&[plan.job]);
+            self.0.finish_saves(&[plan.job]).expect("saved");
         }
         assert!(pool.drain(Duration::from_secs(60)), "saves did not end");
     }

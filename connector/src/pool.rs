@@ -1,10 +1,12 @@
 //! The shared segment and the pool over it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, available_memory_bytes};
-use kvtide_kernels::segment::{LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
+use kvtide_kernels::segment::{Holder, LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::SlotRef;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -18,8 +20,11 @@ pub(crate) struct Segment(pub(crate) Arc<SharedSegment>);
 
 #[pymethods]
 impl Segment {
-    /// Attaches to the segment of `instance`, or creates it; `holders` do so in all.
+    /// Attaches to the segment of `instance`, or creates it, as the worker of `rank` or, without one,
+    /// as the scheduler's side. `on_wait(path, seconds)` is called now and then while another process
+    /// holds it up.
     #[new]
+    #[expect(clippy::too_many_arguments, reason = "one call from one place")]
     fn new(
         py: Python<'_>,
         settings: &Settings,
@@ -27,9 +32,10 @@ impl Segment {
         ranks: u32,
         layers: u32,
         layer_bytes: usize,
-        holders: u32,
+        rank: Option<u32>,
+        on_wait: Py<PyAny>,
     ) -> PyResult<Self> {
-        let config = &settings.0;
+        let config = &settings.config;
         let capacity = usize::try_from(config.host_capacity_bytes).unwrap_or(usize::MAX);
         let geometry = RowGeometry::fit(ranks, layers, layer_bytes, capacity).map_err(|error| {
             let error = format!("host_capacity_gb: {error}; raise it");
@@ -38,11 +44,17 @@ impl Segment {
         let options = SegmentOptions {
             directory: config.segment_directory.clone(),
             instance,
+            holder: rank.map_or(Holder::Scheduler, Holder::Worker),
             huge_pages: config.huge_pages,
-            holders,
             available_bytes: available_memory_bytes(),
         };
-        enter(py, || SharedSegment::create_or_attach(&options, geometry))
+        let on_wait = |path: &Path, waited: Duration| {
+            let line = (path.display().to_string(), waited.as_secs());
+            // A line that cannot be written must not keep the engine from starting.
+            Python::attach(|py| drop(on_wait.call1(py, line)));
+        };
+        let open = || SharedSegment::create_or_attach(&options, geometry, &on_wait);
+        enter(py, open)
             .map(|segment| Self(Arc::new(segment)))
             .map_err(config_error)
     }
@@ -51,20 +63,26 @@ impl Segment {
     /// tenth of it.
     fn populate(&self, py: Python<'_>, progress: Py<PyAny>) -> PyResult<()> {
         let segment = &self.0;
-        let told = AtomicUsize::new(0);
-        let tell = |done: usize, total: usize| {
-            if total > 0 && told.fetch_max(done * 10 / total, Ordering::Relaxed) < done * 10 / total
-            {
+        let reported = AtomicUsize::new(0);
+        let report = |done: usize, total: usize| {
+            let tenths = (done * 10).checked_div(total).unwrap_or(0);
+            if reported.fetch_max(tenths, Ordering::Relaxed) < tenths {
                 // A progress line that cannot be written must not keep the engine from starting.
                 Python::attach(|py| drop(progress.call1(py, (done, total))));
             }
         };
-        enter(py, || segment.populate(&tell)).map_err(kvtide_error)
+        enter(py, || segment.populate(&report)).map_err(kvtide_error)
     }
 
     #[getter]
     fn path(&self) -> String {
         self.0.path().display().to_string()
+    }
+
+    /// A number that no other segment has.
+    #[getter]
+    fn nonce(&self) -> u64 {
+        self.0.nonce()
     }
 
     #[getter]
@@ -130,7 +148,7 @@ impl Pool {
     /// A pool over all rows of `segment`, with its background scrub.
     #[new]
     fn new(settings: &Settings, segment: &Segment, events: bool) -> PyResult<Self> {
-        let config = settings.0.clone();
+        let config = settings.config.clone();
         let options = PoolOptions {
             eviction: config.eviction,
             lease_ttl: config.lease_ttl,

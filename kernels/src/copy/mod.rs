@@ -171,7 +171,9 @@ pub enum CopyError {
         layer: usize,
     },
     /// This way of copying moves bytes as they are.
-    #[error("rows are encoded, which {way} cannot; use the routes staged or kernel of a GPU")]
+    #[error(
+        "the pool's rows are encoded, and {way} copies bytes as they are: set the route to \"staged\" or \"kernel\", or codec to \"none\""
+    )]
     CannotEncode {
         /// A route, or the device.
         way: String,

@@ -1,10 +1,17 @@
 //! Where segment files live, and how the directory is kept free of dead ones.
+//!
+//! One rule makes removal safe without a lock on the directory: a file's name is removed only by who
+//! holds its exclusive lock, and so knows that nobody uses it, or by the engine that uses it. While
+//! somebody holds the exclusive lock of a file and has seen it under its name, the name stays.
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, fstat};
+
+use super::error::{SegmentError, io_error};
 
 /// All segment files begin with this; nothing else in the directory is ever touched.
 const PREFIX: &str = "kvtide-";
@@ -38,55 +45,98 @@ pub(super) fn file_name(instance: &str) -> String {
     )
 }
 
-/// Serialises creation and removal of segments in `directory`; held until dropped.
-pub(super) fn lock(directory: &Path) -> io::Result<File> {
-    let handle = File::open(directory)?;
-    flock(&handle, FlockOperation::LockExclusive)?;
-    Ok(handle)
-}
+/// File systems that keep files in memory (statfs(2)).
+const IN_MEMORY: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+/// Others that a container may have at a path of its own.
+const KINDS: [(u64, &str); 11] = [
+    (0xef53, "ext4"),
+    (0x5846_5342, "xfs"),
+    (0x9123_683e, "btrfs"),
+    (0x2fc1_2fc1, "zfs"),
+    (0xf2f5_2010, "f2fs"),
+    (0x794c_7630, "overlayfs"),
+    (0x6573_5546, "fuse"),
+    (0x6969, "nfs"),
+    (0xff53_4d42, "cifs"),
+    (0x0102_1997, "9p"),
+    (0x9fa0, "proc"),
+];
 
-/// As [`lock`], for a process that is leaving: it does not wait long for another that is creating
-/// its segment.
-pub(super) fn lock_soon(directory: &Path) -> Option<File> {
-    const TRIES: u32 = 50;
-    let handle = File::open(directory).ok()?;
-    for _ in 0..TRIES {
-        if flock(&handle, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return Some(handle);
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
+/// Refuses a directory on a disk: the kernel would write the pool there, all the time.
+pub(super) fn require_memory(directory: &Path) -> Result<(), SegmentError> {
+    let status =
+        rustix::fs::statfs(directory).map_err(|errno| io_error("stat", directory)(errno.into()))?;
+    // Only the lower half is the type; the kernel's word for it is signed here and there.
+    let kind = status.f_type as u64 & 0xffff_ffff;
+    if IN_MEMORY.contains(&kind) {
+        return Ok(());
     }
-    None
+    let known = KINDS.iter().find(|(magic, _)| *magic == kind);
+    Err(SegmentError::NotInMemory {
+        directory: directory.display().to_string(),
+        file_system: known.map_or_else(|| format!("{kind:#x}"), |(_, name)| (*name).to_owned()),
+    })
 }
 
-/// Removes the segments in `directory` that no process holds; the caller holds [`lock`].
+/// Opens a file that exists; `None` if it does not, any more.
+pub(super) fn open_existing(path: &Path) -> Result<Option<File>, SegmentError> {
+    match File::options().read(true).write(true).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let own = rustix::process::geteuid().as_raw();
+            match fs::symlink_metadata(path).map(|status| status.uid()) {
+                Ok(owner) if owner != own => Err(SegmentError::OtherUser {
+                    path: path.display().to_string(),
+                    owner,
+                }),
+                _ => Err(io_error("open", path)(error)),
+            }
+        }
+        Err(error) => Err(io_error("open", path)(error)),
+    }
+}
+
+/// Removes the files of kvtide in `directory` that no process holds.
 ///
-/// Returns the names of removed files. A file of another user is left alone, and so is one that
-/// vanishes meanwhile.
+/// Returns the segments among the removed files. A file of another user is left alone, and so is one
+/// that vanishes meanwhile.
 pub(super) fn reclaim(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let ours = path
-            .file_name()
-            .is_some_and(|n| n.to_string_lossy().starts_with(PREFIX));
-        if !ours {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !name.starts_with(PREFIX) {
             continue;
         }
+        let segment = !name.contains('@');
         // Not ours to open, or gone: nothing to reclaim.
         let Ok(file) = File::options().read(true).write(true).open(&path) else {
             continue;
         };
-        if is_unused(&file) && fs::remove_file(&path).is_ok() {
+        if remove_unused(&file, &path) && segment {
             removed.push(path);
         }
     }
     Ok(removed)
 }
 
-/// Whether no other open of `file` holds it.
+/// Removes the name `path` of `file` if nobody else holds the file; whether it did.
+pub(super) fn remove_unused(file: &File, path: &Path) -> bool {
+    is_unused(file) && is_at(file, path) && fs::remove_file(path).is_ok()
+}
+
+/// Whether no other open of `file` holds it. If so, this one does, exclusively.
 pub(super) fn is_unused(file: &File) -> bool {
     flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
+/// Whether `path` is a name of `file`: another file may bear it by now.
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(own), Ok(named)) = (fstat(file), rustix::fs::lstat(path)) else {
+        return false;
+    };
+    (own.st_dev, own.st_ino) == (named.st_dev, named.st_ino)
 }
 
 /// The hugetlbfs mount to use for `bytes`, if there is one with enough free pages.

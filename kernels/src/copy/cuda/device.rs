@@ -259,8 +259,8 @@ impl fmt::Display for CudaDevice {
         let mib = self.shared.context.allocated_bytes() >> 20;
         write!(
             f,
-            "{}: pinned the pool in {pinning:.2} s, took {mib} MiB of the GPU's memory; saves by {save}, \
-             loads by {load}, layered loads by {layered} and of many rows that lie apart by {scattered}, measured in {measuring:.2} s",
+            "{}: pinned the pool in {pinning:.2} s, took {mib} MiB of the GPU's memory; routes: save \
+             {save}, load {load}, layered {layered}, layered with scattered rows {scattered}; measured in {measuring:.2} s",
             self.name()
         )?;
         let mut purpose = "";
