@@ -38,9 +38,7 @@ class EventLog:
         if events is None or not events.enable_kv_cache_events:
             return None
         if not config.cache_config.enable_prefix_caching:
-            logger.warning(
-                "no KV events: they carry vLLM's block hashes, which need prefix caching"
-            )
+            logger.warning("KV events are disabled: turn on vLLM's prefix caching to publish them")
             return None
         return cls(block_tokens)
 

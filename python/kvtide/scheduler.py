@@ -26,6 +26,7 @@ from kvtide._native import LOAD_PLACES, CostModel, Load, Pool, Sequence
 from kvtide.containment import Containment
 from kvtide.events import EventLog
 from kvtide.geometry import Geometry, read_settings
+from kvtide.loads import PendingLoad
 from kvtide.log import logger
 from kvtide.messages import AsyncLoad, LayeredLoad, StepPlan, WorkerReport
 from kvtide.stats import Stats
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 GAUGES_PERIOD_S = 1.0
-"""Gauges change slowly and cost a message each time they are told."""
+"""Gauges change slowly and cost a message each time they are reported."""
 EXPIRY_PERIOD_S = 1.0
 """Between looks for matches that were never used."""
 
@@ -66,24 +67,6 @@ class RequestState:
     """Whether its load has failed: it computes then, rather than to try the same again."""
     resident: int = 0
     """Leading tokens that the engine had itself when it last asked."""
-
-
-@dataclass(slots=True)
-class PendingLoad:
-    """An async load from allocation until every rank has reported its end."""
-
-    load: Load
-    first: int
-    job: int = 0
-    """0 until workers are told of it."""
-    place: int = 0
-    """Of the segment's board."""
-    lost: bool = False
-    """Whether blocks were lost before it began: then it fails on every rank."""
-    delayed: bool = False
-    """Whether it was not begun in the step that gave it its blocks."""
-    failures_told: int = 0
-    """Ranks that have said which blocks failed."""
 
 
 class SchedulerSide:
@@ -121,9 +104,11 @@ class SchedulerSide:
         self._epoch = 0
         """Grows when what live requests compute must not be saved any more."""
         self._containment = Containment(geometry.block_tokens)
+        self._strangers = False
+        """Whether the workers have another segment: then nothing is loaded or saved."""
         self._next_job = 1
         self._stats = Stats()
-        self._told_counters: dict[str, int] = {}
+        self._reported_counters: dict[str, int] = {}
         self._next_gauges = 0.0
         self._next_expiry = 0.0
         self._hands_out_idle = hands_out_idle_blocks(kv_cache)
@@ -131,8 +116,9 @@ class SchedulerSide:
         """Whether a load that fails would fail its request: then only verified blocks match."""
         if self._certain:
             logger.warning(
-                'kv_load_failure_policy is not "recompute": every block is verified when it is '
-                "matched, and blocks that are still being saved are not matched"
+                'kv_load_failure_policy is not "recompute": every match is verified on the '
+                "scheduler's thread, and blocks still being saved are not used. Set it to "
+                '"recompute" to avoid both'
             )
 
     def bind_gpu_block_pool(self, block_pool: BlockPool) -> None:
@@ -151,7 +137,7 @@ class SchedulerSide:
         sequence = self._namespace.sequence(
             self._settings.tenant,
             request.cache_salt,
-            None if lora is None else f"{lora.lora_name}\n{lora.lora_path}",
+            None if lora is None else (lora.lora_name, lora.lora_path),
             [
                 (item.identifier, item.mm_position.offset, item.mm_position.length)
                 for item in request.mm_features
@@ -165,7 +151,7 @@ class SchedulerSide:
     ) -> tuple[int | None, bool]:
         """Tokens that can be loaded behind the `num_computed_tokens` that the engine has itself."""
         state = self._requests.get(request.request_id)
-        if state is None:
+        if state is None or self._strangers:
             return 0, False
         state.resident = num_computed_tokens
         state.epoch = self._epoch  # It begins anew: nothing that it holds is from before.
@@ -250,7 +236,7 @@ class SchedulerSide:
         assert load is not None, "a match is held until it is used"
         self._loading_into.extend(targets)
         if asynchronous:
-            self._loads[request.request_id] = PendingLoad(load, first)
+            self._loads[request.request_id] = PendingLoad(load, targets)
         else:
             self._layered_now.append(load)
             self._layered_blocks += count
@@ -347,7 +333,7 @@ class SchedulerSide:
         self, state: RequestState, computed_tokens: int, jobs: list[tuple[int, bytes]]
     ) -> None:
         """Appends the save of the blocks that are complete with `computed_tokens`."""
-        if state.epoch != self._epoch:
+        if state.epoch != self._epoch or self._strangers:
             return
         # Under async scheduling a token is computed before the scheduler knows it.
         known = min(computed_tokens, state.request.num_tokens)
@@ -385,8 +371,13 @@ class SchedulerSide:
             behind = behind_steps or self._settings.load == "sync"
             plan.layered = LayeredLoad(job, moves, behind)
             self._layered[job] = (loads, self._ranks)
+        now = time.monotonic()
         for request_id, pending in self._loads.items():
             if pending.job:
+                if now >= pending.deadline and not pending.cancelled:
+                    plan.cancelled.append(pending.cancel(request_id))
+                    if request_id in self._requests:
+                        self._requests[request_id].load_failed = True
                 continue
             planned = pending.load.plan(pool)
             if planned is None:
@@ -396,6 +387,7 @@ class SchedulerSide:
             if lost and request_id in self._requests:
                 self._requests[request_id].load_failed = True
             pending.job, pending.place = self._take_job(), self._places.pop()
+            pending.deadline = now + self._settings.load_timeout_s
             pending.lost = bool(lost)
             behind = behind_all or pending.delayed
             plan.loads.append(
@@ -414,39 +406,45 @@ class SchedulerSide:
         """Requests whose async load has ended, well or not, on all ranks."""
         ended = set()
         for request_id, pending in self._loads.items():
-            if not pending.job:
-                continue
-            failures = self._segment.load_failures(pending.place, pending.job)
-            if failures is None:
-                continue
-            # vLLM has to know of all bad blocks before the load counts as ended.
-            if pending.failures_told < (self._ranks if pending.lost else failures):
-                continue
-            ended.add(request_id)
-            self._places.append(pending.place)
+            if pending.job and pending.has_ended(self._segment, self._ranks):
+                ended.add(request_id)
+                self._places.append(pending.place)
         for request_id in ended:
             del self._loads[request_id]
         return ended
 
     def _take_report(self, report: WorkerReport) -> None:
+        self._check_segments(report.segments)
+        if report.cancelled:
+            for pending in self._loads.values():
+                pending.cancelled_ranks += report.cancelled.get(pending.job, 0)
         for job, ranks in report.ended.items():
             loads, missing = self._layered.pop(job)
             if missing > ranks:
                 self._layered[job] = (loads, missing - ranks)
         for request_id, ranks in report.failed.items():
             if request_id in self._loads:
-                self._loads[request_id].failures_told += ranks
+                self._loads[request_id].failures_reported += ranks
             if request_id in self._requests:
                 self._requests[request_id].load_failed = True
         if report.damaged:
             self._pool.drop_damaged(sorted(report.damaged))
-            logger.warning(
-                "%d rows did not have their checksum and were dropped", len(report.damaged)
-            )
+            logger.warning("dropped %d corrupt rows (checksum mismatch)", len(report.damaged))
         if report.load_rate is not None:
             self._cost.set_load_rate(report.load_rate)
         if report.spoiled:
             self._contain()
+
+    def _check_segments(self, nonces: set[int]) -> None:
+        """Workers that have another segment load nothing that was saved, and nobody sees what they
+        save. Opening a segment excludes it; this notices it all the same."""
+        if not nonces <= {self._segment.nonce} and not self._strangers:
+            self._strangers = True
+            logger.error(
+                "engine_id: the workers do not have this scheduler's pool %s, so nothing is loaded "
+                "or saved from now on. Give each engine its own `engine_id` and start it again",
+                self._segment.path,
+            )
 
     def _contain(self) -> None:
         """Damaged bytes have reached the engine's KV cache, by a layered load. Everything that may
@@ -499,8 +497,8 @@ class SchedulerSide:
             self._next_gauges = now + GAUGES_PERIOD_S
             counters = self._pool.counters()
             for name, value in counters.items():
-                self._stats.count(name, value - self._told_counters.get(name, 0))
-            self._told_counters = counters
+                self._stats.count(name, value - self._reported_counters.get(name, 0))
+            self._reported_counters = counters
             self._stats.gauge(self._pool.gauges() | {"loads": len(self._loads)})
         if self._stats.is_empty():
             return None

@@ -67,7 +67,7 @@ DESCRIPTIONS = {
 }
 
 COPY_RATE = "kvtide_copy_rate_bytes_per_second"
-"""Told once, when a worker has measured its routes."""
+"""Set once, when a worker has measured its routes."""
 
 LOAD_SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
@@ -87,7 +87,7 @@ class Stats(KVConnectorStats):
         """Sets gauges."""
         self.data["gauges"] = values
 
-    def tell_copy_rates(self, rates: list[tuple[str, str, float, bool]]) -> None:
+    def set_copy_rates(self, rates: list[tuple[str, str, float, bool]]) -> None:
         """Sets what the routes to and from a GPU reached: purpose, route, bytes per second, and
         whether the route is in use."""
         if rates:

@@ -55,7 +55,7 @@ def test_every_count_reaches_its_metric() -> None:
     gauges = dict.fromkeys(GAUGES, 5)
     durations = {"load_seconds": [0.01, 3.0]}
     worker = Stats()
-    worker.tell_copy_rates([("load", "kernel:4", 5e10, True)])
+    worker.set_copy_rates([("load", "kernel:4", 5e10, True)])
     told = Stats().aggregate(worker).data
     counts = dict.fromkeys(COUNTERS, 2)
     metrics.observe(counts | {"gauges": gauges} | durations | told, engine_idx=1)

@@ -263,6 +263,21 @@ class Engine:
             os.sched_setaffinity(tid, mine)
         return found
 
+    def spoil_loads(self, fault: str | None) -> None:
+        """From now on, async loads are `lost` on their way to the copy thread, or end `misplaced`:
+        not where the scheduler's side looks."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        worker: Any = get_kv_transfer_group()
+        worker._as_worker._worker.fault = fault
+
+    def report_another_segment(self) -> None:
+        """The worker reports a segment that is not the scheduler's."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        worker: Any = get_kv_transfer_group()
+        worker._as_worker._report.segments.add(1)
+
     def break_layer(self, layer: int) -> None:
         """The next step fails when it has computed this layer."""
         from vllm.distributed.kv_transfer import get_kv_transfer_group
@@ -318,11 +333,13 @@ class Engine:
 
 
 class CountingWorker:
-    """kvtide's native worker, which also counts the loads that it was given."""
+    """kvtide's native worker, which also counts the loads that it was given, and loses them or
+    publishes their ends elsewhere if it is told to."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
         self.loads = 0
+        self.fault: str | None = None
 
     def load_layered(self, *args: Any) -> Any:
         self.loads += 1
@@ -330,6 +347,11 @@ class CountingWorker:
 
     def load_async(self, *args: Any) -> Any:
         self.loads += 1
+        if self.fault == "lost":
+            return None
+        if self.fault == "misplaced":
+            job, place, *rest = args
+            return self._worker.load_async(job, place ^ 128, *rest)
         return self._worker.load_async(*args)
 
     def __getattr__(self, name: str) -> Any:
