@@ -19,8 +19,8 @@ LEVELS = re.compile(r"^(ConfigError|KvtideError|INFO|WARNING|ERROR)\b:?")
 RUST_TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 VARIES = re.compile(r"\{[^{}]*\}|%[-.\d]*[sdrf]|%%")
 """What a format string fills in."""
-LEAST = 1
-"""Spaces that a piece must have: single words would explain everything."""
+LEAST = 2
+"""Spaces that a piece must have: pairs of words would explain everything."""
 
 
 def pieces(text: str) -> list[str]:

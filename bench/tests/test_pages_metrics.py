@@ -9,25 +9,29 @@ from bench.tests import pages
 from bench.tests.pages import PAGES, ROOT
 
 RUST = re.compile(r'metrics::(?:counter|gauge|histogram)!\(\s*"(\w+)"')
+STATS = (ROOT / "python" / "kvtide" / "stats.py").read_text()
 NO_METRICS = {"kvtide_control"}
 """Names of crates and log targets."""
 
 
-def of_the_engine() -> set[str]:
-    """As they are exposed: counters end in `_total`."""
-    tree = ast.parse((ROOT / "python" / "kvtide" / "stats.py").read_text())
-    tables = {
-        node.targets[0].id: ast.literal_eval(node.value)
+def table(name: str) -> dict[str, tuple[str, dict[str, str] | str]]:
+    """`COUNTERS` or `GAUGES` of kvtide/stats.py."""
+    tree = ast.parse(STATS)
+    [value] = [
+        node.value
         for node in tree.body
         if isinstance(node, ast.Assign)
         and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id in ("COUNTERS", "GAUGES")
-    }
-    counters = {f"{name}_total" for name, _ in tables["COUNTERS"].values()}
-    gauges = {name for name, _ in tables["GAUGES"].values()}
-    others = re.findall(
-        r'"(kvtide_\w+_(?:seconds|per_second))"', ast.unparse(tree).replace("'", '"')
-    )
+        and node.targets[0].id == name
+    ]
+    return ast.literal_eval(value)
+
+
+def of_the_engine() -> set[str]:
+    """As they are exposed: counters end in `_total`."""
+    counters = {f"{name}_total" for name, _ in table("COUNTERS").values()}
+    gauges = {name for name, _ in table("GAUGES").values()}
+    others = re.findall(r'"(kvtide_\w+_(?:seconds|per_second))"', STATS)
     return counters | gauges | set(others)
 
 
@@ -55,6 +59,18 @@ def test_a_page_of_metrics_has_all_of_them_and_no_others(page: str, exposed: set
     assert named(page) == exposed
 
 
+def test_the_row_of_a_counter_has_its_labels() -> None:
+    lines = [line.split("|") for line in pages.page("docs/metrics.md").text.splitlines()]
+    rows = {cells[1].strip(" `"): cells[3] for cells in lines if len(cells) > 4}
+    missing = [
+        (name, label, value)
+        for name, labels in table("COUNTERS").values()
+        for label, value in dict(labels).items()
+        if label not in rows[f"{name}_total"] or f'"{value}"' not in rows[f"{name}_total"]
+    ]
+    assert not missing
+
+
 def test_no_page_names_a_metric_that_does_not_exist() -> None:
     exposed = of_the_engine() | of_the_control_plane("kvtide_")
     assert not {
@@ -63,7 +79,7 @@ def test_no_page_names_a_metric_that_does_not_exist() -> None:
 
 
 def test_the_log_line_has_the_entries_that_are_documented() -> None:
-    tree = ast.parse((ROOT / "python" / "kvtide" / "stats.py").read_text())
+    tree = ast.parse(STATS)
     reduce = next(
         node
         for node in ast.walk(tree)

@@ -9,6 +9,7 @@ ASKED_FOR = re.compile(
     r'(?:env::var(?:_os)?\(|\benv = |environ(?:\.get\(|\[)|getenv\()"([A-Z][A-Z_]{3,})"(?!\] =)'
 )
 """How Rust, clap and Python name a variable that they read."""
+BATCH = pages.page("docs/batch.md")
 IN_A_CONSTANT = re.compile(r': &str = "(KVTIDE_[A-Z_]+)"')
 IN_SHELL = re.compile(r"\b(KVTIDE_[A-Z_]+)\b")
 CODE = ("bench", "connector", "control", "engine", "kernels", "python")
@@ -53,18 +54,33 @@ def test_every_variable_of_ours_that_is_documented_is_read() -> None:
     assert not sorted(ours - read() - EXAMPLES)
 
 
-def test_an_option_is_documented_beside_its_variable() -> None:
+def options() -> dict[str, tuple[str, str]]:
+    """Option of `kvtide-control` with a variable → its variable, and its default or nothing."""
     source = pages.text_of("control/src/**/*.rs")
     attributes = re.findall(r"#\[arg\((.*?)\)\]\n\s*(?:pub )?(\w+):", source, re.DOTALL)
-    options = {
-        (f"--{field.replace('_', '-')}", variable[1])
-        for attribute, field in attributes
-        if (variable := re.search(r'env = "(\w+)"', attribute))
-    }
-    assert len(options) > 30
+    found = {}
+    for attribute, field in attributes:
+        if variable := re.search(r'env = "(\w+)"', attribute):
+            default = re.search(r'default_value(?:_t)? = "?([^",)]+)', attribute)
+            value = default[1].strip().replace("_", "") if default else ""
+            found[f"--{field.replace('_', '-')}"] = (variable[1], value)
+    return found
+
+
+def test_an_option_is_documented_beside_its_variable() -> None:
+    assert len(options()) > 30
     lines = [line for page in PAGES for line in page.text.splitlines()]
     assert not [
         (option, variable)
-        for option, variable in sorted(options)
+        for option, (variable, _) in options().items()
         if not any(f"`{option}`" in line and f"`{variable}`" in line for line in lines)
     ]
+
+
+def test_defaults_of_the_batch_server_are_those_of_the_table() -> None:
+    table = {row[0].strip("`"): row[2].strip("`") for row in BATCH.table("Option")}
+    numbers = {
+        option: value for option, (_, value) in options().items() if re.match(r"[\d.]+$", value)
+    }
+    assert len(numbers) > 10
+    assert {option: table[option] for option in numbers} == numbers
