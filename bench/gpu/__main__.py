@@ -406,6 +406,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     described = describe(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix="kvtide-bench-")
     engines = []
     for name in arguments.engines:
