@@ -119,7 +119,10 @@ def test_every_described_target_is_in_contributing() -> None:
 
 def crates() -> dict[str, Path]:
     """Name → folder of every crate."""
-    manifests = {path: tomllib.loads(text) for path, text in pages.sources("**/Cargo.toml").items()}
+    manifests = {
+        path: tomllib.loads(text)
+        for path, text in pages.sources("*/Cargo.toml", "*/*/Cargo.toml").items()
+    }
     return {
         manifest["package"]["name"]: path.parent
         for path, manifest in manifests.items()
