@@ -63,6 +63,8 @@ def collect(found: list[Found]) -> dict[str, Any]:
                 f"{key}: {' and '.join(sorted(values))}; "
                 f"measure everything that is drawn with one {key}"
             )
+    if measured[0]["shape"] not in SHAPES:
+        raise PlotError(f"shape: {measured[0]['shape']} is not drawn; measure {', '.join(SHAPES)}")
     engines: Found = {}
     for each in found:
         for engine in ENGINES:

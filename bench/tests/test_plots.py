@@ -103,6 +103,11 @@ def test_a_measurement_that_does_not_say_its_commit_is_refused() -> None:
         plots.collect([old])
 
 
+def test_a_model_whose_tokens_have_another_size_is_refused() -> None:
+    with pytest.raises(plots.PlotError, match=r"^shape: 70b is not drawn"):
+        plots.collect([measured(shape="70b")])
+
+
 def test_a_plot_without_one_of_the_engines_is_refused() -> None:
     without = measured()
     del without["none"]["mixed_itl"]
