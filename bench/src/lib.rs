@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use kvtide_engine::{Eviction, Pool, PoolOptions, SaveJob, SavePlan, Sequence, Worker};
 use kvtide_kernels::copy::{HostCache, HostDevice};
-use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::{BlockKey, ChainRoot, Namespace, Scope};
+use kvtide_segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use tempfile::TempDir;
 
 /// Room for what a segment has besides its rows.

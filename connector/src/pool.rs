@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, available_memory_bytes};
-use kvtide_kernels::segment::{LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::SlotRef;
+use kvtide_segment::{LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 

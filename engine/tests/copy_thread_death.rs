@@ -12,10 +12,11 @@ use common::{Node, keys};
 use kvtide_engine::{Eviction, SaveJob, Worker};
 use kvtide_kernels::copy::{
     Batch, CopyBackend, CopyError, Device, Direction, HostDevice, LayeredLoad, Mark, Registration,
+    RowMove,
 };
 use kvtide_kernels::cuda::ComputeStream;
-use kvtide_kernels::segment::LoadEnd;
 use kvtide_model::BlockMove;
+use kvtide_segment::LoadEnd;
 
 /// A device whose backends panic as soon as they copy, after a while in which others queue up.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ impl Device for Faulty {
 
     fn begin_layered(
         &self,
-        _moves: &[BlockMove],
+        _moves: &[RowMove],
         _begin: &Mark,
     ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>> {
         None

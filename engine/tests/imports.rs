@@ -1,4 +1,4 @@
-//! Crates import one way: model ← kernels ← transport ← engine ← connector, and model ← control.
+//! Crates import one way: {model, segment} ← kernels ← engine ← connector, and model ← control.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,16 +8,30 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 fn every_crate_imports_only_what_lies_below_it() {
     let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("kvtide-model", &[][..]),
-        ("kvtide-kernels", &["kvtide-model"][..]),
-        ("kvtide-engine", &["kvtide-model", "kvtide-kernels"][..]),
+        ("kvtide-segment", &[][..]),
+        ("kvtide-kernels", &["kvtide-segment"][..]),
+        (
+            "kvtide-engine",
+            &["kvtide-model", "kvtide-segment", "kvtide-kernels"][..],
+        ),
         (
             "kvtide-connector",
-            &["kvtide-model", "kvtide-kernels", "kvtide-engine"][..],
+            &[
+                "kvtide-model",
+                "kvtide-segment",
+                "kvtide-kernels",
+                "kvtide-engine",
+            ][..],
         ),
         ("kvtide-control", &["kvtide-model"][..]),
         (
             "kvtide-bench",
-            &["kvtide-model", "kvtide-kernels", "kvtide-engine"][..],
+            &[
+                "kvtide-model",
+                "kvtide-segment",
+                "kvtide-kernels",
+                "kvtide-engine",
+            ][..],
         ),
     ]);
     let metadata = MetadataCommand::new()

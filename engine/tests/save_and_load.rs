@@ -4,8 +4,8 @@ mod common;
 
 use common::{BLOCKS, LAYERS, Node, keys, wait_load};
 use kvtide_engine::{Eviction, Readiness, SaveJob};
-use kvtide_kernels::segment::LoadEnd;
 use kvtide_model::{BlockMove, SlotRef};
+use kvtide_segment::LoadEnd;
 
 fn moves(slots: &[SlotRef], blocks: std::ops::Range<u32>) -> Vec<BlockMove> {
     slots

@@ -23,8 +23,8 @@ mod state;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvtide_kernels::segment::{ShardStatus, SharedSegment};
 use kvtide_model::{BlockKey, BlockMove, SlotRef};
+use kvtide_segment::{ShardStatus, SharedSegment};
 
 use crate::config::Eviction;
 use crate::sync::{Mutex, lock};

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use kvtide_kernels::segment::{ShardStatus, SharedSegment};
+use kvtide_segment::{ShardStatus, SharedSegment};
 
 use super::slot_table::FillingSlot;
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SaveJob, SavePlan, Worker};
 use kvtide_kernels::copy::{Device, HostCache, HostDevice, Registration};
-use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::{BlockKey, BlockMove};
+use kvtide_segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use tempfile::TempDir;
 
 pub const LAYERS: u32 = 3;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kvtide_kernels::segment::{
+use kvtide_segment::{
     HugePages, RowGeometry, SegmentError, SegmentOptions, ShardStatus, SharedSegment,
 };
 
