@@ -110,8 +110,9 @@ impl Runner {
         let batch = &queued.batch;
         let (segment, rank) = (self.registration.segment(), self.registration.rank());
         let planned = || batch.jobs.iter().flat_map(|job| &job.moves);
-        for BlockMove { slot, .. } in planned() {
-            segment.begin_shard(slot.slot, rank, slot.generation);
+        let mut slots = planned().map(|planned| planned.slot);
+        if !slots.all(|slot| segment.begin_shard(slot.slot, rank, slot.generation)) {
+            return None; // The pool has given up this engine's saves: the rows are others' now.
         }
         let moves: Vec<RowMove> = planned().map(row_move).collect();
         let copied = self.copy_layers(batch, &moves);

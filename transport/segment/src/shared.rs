@@ -450,21 +450,21 @@ impl SharedSegment {
         self.header(row, rank).map(ShardHeader::read)
     }
 
-    /// Disowns the bytes of a shard before they are overwritten for `generation`.
-    pub fn begin_shard(&self, row: u32, rank: u32, generation: u32) {
-        if let Some(header) = self.header(row, rank) {
-            header.begin(generation);
-        }
+    /// Disowns the bytes of a shard before they are overwritten for `generation`; whether they may be.
+    /// If not, the slot has been filled anew since, or its save was given up.
+    #[must_use]
+    pub fn begin_shard(&self, row: u32, rank: u32, generation: u32) -> bool {
+        self.header(row, rank)
+            .is_some_and(|header| header.begin(generation))
     }
 
-    /// Publishes the bytes of a shard as complete.
-    pub fn seal_shard(&self, row: u32, rank: u32, generation: u32, checksum: u64) {
-        if let Some(header) = self.header(row, rank) {
-            header.seal(generation, checksum);
-        }
+    /// Publishes the bytes of a shard as complete; whether it was still being filled for `generation`.
+    pub fn seal_shard(&self, row: u32, rank: u32, generation: u32, checksum: u64) -> bool {
+        self.header(row, rank)
+            .is_some_and(|header| header.seal(generation, checksum))
     }
 
-    /// Marks a shard as unusable: its save failed, or its bytes were found damaged.
+    /// Marks a shard as unusable: its save failed. Nothing happens if the slot has been filled anew.
     pub fn condemn_shard(&self, row: u32, rank: u32, generation: u32) {
         if let Some(header) = self.header(row, rank) {
             header.condemn(generation);
