@@ -1,4 +1,4 @@
-//! Saves that workers have been asked for and have not finished.
+//! Saves of one engine that its workers have been asked for and have not finished.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -64,6 +64,12 @@ impl InFlightSaves {
         jobs.sort_unstable();
         jobs.dedup();
         jobs
+    }
+
+    /// What is still being filled.
+    pub(super) fn into_slots(self) -> Vec<FillingSlot> {
+        let blocks = self.jobs.into_iter().flat_map(|job| job.blocks);
+        blocks.map(|(slot, _)| slot).collect()
     }
 
     /// Takes out what has ended, in order, up to the first block that is still being written.
