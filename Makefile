@@ -15,7 +15,7 @@ VLLM_NEW := 0.32.0
 # Rust builds are shared between checkouts where CARGO_TARGET_DIR says so.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EXTENSION := python/kvtide/_native.abi3.so
-RUST_SOURCES := $(shell find engine kernels connector build.rs Cargo.toml Cargo.lock -type f \( -name '*.rs' -o -name '*.cu*' -o -name 'Cargo.*' \) -not -path '*/target/*')
+RUST_SOURCES := $(shell find engine transport kernels connector build.rs Cargo.toml Cargo.lock -type f \( -name '*.rs' -o -name '*.cu*' -o -name 'Cargo.*' \) -not -path '*/target/*')
 
 venv = $(shell $(PYTHON) $(CURDIR)/python/env/provision.py $(1))
 # The CUDA compiler of this machine, or else the one among the tools of `dev`.

@@ -39,7 +39,7 @@ def fixed_parts() -> tuple[str, ...]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and node not in documentation:
                 found.update(pieces(str(node.value)))
-    crates = ("connector", "engine", "kernels", "control")
+    crates = ("connector", "engine", "kernels", "transport/segment", "control")
     rust = pages.text_of(*(f"{crate}/src/**/*.rs" for crate in crates))
     for text in RUST_TEXT.findall(re.sub(r"^\s*//.*", "", rust, flags=re.MULTILINE)):
         found.update(pieces(re.sub(r"\\\n\s*", "", text).replace('\\"', '"')))

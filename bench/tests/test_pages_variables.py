@@ -12,7 +12,7 @@ ASKED_FOR = re.compile(
 BATCH = pages.page("docs/batch.md")
 IN_A_CONSTANT = re.compile(r': &str = "(KVTIDE_[A-Z_]+)"')
 IN_SHELL = re.compile(r"\b(KVTIDE_[A-Z_]+)\b")
-CODE = ("bench", "connector", "control", "engine", "kernels", "python")
+CODE = ("bench", "connector", "control", "engine", "kernels", "python", "transport")
 OF_THE_SYSTEM = {"PATH", "HOME", "CARGO_MANIFEST_DIR", "OUT_DIR"}
 """Set by the system, or by cargo."""
 OF_A_TEST = {"SEGMENT_TEST_DIRECTORY", "TRITON_INTERPRET"}
