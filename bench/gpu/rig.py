@@ -107,7 +107,6 @@ class Rig:
             self.settings, name, 1, layers, row_layer_bytes, 0, lambda *_: None
         )
         self.segment.populate(lambda _done, _total: None)
-        self.pool = _native.Pool(self.settings, self.segment, False)
         views = [self._view(i, tensor) for i, tensor in enumerate(self.tensors)]
         self.worker = _native.Worker(
             self.settings,
@@ -132,6 +131,7 @@ class Rig:
             ranks=1,
             shard_bytes=layers * row_layer_bytes,
         )
+        self.pool = _native.Pool(self.settings, self.segment, self.namespace, False)
         self._jobs = itertools.count(1 << 40)
 
     def __enter__(self) -> Rig:

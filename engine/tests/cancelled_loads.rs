@@ -12,10 +12,11 @@ use common::{Node, keys, moves};
 use kvtide_engine::{Eviction, LoadOutcome, Worker};
 use kvtide_kernels::copy::{
     Batch, CopyBackend, CopyError, Device, Direction, HostDevice, LayeredLoad, Mark, Registration,
+    RowMove,
 };
 use kvtide_kernels::cuda::ComputeStream;
-use kvtide_kernels::segment::LoadEnd;
 use kvtide_model::BlockMove;
+use kvtide_segment::LoadEnd;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -90,7 +91,7 @@ impl Device for Gated {
 
     fn begin_layered(
         &self,
-        _moves: &[BlockMove],
+        _moves: &[RowMove],
         _begin: &Mark,
     ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>> {
         None

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use kvtide_kernels::Codec;
 use kvtide_kernels::copy::CudaOptions;
-use kvtide_kernels::segment::HugePages;
+use kvtide_segment::HugePages;
 use serde_json::{Map, Value};
 
 use environment::Environment;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kvtide_kernels::Codec;
 use kvtide_kernels::copy::Route;
-use kvtide_kernels::segment::HugePages;
+use kvtide_segment::HugePages;
 use serde_json::Value;
 
 use super::{Config, ConfigError, Eviction, LoadMode, Verify};

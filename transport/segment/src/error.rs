@@ -4,8 +4,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::holder::Holder;
-use super::size::size;
+use crate::holder::Holder;
+use crate::size::size;
 
 /// Why a segment could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +124,7 @@ pub enum SegmentError {
 }
 
 /// The operating system refused `operation` on `path`.
-pub(super) fn io_error(
+pub(crate) fn io_error(
     operation: &'static str,
     path: &Path,
 ) -> impl FnOnce(io::Error) -> SegmentError {

@@ -1,9 +1,9 @@
 //! Sizes and offsets inside a segment.
 
-use super::board::{LOAD_PLACES, PLACE_BYTES};
-use super::header::RANKS_MAX;
-use super::shard::SHARD_HEADER_BYTES;
-use super::size::size;
+use crate::board::{LOAD_PLACES, PLACE_BYTES};
+use crate::header::RANKS_MAX;
+use crate::shard::SHARD_HEADER_BYTES;
+use crate::size::size;
 
 /// Rows begin on this boundary, so that they can be read and written with `O_DIRECT`.
 pub(crate) const ROW_ALIGN_BYTES: usize = 4096;
@@ -204,7 +204,7 @@ impl RowGeometry {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::*;
     use proptest::prelude::*;
 
     #[test]

@@ -8,16 +8,16 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::geometry::{HEADER_BYTES, RowGeometry};
-use super::holder::Holder;
-use super::shared::SharedSegment;
+use crate::geometry::{HEADER_BYTES, RowGeometry};
+use crate::holder::Holder;
+use crate::shared::SharedSegment;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x03\0");
 const NONCE_OFFSET: usize = 40;
 /// Where it is noted which holders have come.
 const HOLDERS_OFFSET: usize = 64;
 /// As many as have a byte in the header, besides the scheduler.
-pub(super) const RANKS_MAX: usize = HEADER_BYTES - HOLDERS_OFFSET - 1;
+pub(crate) const RANKS_MAX: usize = HEADER_BYTES - HOLDERS_OFFSET - 1;
 
 /// What the header says of `geometry`.
 fn words(geometry: &RowGeometry) -> [u64; 5] {
@@ -27,7 +27,7 @@ fn words(geometry: &RowGeometry) -> [u64; 5] {
 
 impl SharedSegment {
     /// Writes the header of a segment that nobody else can open yet.
-    pub(super) fn write_header(&self) {
+    pub(crate) fn write_header(&self) {
         // Random by the operating system's random numbers, from which the keys are drawn.
         let nonce = RandomState::new().build_hasher().finish();
         let start = self.map.as_mut_ptr();
@@ -41,7 +41,7 @@ impl SharedSegment {
 
     /// The geometry that the header of a map of `length` bytes tells, which is `expected` in all but
     /// the number of rows; `None` if it is another one.
-    pub(super) fn read_geometry(
+    pub(crate) fn read_geometry(
         map: &memmap2::MmapRaw,
         expected: RowGeometry,
     ) -> Option<RowGeometry> {
@@ -70,13 +70,13 @@ impl SharedSegment {
     }
 
     /// Notes that `holder` has come; whether it is the first.
-    pub(super) fn arrive(&self, holder: Holder) -> bool {
+    pub(crate) fn arrive(&self, holder: Holder) -> bool {
         self.place(holder)
             .is_some_and(|place| place.swap(1, Ordering::AcqRel) == 0)
     }
 
     /// Whether the workers of all ranks have come.
-    pub(super) fn has_all_workers(&self) -> bool {
+    pub(crate) fn has_all_workers(&self) -> bool {
         (0..self.geometry.ranks()).all(|rank| {
             self.place(Holder::Worker(rank))
                 .is_some_and(|place| place.load(Ordering::Acquire) != 0)

@@ -10,19 +10,19 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::directory::{is_at, is_unused, open_existing};
-use super::error::{SegmentError, io_error};
+use crate::directory::{is_at, is_unused, open_existing};
+use crate::error::{SegmentError, io_error};
 
 /// Whoever holds the lock reserves the pool's memory: a kernel that clears 2 GiB a second needs this
 /// long for 1.2 TiB.
-pub(super) const PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(20);
 /// Between two notices that this process waits.
 const NOTICE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Held until dropped. The file exists only meanwhile.
 #[derive(Debug)]
-pub(super) struct NameLock {
+pub(crate) struct NameLock {
     path: PathBuf,
     _file: File,
 }
@@ -30,7 +30,7 @@ pub(super) struct NameLock {
 impl NameLock {
     /// Locks `name` in `directory`, waiting at most for `patience`; `on_wait` hears of the file, and
     /// of the time waited so far, now and then.
-    pub(super) fn acquire(
+    pub(crate) fn acquire(
         directory: &Path,
         name: &str,
         patience: Duration,
@@ -82,7 +82,7 @@ fn open(path: &Path) -> Result<Option<File>, SegmentError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     const SHORT: Duration = Duration::from_millis(100);

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
-use super::directory::{self, HugePages};
-use super::error::{SegmentError, io_error};
-use super::geometry::RowGeometry;
-use super::holder::Holder;
-use super::name_lock::{self, NameLock};
-use super::shared::SharedSegment;
+use crate::directory::{self, HugePages};
+use crate::error::{SegmentError, io_error};
+use crate::geometry::RowGeometry;
+use crate::holder::Holder;
+use crate::name_lock::{self, NameLock};
+use crate::shared::SharedSegment;
 
 /// Others hold a file's exclusive lock only while they look whether it is in use.
 const SHARE_PATIENCE: Duration = Duration::from_secs(10);

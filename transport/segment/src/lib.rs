@@ -22,6 +22,7 @@
 //! is seen complete the moment it is, without a message.
 
 mod board;
+mod checksum;
 mod directory;
 mod error;
 mod geometry;
@@ -34,6 +35,7 @@ mod shared;
 mod size;
 
 pub use board::{LOAD_PLACES, LoadEnd};
+pub use checksum::{CHECKSUM_KEYS, digest_piece, shard_checksum};
 pub use directory::HugePages;
 pub use error::SegmentError;
 pub use geometry::{GeometryError, RowGeometry};

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock, fstat};
 
-use super::error::{SegmentError, io_error};
+use crate::error::{SegmentError, io_error};
 
 /// All segment files begin with this; nothing else in the directory is ever touched.
 const PREFIX: &str = "kvtide-";
@@ -31,7 +31,7 @@ pub enum HugePages {
 }
 
 /// Name of the segment of `instance` inside a directory.
-pub(super) fn file_name(instance: &str) -> String {
+pub(crate) fn file_name(instance: &str) -> String {
     let safe = |c: char| {
         if c.is_ascii_alphanumeric() || "-_.".contains(c) {
             c
@@ -63,7 +63,7 @@ const KINDS: [(u64, &str); 11] = [
 ];
 
 /// Refuses a directory on a disk: the kernel would write the pool there, all the time.
-pub(super) fn require_memory(directory: &Path) -> Result<(), SegmentError> {
+pub(crate) fn require_memory(directory: &Path) -> Result<(), SegmentError> {
     let status =
         rustix::fs::statfs(directory).map_err(|errno| io_error("stat", directory)(errno.into()))?;
     // Only the lower half is the type; the kernel's word for it is signed here and there.
@@ -79,7 +79,7 @@ pub(super) fn require_memory(directory: &Path) -> Result<(), SegmentError> {
 }
 
 /// Opens a file that exists; `None` if it does not, any more.
-pub(super) fn open_existing(path: &Path) -> Result<Option<File>, SegmentError> {
+pub(crate) fn open_existing(path: &Path) -> Result<Option<File>, SegmentError> {
     match File::options().read(true).write(true).open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -101,7 +101,7 @@ pub(super) fn open_existing(path: &Path) -> Result<Option<File>, SegmentError> {
 ///
 /// Returns the segments among the removed files. A file of another user is left alone, and so is one
 /// that vanishes meanwhile.
-pub(super) fn reclaim(directory: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn reclaim(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -122,17 +122,17 @@ pub(super) fn reclaim(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Removes the name `path` of `file` if nobody else holds the file; whether it did.
-pub(super) fn remove_unused(file: &File, path: &Path) -> bool {
+pub(crate) fn remove_unused(file: &File, path: &Path) -> bool {
     is_unused(file) && is_at(file, path) && fs::remove_file(path).is_ok()
 }
 
 /// Whether no other open of `file` holds it. If so, this one does, exclusively.
-pub(super) fn is_unused(file: &File) -> bool {
+pub(crate) fn is_unused(file: &File) -> bool {
     flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
 /// Whether `path` is a name of `file`: another file may bear it by now.
-pub(super) fn is_at(file: &File, path: &Path) -> bool {
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     let (Ok(own), Ok(named)) = (fstat(file), rustix::fs::lstat(path)) else {
         return false;
     };
@@ -140,7 +140,7 @@ pub(super) fn is_at(file: &File, path: &Path) -> bool {
 }
 
 /// The hugetlbfs mount to use for `bytes`, if there is one with enough free pages.
-pub(super) fn huge_page_mount(bytes: usize) -> Option<PathBuf> {
+pub(crate) fn huge_page_mount(bytes: usize) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").ok()?;
     let mount = mounts.lines().find_map(|line| {
         let mut fields = line.split_whitespace();
@@ -159,6 +159,6 @@ pub(super) fn huge_page_mount(bytes: usize) -> Option<PathBuf> {
 }
 
 /// `bytes` rounded up to what a file on hugetlbfs may have.
-pub(super) fn huge_page_round(bytes: usize) -> usize {
+pub(crate) fn huge_page_round(bytes: usize) -> usize {
     bytes.next_multiple_of(HUGE_PAGE_BYTES)
 }
