@@ -188,7 +188,7 @@ class WorkerSide:
 
     def collect_loads(self) -> None:
         """Takes note of loads that have ended. The scheduler's side knows from the board that an
-        async one has; what failed, is reported here."""
+        async one has; what failed is reported here."""
         for job, failed, damaged, size, seconds in self._open().take_loads():
             self._report.damaged.update(damaged)
             self._stats.count("load_bytes", size)
@@ -219,6 +219,7 @@ class WorkerSide:
         """Nothing writes into the blocks of a cancelled load any more, on this rank: it has ended,
         well or not, or it never came here. They can be computed when all ranks have said so."""
         blocks = self._cancelled.pop(job).blocks
+        self._async.pop(job, None)
         self._bad_blocks.update(blocks)
         self._report.cancelled[job] = 1
         self._stats.count("load_failures", len(blocks))
