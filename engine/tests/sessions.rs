@@ -75,7 +75,7 @@ fn an_engine_that_dies_in_a_save_leaves_no_slot_behind_and_nobody_waiting() {
     let plan = node.save(&keys(0..4), &[7, 7, 7, 7]);
     assert_eq!(plan.moves.len(), 4);
     carry_out(&node, &dead);
-    node.workers[0].finish_saves(&[dead.job]);
+    node.workers[0].finish_saves(&[dead.job]).expect("it ends");
     let found = node.pool.lookup(&keys(0..4));
     assert!(found.complete);
     assert_eq!(node.pool.first_damaged(&found.lease), None);

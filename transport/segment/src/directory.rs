@@ -46,9 +46,9 @@ pub(crate) fn file_name(instance: &str) -> String {
 }
 
 /// File systems that keep files in memory (statfs(2)).
-const IN_MEMORY: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+const IN_MEMORY: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
 /// Others that a container may have at a path of its own.
-const KINDS: [(u64, &str); 11] = [
+const KINDS: [(u32, &str); 11] = [
     (0xef53, "ext4"),
     (0x5846_5342, "xfs"),
     (0x9123_683e, "btrfs"),
@@ -66,8 +66,8 @@ const KINDS: [(u64, &str); 11] = [
 pub(crate) fn require_memory(directory: &Path) -> Result<(), SegmentError> {
     let status =
         rustix::fs::statfs(directory).map_err(|errno| io_error("stat", directory)(errno.into()))?;
-    // Only the lower half is the type; the kernel's word for it is signed here and there.
-    let kind = status.f_type as u64 & 0xffff_ffff;
+    // The kernel's word for it is wider, and signed on some platforms.
+    let kind = u32::try_from(i128::from(status.f_type) & 0xffff_ffff).unwrap_or(0);
     if IN_MEMORY.contains(&kind) {
         return Ok(());
     }
