@@ -144,6 +144,7 @@ def test_a_load_that_one_rank_does_not_end_is_computed_when_all_are_done_with_it
     engine: EngineProcess, reference: Reference
 ) -> None:
     save_long(engine)
+    before = engine.counts()
     workers = psutil.Process(engine.pid).children(recursive=True)
     with ExitStack() as stack:
         for worker in workers:
@@ -154,3 +155,6 @@ def test_a_load_that_one_rank_does_not_end_is_computed_when_all_are_done_with_it
         assert list(engine.statuses().values()) == ["WAITING_FOR_REMOTE_KVS"]
     run_to_end(engine)
     assert_same(engine.results([late]), reference([LONG]), "computed when both ranks were done")
+    engine.settle()
+    failures = engine.counts()["load_failures"] - before.get("load_failures", 0)
+    assert failures == 2 * LONG_BLOCKS, "each rank has given up all blocks"
