@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use kvtide_engine::Verify;
 use kvtide_model::{BlockMove, MediaItem, Scope};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -91,8 +90,13 @@ impl Sequence {
             .collect()
     }
 
+    /// Whether the pool has the block `place`, and complete if it is `certain` that it must load.
+    fn is_held(&self, py: Python<'_>, pool: &Pool, place: usize, certain: bool) -> bool {
+        enter(py, || self.0.is_held(&pool.pool, place, certain))
+    }
+
     /// Pins what the pool has of the blocks from `start` up to `end`: (blocks, whether complete).
-    /// If it is `certain` that what is matched must load, every byte of it is verified now.
+    /// If it is `certain` that what is matched must load, only complete blocks are matched.
     fn match_blocks(
         &mut self,
         py: Python<'_>,
@@ -101,15 +105,14 @@ impl Sequence {
         end: usize,
         certain: bool,
     ) -> (usize, bool) {
-        let verify = if certain {
-            Verify::Always
-        } else {
-            pool.config.verify
-        };
-        let matched = enter(py, || {
-            self.0.match_blocks(&pool.pool, start, end, verify, certain)
-        });
+        let matched = enter(py, || self.0.match_blocks(&pool.pool, start, end, certain));
         (matched.blocks, matched.complete)
+    }
+
+    /// Compares the first `blocks` of the match with their checksums, unless that was done before;
+    /// how many of them are whole. The match ends before one that is not.
+    fn verify(&mut self, py: Python<'_>, pool: &Pool, blocks: usize) -> usize {
+        enter(py, || self.0.verify(&pool.pool, blocks))
     }
 
     /// Turns the last match into a load into the engine's `blocks`.

@@ -35,6 +35,7 @@ COUNTERS = {
     "deferred_lookups": ("kvtide_deferred_lookups", {}),
     "evicted_blocks": ("kvtide_evicted_blocks", {}),
     "damaged_blocks": ("kvtide_damaged_blocks", {}),
+    "verified_blocks": ("kvtide_verified_blocks", {}),
     "scrubbed_blocks": ("kvtide_scrubbed_blocks", {}),
 }
 """Count → metric and its labels."""
@@ -63,6 +64,7 @@ DESCRIPTIONS = {
     "kvtide_deferred_lookups": "Lookups put off because too many loads were in flight.",
     "kvtide_evicted_blocks": "Blocks given up to make room.",
     "kvtide_damaged_blocks": "Blocks dropped because their bytes did not have their checksum.",
+    "kvtide_verified_blocks": "Blocks compared with their checksums before they were offered.",
     "kvtide_scrubbed_blocks": "Blocks that the background scrub has checked.",
 }
 

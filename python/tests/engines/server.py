@@ -245,6 +245,15 @@ class Engine:
         """From now on, ended loads are not reported, or are reported again."""
         self._holding = hold
 
+    def limit_loads(self, places: int) -> None:
+        """From now on, so many async loads may be in flight; none is."""
+        import kvtide.scheduler
+
+        planner = self._scheduler.connector._as_scheduler
+        assert not planner._loads, "loads are in flight"
+        kvtide.scheduler.LOAD_PLACES = places
+        planner._places = list(range(places))
+
     def starve_copies(self, starve: bool) -> int:
         """Puts the copy threads on the one core that computes, with whatever it leaves over.
 
