@@ -104,7 +104,7 @@ class SchedulerSide:
         self._step_tokens, self._prompt_tokens = step_limits(config.scheduler_config)
         self._cost = CostModel()
         self._segment = geometry.segment(settings)
-        self._events = EventLog.of(config, geometry.block_tokens)
+        self._events = EventLog.of(config, kv_cache, geometry.block_tokens)
         self._pool = Pool(settings, self._segment, self._events is not None)
         self._namespace = geometry.namespace(config, settings)
         self._requests: dict[str, RequestState] = {}
