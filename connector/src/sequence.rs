@@ -116,8 +116,8 @@ impl Sequence {
     }
 
     /// Turns the last match into a load into the engine's `blocks`.
-    fn begin_load(&mut self, start: usize, blocks: Vec<u32>) -> Option<Load> {
-        self.0.begin_load(start, blocks).map(Load)
+    fn begin_load(&mut self, py: Python<'_>, start: usize, blocks: Vec<u32>) -> Option<Load> {
+        enter(py, || self.0.begin_load(start, blocks)).map(Load)
     }
 
     /// Lets go of the last match.

@@ -59,17 +59,24 @@ class EventLog:
     def note_save(self, request: Request, sequence: Sequence, first: int, end: int) -> None:
         """Blocks `first` to `end` of the request may become held."""
         known = len(request.block_hashes)
+        item = 0  # Of the media, from which on a block may hold some.
         for index, key in enumerate(sequence.keys(first, end), start=first):
-            if key not in self._held and index < known:
-                self._saving[key] = self._stored(request, index)
+            if key in self._held or index >= known:
+                continue
+            start = index * self._block_tokens
+            extra_keys, item = generate_block_hash_extra_keys(
+                request, start, start + self._block_tokens, item
+            )
+            self._saving[key] = self._stored(request, index, extra_keys)
 
-    def _stored(self, request: Request, index: int) -> BlockStored:
+    def _stored(
+        self, request: Request, index: int, extra_keys: tuple[Any, ...] | None
+    ) -> BlockStored:
         """That the block `index` of the request is held."""
         hashes = request.block_hashes
         lora = request.lora_request
         start = index * self._block_tokens
         end = start + self._block_tokens
-        extra_keys, _ = generate_block_hash_extra_keys(request, start, end, 0)
         newer: dict[str, Any] = {}
         if "session_id" in BlockStored.__struct_fields__:  # Since vLLM 0.32.
             newer["session_id"] = request.session_id
