@@ -1,4 +1,5 @@
-"""Engines of one process: two at once, then a third when they have ended. Prints what was counted.
+"""Engines of one process: two at once, then a third when they have ended. Prints for each the tokens
+that it has loaded, by the metrics.
 
     python -m engines.several llm|async MODEL
 
@@ -18,14 +19,19 @@ from typing import Any, Protocol
 from engines.config import BLOCK_TOKENS, EngineConfig, new_engine_id
 from engines.workloads import LONG, token_ids
 
-BLOCKS = 10
+LOADED_TOKENS = 10 * BLOCK_TOKENS
 """Whole blocks of LONG."""
 LIMIT_S = 120.0
-CONFIG = EngineConfig(load="async")
+HITS = "kvtide_hit_tokens_total"
+CONFIG = EngineConfig(load="layered", max_tokens_a_step=384)
+"""A prompt, computed or loaded, is one step with output."""
 
 
 class Started(Protocol):
     """An engine of either kind."""
+
+    name: str
+    """Of its model, by which its metrics are told apart."""
 
     def complete(self, tokens: list[int]) -> None:
         """Lets it generate one token."""
@@ -37,9 +43,9 @@ class Started(Protocol):
         """Ends it."""
 
 
-def arguments(model: Path) -> dict[str, Any]:
+def arguments(model: Path, name: str) -> dict[str, Any]:
     """Of an engine like any other, with statistics as they are by default."""
-    made = CONFIG.llm_arguments(model, new_engine_id())
+    made = CONFIG.llm_arguments(model, new_engine_id()) | {"served_model_name": name}
     return {name: value for name, value in made.items() if name != "disable_log_stats"}
 
 
@@ -53,16 +59,17 @@ def sampling() -> Any:
 class Offline:
     """`vllm.LLM` with statistics, which it has not by default."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, name: str) -> None:
         from vllm import LLM
 
-        self._llm = LLM(**arguments(model), disable_log_stats=False)
+        self.name = name
+        self._llm = LLM(**arguments(model, name), disable_log_stats=False)
 
     def complete(self, tokens: list[int]) -> None:
         self._llm.generate([{"prompt_token_ids": tokens}], sampling(), use_tqdm=False)
 
     def forget(self) -> None:
-        assert self._llm.reset_prefix_cache()
+        self._llm.reset_prefix_cache()  # False while a step in flight may use blocks.
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
@@ -73,9 +80,10 @@ class Online:
 
     loop = asyncio.new_event_loop()
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, name: str) -> None:
+        self.name = name
         self._requests = 0
-        self._engine = self.loop.run_until_complete(self._start(arguments(model)))
+        self._engine = self.loop.run_until_complete(self._start(arguments(model, name)))
 
     async def _start(self, made: dict[str, Any]) -> Any:
         from vllm.config import KVTransferConfig
@@ -96,7 +104,7 @@ class Online:
         self.loop.run_until_complete(all_of_it())
 
     def forget(self) -> None:
-        assert self.loop.run_until_complete(self._engine.reset_prefix_cache())
+        self.loop.run_until_complete(self._engine.reset_prefix_cache())
 
     def close(self) -> None:
         async def end() -> None:
@@ -105,62 +113,45 @@ class Online:
         self.loop.run_until_complete(end())
 
 
-def total(name: str) -> float:
-    """A metric as it is exposed, over all of its labels."""
+def hits(engine: Started) -> float:
+    """Tokens that are exposed as loaded under its name."""
     from prometheus_client import REGISTRY
 
     samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
-    return sum(sample.value for sample in samples if sample.name == name)
+    return sum(
+        sample.value
+        for sample in samples
+        if sample.name == HITS and sample.labels["model_name"] == engine.name
+    )
 
 
-def wait_for(engine: Started, name: str, value: float) -> None:
-    """Returns when `name` has reached `value`; counts travel with steps, so there are some."""
-    limit = time.monotonic() + LIMIT_S
-    while total(name) < value:
-        assert time.monotonic() < limit, f"{name} is {total(name)}, not {value}"
-        engine.complete([5])
-        time.sleep(0.05)
+def compute_and_load(engine: Started) -> tuple[str, float]:
+    """Lets an engine compute a prompt, and load it until a load is counted; its name and growth.
+
+    vLLM 0.26's `LLM` drops the statistics of steps without output, so the first may be lost.
+    """
+    before, limit = hits(engine), time.monotonic() + LIMIT_S
+    while hits(engine) == before:
+        assert time.monotonic() < limit, "no load is counted"
+        engine.complete(token_ids(LONG))
+        engine.complete([5])  # Counts travel with steps.
+        engine.forget()
+    return engine.name, hits(engine) - before
 
 
-def compute_and_load(engine: Started) -> None:
-    """Lets an engine compute a prompt and load it again, and waits until both are counted."""
-    saved = total("kvtide_saved_blocks_total")
-    engine.complete(token_ids(LONG))
-    wait_for(engine, "kvtide_saved_blocks_total", saved + BLOCKS)
-    load_again(engine)
-
-
-def load_again(engine: Started) -> None:
-    """Lets an engine load what it has in its pool."""
-    hits = total("kvtide_hit_tokens_total")
-    engine.forget()
-    engine.complete(token_ids(LONG))
-    wait_for(engine, "kvtide_hit_tokens_total", hits + BLOCKS * BLOCK_TOKENS)
-
-
-def counted() -> dict[str, float]:
-    """What is exposed now."""
-    names = ("kvtide_saved_blocks_total", "kvtide_hit_tokens_total", "kvtide_pool_slots")
-    return {name: total(name) for name in names}
-
-
-def main(kind: str, model: Path) -> list[dict[str, float]]:
-    """What is exposed after each engine has done its work."""
+def main(kind: str, model: Path) -> list[tuple[str, float]]:
+    """What each engine has added to the metrics."""
     start: Any = {"llm": Offline, "async": Online}[kind]
-    told = []
-    first, second = start(model), start(model)
-    for engine in (first, second):
-        compute_and_load(engine)
-        told.append(counted())
+    first, second = start(model, "one"), start(model, "other")
+    added = [compute_and_load(first), compute_and_load(second)]
     second.close()
-    load_again(first)
-    told.append(counted())
+    added.append(compute_and_load(first))
     first.close()
-    third = start(model)
-    compute_and_load(third)
+    third = start(model, "one")
+    added.append(compute_and_load(third))
     third.close()
-    return [*told, counted()]
+    return added
 
 
 if __name__ == "__main__":
-    print("counted:", json.dumps(main(sys.argv[1], Path(sys.argv[2]))))
+    print("added:", json.dumps(main(sys.argv[1], Path(sys.argv[2]))))
