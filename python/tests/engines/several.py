@@ -1,5 +1,5 @@
-"""Engines of one process: two at once, then a third when they have ended. Prints for each the tokens
-that it has loaded, by the metrics.
+"""Engines of one process: two at once, and a third when they have ended. Prints what each
+has loaded, by its metrics.
 
     python -m engines.several llm|async MODEL
 
