@@ -68,10 +68,7 @@ impl Lease {
     /// Whether a new lookup would find the same blocks: none has been lost or cleared since.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        self.slots.iter().all(|&slot| {
-            let state = self.shared.slots.state(slot);
-            matches!(state, Some(SlotState::Filling | SlotState::Sealed))
-        })
+        self.slots.iter().all(|&slot| self.shared.slots.holds(slot))
     }
 
     /// Adds the blocks of `next`, which follow these. The deadline stays.

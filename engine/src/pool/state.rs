@@ -6,7 +6,7 @@ use super::eviction::{self, EvictionPolicy};
 use super::free_slots::FreeSlots;
 use super::index::Index;
 use super::saves::{InFlightSaves, Saved};
-use super::slot_table::{FillingSlot, FreeSlot, SlotState, SlotTable};
+use super::slot_table::{FillingSlot, FreeSlot, SlotTable};
 use super::{PoolCounters, PoolEvent, PoolOptions, Shared};
 
 /// Blocks that may be in flight to the pool at once. Beyond this a save is throttled: its blocks
@@ -133,11 +133,8 @@ impl State {
 
     /// The same for leased blocks. One that was lost or cleared since is in no queue any more.
     pub(super) fn used_by_lease(&mut self, slots: &SlotTable, leased: &[SlotRef]) {
-        let held = |slot: &&SlotRef| {
-            let state = slots.state(**slot);
-            matches!(state, Some(SlotState::Filling | SlotState::Sealed))
-        };
-        let held: Vec<u32> = leased.iter().filter(held).map(|slot| slot.slot).collect();
+        let held = leased.iter().filter(|&&slot| slots.holds(slot));
+        let held: Vec<u32> = held.map(|slot| slot.slot).collect();
         self.used(&held);
     }
 
