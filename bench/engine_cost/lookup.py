@@ -49,6 +49,7 @@ def measure() -> dict[str, float]:
         from_tokens.append(time.perf_counter() - start)
         assert found == blocks
         fresh.release()
+        warm.release()
         start = time.perf_counter()
         warm.match_blocks(pool, 0, blocks, False)
         hashed.append(time.perf_counter() - start)

@@ -213,6 +213,7 @@ impl Pool {
         dict.set_item("throttled_blocks", counters.throttled_blocks)?;
         dict.set_item("evicted_blocks", counters.evicted_blocks)?;
         dict.set_item("damaged_blocks", counters.damaged_blocks)?;
+        dict.set_item("verified_blocks", counters.verified_blocks)?;
         dict.set_item("scrubbed_blocks", counters.scrubbed_blocks)?;
         Ok(dict)
     }

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use kvtide_engine::Verify;
 use kvtide_model::{BlockMove, Lora, MediaItem, Scope};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -98,8 +97,13 @@ impl Sequence {
             .collect()
     }
 
+    /// Whether the pool has the block `place`, and complete if it is `certain` that it must load.
+    fn is_held(&self, py: Python<'_>, pool: &Pool, place: usize, certain: bool) -> bool {
+        enter(py, || self.0.is_held(pool.session.pool(), place, certain))
+    }
+
     /// Pins what the pool has of the blocks from `start` up to `end`: (blocks, whether complete).
-    /// If it is `certain` that what is matched must load, every byte of it is verified now.
+    /// If it is `certain` that what is matched must load, only complete blocks are matched.
     fn match_blocks(
         &mut self,
         py: Python<'_>,
@@ -108,21 +112,22 @@ impl Sequence {
         end: usize,
         certain: bool,
     ) -> (usize, bool) {
-        let verify = if certain {
-            Verify::Always
-        } else {
-            pool.config.verify
-        };
         let matched = enter(py, || {
             self.0
-                .match_blocks(pool.session.pool(), start, end, verify, certain)
+                .match_blocks(pool.session.pool(), start, end, certain)
         });
         (matched.blocks, matched.complete)
     }
 
+    /// Compares the first `blocks` of the match with their checksums, unless that was done before;
+    /// how many of them are whole. The match ends before one that is not.
+    fn verify(&mut self, py: Python<'_>, pool: &Pool, blocks: usize) -> usize {
+        enter(py, || self.0.verify(pool.session.pool(), blocks))
+    }
+
     /// Turns the last match into a load into the engine's `blocks`.
-    fn begin_load(&mut self, start: usize, blocks: Vec<u32>) -> Option<Load> {
-        self.0.begin_load(start, blocks).map(Load)
+    fn begin_load(&mut self, py: Python<'_>, start: usize, blocks: Vec<u32>) -> Option<Load> {
+        enter(py, || self.0.begin_load(start, blocks)).map(Load)
     }
 
     /// Lets go of the last match.

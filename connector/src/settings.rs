@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-use kvtide_engine::{Config, LoadMode, available_memory_bytes};
+use kvtide_engine::{Config, LoadMode, Verify, available_memory_bytes};
 use kvtide_kernels::Codec;
 use pyo3::prelude::*;
 
@@ -59,6 +59,15 @@ impl Settings {
             LoadMode::Layered => "layered",
             LoadMode::Async => "async",
             LoadMode::Sync => "sync",
+        }
+    }
+
+    /// "load" or "always".
+    #[getter]
+    fn verify(&self) -> &'static str {
+        match self.0.verify {
+            Verify::Load => "load",
+            Verify::Always => "always",
         }
     }
 

@@ -25,8 +25,8 @@ enum Step {
     FinishSave,
     /// Match the chain of this number and keep the lease.
     Match(u32),
-    /// Drop the oldest lease.
-    DropLease,
+    /// Drop the oldest lease, which was used before or not.
+    DropLease(bool),
     Damage(u32),
     Clear,
 }
@@ -37,7 +37,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0u32..4).prop_map(Step::Settle),
         4 => Just(Step::FinishSave),
         3 => (0u32..4).prop_map(Step::Match),
-        3 => Just(Step::DropLease),
+        3 => any::<bool>().prop_map(Step::DropLease),
         1 => (0u32..4).prop_map(Step::Damage),
         1 => Just(Step::Clear),
     ];
@@ -86,7 +86,12 @@ proptest! {
                         leases.push(found.lease);
                     }
                 }
-                Step::DropLease => if !leases.is_empty() { drop(leases.remove(0)) },
+                Step::DropLease(used) => if !leases.is_empty() {
+                    let lease = leases.remove(0);
+                    if used {
+                        lease.mark_used();
+                    }
+                },
                 Step::Damage(number) => {
                     let found = node.pool.lookup(&chain(number)[..1]);
                     node.pool.drop_damaged(found.lease.slots());
@@ -161,7 +166,7 @@ fn the_head_of_a_chain_that_was_matched_outlives_its_tail() {
     for eviction in [Eviction::Lru, Eviction::S3Fifo] {
         let node = Node::new(4, 1, eviction);
         node.save(&keys(0..4), &[0, 1, 2, 3]);
-        drop(node.pool.lookup(&keys(0..4)));
+        node.pool.lookup(&keys(0..4)).lease.mark_used();
         node.save(&[key(50)], &[4]);
         assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 3, "{eviction:?}");
     }

@@ -78,7 +78,7 @@ fn an_engine_that_dies_in_a_save_leaves_no_slot_behind_and_nobody_waiting() {
     node.workers[0].finish_saves(&[dead.job]).expect("it ends");
     let found = node.pool.lookup(&keys(0..4));
     assert!(found.complete);
-    assert_eq!(node.pool.first_damaged(&found.lease), None);
+    assert_eq!(node.pool.first_damaged(&found.lease, 0..4), None);
 }
 
 #[test]

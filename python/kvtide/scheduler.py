@@ -68,6 +68,11 @@ class RequestState:
     resident: int = 0
     """Leading tokens that the engine had itself when it last asked."""
 
+    def let_go(self) -> None:
+        """Nothing is to be loaded for it now."""
+        self.match = None
+        self.sequence.release()
+
 
 class SchedulerSide:
     """See the module's documentation."""
@@ -82,7 +87,7 @@ class SchedulerSide:
         self._step_tokens, self._prompt_tokens = step_limits(config.scheduler_config)
         self._cost = CostModel()
         self._segment = geometry.segment(settings)
-        self._events = EventLog.of(config, geometry.block_tokens)
+        self._events = EventLog.of(config, kv_cache, geometry.block_tokens)
         self._namespace = geometry.namespace(config, settings)
         self._pool = Pool(settings, self._segment, self._namespace, self._events is not None)
         self._requests: dict[str, RequestState] = {}
@@ -114,6 +119,7 @@ class SchedulerSide:
         self._hands_out_idle = hands_out_idle_blocks(kv_cache)
         self._certain = config.kv_transfer_config.kv_load_failure_policy != "recompute"
         """Whether a load that fails would fail its request: then only verified blocks match."""
+        self._verifies = self._certain or settings.verify == "always"
         if self._certain:
             logger.warning(
                 'kv_load_failure_policy is not "recompute": every match is verified on the '
@@ -159,42 +165,68 @@ class SchedulerSide:
         if self._containment.doubts(num_computed_tokens):
             return None, False
         if request.skip_reading_prefix_cache or state.load_failed:
+            state.let_go()
             return 0, False
-        self._hash_known_tokens(state)
         first = num_computed_tokens // self._block_tokens
-        # At least one token must be computed, for its logits.
-        last = (request.num_tokens - 1) // self._block_tokens
-        state.match = None
-        if first >= last:
-            state.sequence.release()
-            return 0, False
-        # An async load may bring the last token's block too: vLLM computes that token again when
-        # the load has ended, in a step of one token, which a decode graph can run.
-        end = request.num_tokens // self._block_tokens
-        blocks, complete = state.sequence.match_blocks(self._pool, first, end, self._certain)
-        if blocks == 0:
-            state.sequence.release()
-            return 0, False
-        layered = min(blocks, last - first)
-        rest = request.num_tokens - num_computed_tokens - layered * self._block_tokens
-        asynchronous = not complete or self._prefers_async(layered, rest)
-        if asynchronous and len(self._loads) >= LOAD_PLACES:
-            # More would only queue behind each other while holding blocks. It is asked again in the
-            # next step.
-            state.sequence.release()
+        answer = self._match(state, first)
+        if answer is None:
+            # More loads would only queue behind each other while holding blocks. It is asked again
+            # in the next step.
+            state.let_go()
             self._stats.count("deferred_lookups", 1)
             return None, False
-        if not asynchronous:
-            blocks = layered
+        blocks, asynchronous = answer
+        if blocks == 0:
+            state.let_go()
+            return 0, False
         state.match = (first, blocks, asynchronous)
         return blocks * self._block_tokens, asynchronous
 
-    def _prefers_async(self, blocks: int, rest: int) -> bool:
-        """How to load so many blocks of a prompt of which `rest` tokens are to be computed."""
+    def _match(self, state: RequestState, first: int) -> tuple[int, bool] | None:
+        """How many blocks can be loaded from `first` on, and whether async; None if the request has
+        to wait for a place to load.
+
+        vLLM asks for the request at the head of its queue in every step. The sequence keeps what it
+        has matched and verified for the last answer; what has to wait anyway is not verified.
+        """
+        tokens = state.request.num_tokens
+        # At least one token must be computed, for its logits.
+        last = (tokens - 1) // self._block_tokens
+        if first >= last:
+            return 0, False
+        self._hash_known_tokens(state)
+        pool, certain = self._pool, self._certain
+        places = len(self._loads) < LOAD_PLACES
+        if not places and self._loads_only_async():
+            # Many may wait like this, and all of them are asked.
+            return None if state.sequence.is_held(pool, first, certain) else (0, False)
+        # An async load may bring the last token's block too: vLLM computes that token again when
+        # the load has ended, in a step of one token, which a decode graph can run.
+        end = tokens // self._block_tokens
+        blocks, complete = state.sequence.match_blocks(pool, first, end, certain)
+        layered = min(blocks, last - first)
+        rest = tokens - (first + layered) * self._block_tokens
+        asynchronous = not complete or self._prefers_async(layered, rest)
+        if asynchronous and not places and blocks:
+            return None
+        if not asynchronous:
+            blocks = layered
+        if self._verifies and complete:
+            blocks = state.sequence.verify(pool, blocks)
+        return blocks, asynchronous
+
+    def _loads_only_async(self) -> bool:
+        """Whether anything that is loaded now is loaded async."""
         if self._settings.load != "auto":
             return self._settings.load == "async"
-        if self._loads:
-            return True  # It would share the link with those.
+        return bool(self._loads)  # It would share the link with those.
+
+    def _prefers_async(self, blocks: int, rest: int) -> bool:
+        """How to load so many blocks of a prompt of which `rest` tokens are to be computed."""
+        if self._loads_only_async():
+            return True
+        if self._settings.load != "auto":
+            return False
         # Others would wait with the request for what the step does not hide: those that run, and
         # those that were admitted to the same step.
         alone = not self._running and not self._admitted

@@ -22,6 +22,7 @@ mod sessions;
 pub(crate) mod slot_table;
 mod state;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use crate::config::Eviction;
 use crate::session::{SessionError, SessionId};
 use crate::sync::{Mutex, lock};
 use saves::InFlightSaves;
-use slot_table::{FillingSlot, SealedSlot, SlotTable};
+use slot_table::{FillingSlot, SealedSlot, SlotState, SlotTable};
 use state::State;
 
 pub use counters::{PoolCounters, PoolGauges};
@@ -115,7 +116,8 @@ impl Pool {
     /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving.
     ///
     /// The run ends at the first block that is missing, because what follows cannot be used
-    /// without it.
+    /// without it. A lookup does not count as a use of the blocks, a load does
+    /// ([`Lease::mark_used`]): many a lookup is put off or asked again.
     #[must_use]
     pub fn lookup(&self, keys: &[BlockKey]) -> Match {
         let mut pinned = Vec::with_capacity(keys.len());
@@ -134,11 +136,20 @@ impl Pool {
                 complete &= sealed;
                 pinned.push(slot);
             }
-            let slots: Vec<u32> = pinned.iter().map(|slot| slot.slot).collect();
-            state.used(&slots);
         }
         let lease = Lease::new(Arc::clone(&self.shared), pinned, self.lease_ttl);
         Match { lease, complete }
+    }
+
+    /// Whether the pool holds `key` or, unless it has to be `complete`, is saving it.
+    #[must_use]
+    pub fn holds(&self, key: BlockKey, complete: bool) -> bool {
+        let mut state = lock(&self.shared.state);
+        state.poll(&self.shared);
+        state.index.find(key).is_some_and(|slot| {
+            let slot = self.shared.slots.current(slot);
+            !complete || self.shared.slots.state(slot) == Some(SlotState::Sealed)
+        })
     }
 
     pub(crate) fn open_session(
@@ -240,23 +251,26 @@ impl Pool {
         }
     }
 
-    /// Place of the first leased block whose bytes do not have their checksum.
+    /// The first of `places` in `lease` whose block does not have its checksum.
     ///
     /// The block is dropped, unless a match that vLLM was told of holds it as well and cannot be
     /// taken back.
     #[must_use]
-    pub fn first_damaged(&self, lease: &Lease) -> Option<usize> {
-        let at = lease
-            .slots()
+    pub fn first_damaged(&self, lease: &Lease, places: Range<usize>) -> Option<usize> {
+        let unverified = lease.slots().get(places.clone()).unwrap_or_default();
+        let intact = unverified
             .iter()
-            .position(|&slot| !self.shared.bytes_match(slot))?;
-        let slot = lease.slots()[at];
+            .take_while(|&&slot| self.shared.bytes_match(slot))
+            .count();
+        let damaged = unverified.get(intact).copied();
         let mut state = lock(&self.shared.state);
+        state.counters.verified_blocks += intact as u64 + u64::from(damaged.is_some());
+        let slot = damaged?;
         if self.shared.slots.doom_if_pinned_once(slot) {
             state.forget(slot.slot);
             state.counters.damaged_blocks += 1;
         }
-        Some(at)
+        Some(places.start + intact)
     }
 
     /// See [`crate::Session::clear`].

@@ -131,6 +131,13 @@ impl State {
         }
     }
 
+    /// The same for leased blocks. One that was lost or cleared since is in no queue any more.
+    pub(super) fn used_by_lease(&mut self, slots: &SlotTable, leased: &[SlotRef]) {
+        let held = leased.iter().filter(|&&slot| slots.holds(slot));
+        let held: Vec<u32> = held.map(|slot| slot.slot).collect();
+        self.used(&held);
+    }
+
     /// See [`super::Pool::settle`]; the slots. What follows a block that is lost is of no use, and
     /// not put before what is.
     pub(super) fn settle(&mut self, chain: &[BlockKey]) -> Vec<u32> {

@@ -26,6 +26,8 @@ V1_SMALL_POOL = EngineConfig(
 V1_STRICT_SMALL_POOL = replace(V1_SMALL_POOL, async_scheduling=True, load="async", policy="fail")
 """The same with async scheduling and vLLM's default policy: a load that fails fails its request."""
 V2_STRICT_SMALL_POOL = replace(V1_STRICT_SMALL_POOL, runner="v2")
+V1_STRICT = replace(V1_ASYNC, policy="fail")
+V2_STRICT = replace(V2_ASYNC, policy="fail")
 V1_UNVERIFIED = EngineConfig(load="layered")
 """Layered loads are compared with their checksums too late."""
 V2_UNVERIFIED = replace(V1_UNVERIFIED, runner="v2")

@@ -188,16 +188,28 @@ class Engine:
 
     # ---- step by step
 
-    def submit(self, prompt: Json, max_tokens: int = 1) -> str:
-        """Adds a request and returns its id."""
+    def submit(
+        self,
+        prompt: Json,
+        max_tokens: int = 1,
+        lora: str | None = None,
+        session_id: str | None = None,
+    ) -> str:
+        """Adds a request, if need be for the LoRA adapter in the folder `lora`; returns its id."""
         from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
 
         self._request_number += 1
         request_id = f"r{self._request_number}"
         sampling = SamplingParams(
             temperature=0, max_tokens=max_tokens, ignore_eos=True, logprobs=0, detokenize=False
         )
-        self._engine.add_request(request_id, dict(prompt), sampling)
+        more: dict[str, Any] = {}
+        if lora is not None:
+            more["lora_request"] = LoRARequest("adapter", 1, lora)
+        if session_id is not None:  # Only newer versions of vLLM have it.
+            more["session_id"] = session_id
+        self._engine.add_request(request_id, dict(prompt), sampling, **more)
         return request_id
 
     def step(self, times: int = 1, until_done: bool = False) -> int:
@@ -244,6 +256,15 @@ class Engine:
     def hold_loads(self, hold: bool) -> None:
         """From now on, ended loads are not reported, or are reported again."""
         self._holding = hold
+
+    def limit_loads(self, places: int) -> None:
+        """From now on, so many async loads may be in flight; none is."""
+        import kvtide.scheduler
+
+        planner = self._scheduler.connector._as_scheduler
+        assert not planner._loads, "loads are in flight"
+        kvtide.scheduler.LOAD_PLACES = places
+        planner._places = list(range(places))
 
     def starve_copies(self, starve: bool) -> int:
         """Puts the copy threads on the one core that computes, with whatever it leaves over.
@@ -377,9 +398,8 @@ def output_as_json(output: Any) -> Json:
 
 
 def as_json(event: Any) -> Json:
-    """One KV event."""
-    fields = {name: getattr(event, name, None) for name in ("block_hashes", "medium", "token_ids")}
-    fields["parent"] = getattr(event, "parent_block_hash", None)
+    """One KV event, with all that is published of it."""
+    fields = {name: getattr(event, name) for name in event.__struct_fields__}
     fields["kind"] = type(event).__name__
     return json.loads(json.dumps(fields, default=lambda value: value.hex()))
 
