@@ -33,5 +33,5 @@ def test_engines_of_one_process_start_and_are_all_counted(kind: str, tiny_model:
     assert ended.returncode == 0, ended.stdout[-6000:]
     [said] = [line for line in ended.stdout.splitlines() if line.startswith("added: ")]
     added = json.loads(said.removeprefix("added: "))
-    assert [name for name, _ in added] == ["one", "other", "one", "one"]
+    assert [name for name, _ in added] == ["one", "other", "one", "other"]
     assert all(tokens and tokens % LOADED_TOKENS == 0 for _, tokens in added), added

@@ -1,10 +1,10 @@
-"""Engines of one process: two at once, and a third when they have ended. Prints what each
-has loaded, by its metrics.
+"""Two engines of one process, the second started when the first has worked. Prints what each has
+loaded, by its metrics.
 
     python -m engines.several llm|async MODEL
 
-Each engine computes a prompt, forgets it, and loads it from the pool; the first once more when the
-second has ended.
+Each engine computes a prompt, forgets it, and loads it from the pool, by turns; the second once
+more when the first has ended.
 """
 
 from __future__ import annotations
@@ -142,14 +142,13 @@ def compute_and_load(engine: Started) -> tuple[str, float]:
 def main(kind: str, model: Path) -> list[tuple[str, float]]:
     """What each engine has added to the metrics."""
     start: Any = {"llm": Offline, "async": Online}[kind]
-    first, second = start(model, "one"), start(model, "other")
-    added = [compute_and_load(first), compute_and_load(second)]
-    second.close()
-    added.append(compute_and_load(first))
+    first = start(model, "one")
+    added = [compute_and_load(first)]
+    second = start(model, "other")
+    added += [compute_and_load(second), compute_and_load(first)]
     first.close()
-    third = start(model, "one")
-    added.append(compute_and_load(third))
-    third.close()
+    added.append(compute_and_load(second))
+    second.close()
     return added
 
 
