@@ -65,7 +65,7 @@ impl Settings {
     /// "load" or "always".
     #[getter]
     fn verify(&self) -> &'static str {
-        match self.0.verify {
+        match self.config.verify {
             Verify::Load => "load",
             Verify::Always => "always",
         }
