@@ -204,7 +204,7 @@ impl RowGeometry {
 
 #[cfg(test)]
 mod tests {
-    use crate::*;
+    use super::*;
     use proptest::prelude::*;
 
     #[test]

@@ -82,7 +82,7 @@ fn open(path: &Path) -> Result<Option<File>, SegmentError> {
 
 #[cfg(test)]
 mod tests {
-    use crate::*;
+    use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     const SHORT: Duration = Duration::from_millis(100);
