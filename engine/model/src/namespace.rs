@@ -80,9 +80,13 @@ impl Namespace {
         let mut encoded = Vec::with_capacity(256);
         encode::optional(&mut encoded, "tenant", scope.tenant.as_deref());
         encode::optional(&mut encoded, "cache_salt", scope.cache_salt.as_deref());
-        let lora = scope.lora.as_ref();
-        encode::optional(&mut encoded, "lora name", lora.map(|l| l.name.as_str()));
-        encode::optional(&mut encoded, "lora path", lora.map(|l| l.path.as_str()));
+        match &scope.lora {
+            None => encode::optional(&mut encoded, "lora", None),
+            Some(Lora { name, path }) => {
+                encode::field(&mut encoded, "lora name", name.as_bytes());
+                encode::field(&mut encoded, "lora path", path.as_bytes());
+            }
+        }
         ChainRoot(*blake3::keyed_hash(&namespace_key, &encoded).as_bytes())
     }
 
