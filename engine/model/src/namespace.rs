@@ -76,7 +76,7 @@ impl Namespace {
     /// (BLAKE3 specification, section 2.3), then keyed with the encoded scope.
     #[must_use]
     pub fn root(&self, scope: &Scope) -> ChainRoot {
-        let namespace_key = blake3::derive_key("kvtide block identity, format 2", &self.encode());
+        let namespace_key = blake3::derive_key("kvtide block identity, format 1", &self.encode());
         let mut encoded = Vec::with_capacity(256);
         encode::optional(&mut encoded, "tenant", scope.tenant.as_deref());
         encode::optional(&mut encoded, "cache_salt", scope.cache_salt.as_deref());
