@@ -112,6 +112,10 @@ fn edit_stormservice(schema: &mut Value) {
     properties["replicas"]["default"] = json!(1);
     properties["replicas"]["minimum"] = json!(0);
     let selector = &mut properties["selector"];
+    // Its parts are Kubernetes' own.
+    let description = selector["description"].take();
+    strip_descriptions(selector);
+    selector["description"] = description;
     selector["x-kubernetes-map-type"] = json!("atomic");
     bound_labels(&mut selector["properties"]["matchLabels"]);
     let template_meta = &mut properties["template"]["properties"]["metadata"]["properties"];
