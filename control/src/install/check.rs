@@ -11,8 +11,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
-use super::LOOK_EVERY;
 use super::heartbeat::{Heartbeat, Pulse};
+use super::{LOOK_EVERY, say};
 use crate::api::crds::definitions;
 use crate::api::{ConditionStatus, StormService, find_condition};
 use crate::controller::{explained, schema};
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             .line("webhook", async || webhook::check(&client, namespace).await)
             .await;
         if let Ok(services) = services(&client).await {
-            println!("      {:<11} {services}", "services");
+            say(format_args!("      {:<11} {services}", "services"));
         }
         match report.faults {
             0 => Ok(()),
@@ -85,10 +85,10 @@ impl Report {
             }
         };
         match outcome {
-            Ok(found) => println!("ok    {what:<11} {found}"),
+            Ok(found) => say(format_args!("ok    {what:<11} {found}")),
             Err(error) => {
                 self.faults += 1;
-                println!("FAIL  {what:<11} {}", explained(&error));
+                say(format_args!("FAIL  {what:<11} {}", explained(&error)));
             }
         }
     }

@@ -7,6 +7,8 @@ mod manifests;
 mod objects;
 pub mod uninstall;
 
+use std::fmt;
+use std::io::Write;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,6 +18,13 @@ use crate::controller::explained;
 
 /// Between two looks at what is waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Prints a line. A closed output is no reason to stop halfway.
+fn say(line: fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout().lock(), "{line}") {
+        tracing::debug!(%error, "nobody reads the output");
+    }
+}
 
 /// Runs a command against the cluster of the kubeconfig.
 ///

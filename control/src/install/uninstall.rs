@@ -17,7 +17,7 @@ use kube::{Client, ResourceExt};
 
 use super::heartbeat::{Heartbeat, Pulse};
 use super::objects::{self, Found};
-use super::{LOOK_EVERY, manifests};
+use super::{LOOK_EVERY, manifests, say};
 use crate::api::crds::definitions;
 use crate::reconcile::said;
 use crate::webhook::SECRET;
@@ -81,10 +81,10 @@ async fn uninstall(client: &Client, args: &Args) -> anyhow::Result<()> {
     )?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     gone(secrets.delete(SECRET, &DeleteParams::default()).await)?;
-    println!("kvtide-control is uninstalled");
-    println!(
+    say(format_args!("kvtide-control is uninstalled"));
+    say(format_args!(
         "the namespace is left: kubectl delete namespace {namespace}, if nothing else is in it"
-    );
+    ));
     Ok(())
 }
 
@@ -124,7 +124,7 @@ async fn delete(client: &Client, object: &DynamicObject, namespace: &str) -> any
     let api = manifests::api_of(client, object, namespace);
     let deleted = api.delete(&name, &DeleteParams::background()).await;
     if gone(deleted).with_context(|| format!("deleting {kind} {name}"))? {
-        println!("deleted {kind} {name}");
+        say(format_args!("deleted {kind} {name}"));
     }
     Ok(())
 }
@@ -165,7 +165,7 @@ async fn delete_services(client: &Client, args: &Args, until: Instant) -> anyhow
         }
         let waits = format!("{} objects of ours, {} below them", ours.len(), below.len());
         if waits != told {
-            println!("waiting for {waits}");
+            say(format_args!("waiting for {waits}"));
             told = waits;
         }
         if Instant::now() >= until {
@@ -216,7 +216,7 @@ async fn delete_definitions(client: &Client, until: Instant) -> anyhow::Result<(
             if found.metadata.deletion_timestamp.is_none() {
                 // Refused for as long as API servers have not seen that the protection is gone.
                 match gone(api.delete(name, &DeleteParams::background()).await) {
-                    Ok(_) => println!("deleted CustomResourceDefinition {name}"),
+                    Ok(_) => say(format_args!("deleted CustomResourceDefinition {name}")),
                     Err(error) => why = format!(": {}", said(&error)),
                 }
             }

@@ -66,7 +66,9 @@ impl Told<'_> {
 pub(super) fn shortened(mut note: String) -> String {
     const MORE: &str = "…";
     if note.len() > NOTE_MAX {
-        note.truncate(note.floor_char_boundary(NOTE_MAX - MORE.len()));
+        let mut ends = (0..=NOTE_MAX - MORE.len()).rev();
+        let end = ends.find(|at| note.is_char_boundary(*at));
+        note.truncate(end.unwrap_or(0));
         note.push_str(MORE);
     }
     note
