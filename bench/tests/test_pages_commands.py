@@ -18,6 +18,7 @@ PYTHON = re.compile(
 )
 PARSER = "ArgumentParser("
 OTHERS = {
+    "AIBrix": "controllers disable-webhook",
     "vLLM": "data-parallel-size decode-context-parallel-size disable-hybrid-kv-cache-manager "
     "enable-dbo enable-sleep-mode kv-cache-dtype kv-offloading-size kv-transfer-config nnodes "
     "pipeline-parallel-size port prefill-context-parallel-size revision runner scheduling-policy "

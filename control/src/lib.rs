@@ -8,7 +8,8 @@
 //! ```
 //!
 //! [`api`] is what is stored, [`core`] decides and does no I/O, [`reconcile`] reads and writes, and
-//! [`controller`] is the process around it. [`batch`] stands beside them and needs no Kubernetes;
+//! [`controller`] is the process around it, and [`install`] checks and removes an installation.
+//! [`batch`] stands beside them and needs no Kubernetes;
 //! its callers are known by [`keys`].
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ pub mod batch;
 pub mod controller;
 pub mod core;
 pub mod crds;
+pub mod install;
 pub mod keys;
 pub mod reconcile;
 pub mod telemetry;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kvtide_control::telemetry::{self, LogArgs};
-use kvtide_control::{batch, controller, crds};
+use kvtide_control::{batch, controller, crds, install};
 
 /// kvtide's control plane.
 #[derive(Debug, Parser)]
@@ -20,19 +20,31 @@ struct Cli {
 enum Command {
     /// The batch API: serve it, or use it from the command line.
     Batch(Box<batch::Args>),
+    /// Check that an installation works: CRDs, rights, leader, webhook.
+    Check(install::check::Args),
     /// Run the controllers of StormService, RoleSet and PodSet.
     Controller(Box<controller::Args>),
     /// Print the CustomResourceDefinitions, for `kubectl apply -f -`.
     Crds(crds::Args),
+    /// Remove what control/deploy installed, in a safe order.
+    Uninstall(install::uninstall::Args),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     telemetry::init_logs(&cli.logs)?;
-    match cli.command {
+    let outcome = match cli.command {
         Command::Batch(args) => return Ok(batch::main(*args)),
-        Command::Controller(args) => controller::run(*args)?,
-        Command::Crds(args) => crds::run(args)?,
-    }
-    Ok(ExitCode::SUCCESS)
+        Command::Check(args) => install::check::run(&args),
+        Command::Controller(args) => controller::run(*args),
+        Command::Crds(args) => crds::run(args),
+        Command::Uninstall(args) => install::uninstall::run(&args),
+    };
+    Ok(match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", controller::explained(&error));
+            ExitCode::FAILURE
+        }
+    })
 }

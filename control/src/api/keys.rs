@@ -22,6 +22,10 @@ pub const ROLE_SET_INDEX: &str = "stormservice.orchestration.aibrix.ai/roleset-i
 /// Annotation: as [`STORM_SERVICE_REVISION`].
 pub const ROLE_SET_REVISION: &str = "stormservice.orchestration.aibrix.ai/revision";
 
+/// Annotation of a StormService by which AIBrix puts its runtime sidecar into the pods; its presence is
+/// enough. Not done here, and said so.
+pub const SIDECAR_INJECTION: &str = "model.aibrix.ai/sidecar-injection";
+
 /// Annotation of a RoleSet, ours: which foreign `role-template-hash` stands for which template of
 /// ours, as JSON. Every RoleSet that kvtide made or adopted carries it.
 pub const ADOPTED_HASHES: &str = "control.kvtide.io/adopted-template-hashes";

@@ -27,6 +27,7 @@ pub struct SchedulingStrategy {
 pub struct GodelStrategy {
     /// Pods that must fit at once; computed where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub min_member: Option<i32>,
     /// Priority class of the group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,6 +65,7 @@ pub struct CoschedulingStrategy {
 pub struct VolcanoStrategy {
     /// Pods that must fit at once; computed where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub min_member: Option<i32>,
     /// The same for each task; a task is a role's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,6 +105,19 @@ impl Scheduler {
 }
 
 impl SchedulingStrategy {
+    /// The number of members that was given: at least one. AIBrix takes 0, which means the same as none.
+    #[must_use]
+    pub fn min_member(&self) -> Option<i32> {
+        let godel = self.godel_scheduling_strategy.as_ref();
+        let coscheduling = self.coscheduling_scheduling_strategy.as_ref();
+        let volcano = self.volcano_scheduling_strategy.as_ref();
+        let given = godel
+            .and_then(|godel| godel.min_member)
+            .or(coscheduling.and_then(|coscheduling| coscheduling.min_member))
+            .or(volcano.and_then(|volcano| volcano.min_member));
+        given.filter(|members| *members >= 1)
+    }
+
     /// Which scheduler is meant; none where the union is empty.
     #[must_use]
     pub fn scheduler(&self) -> Option<Scheduler> {

@@ -14,10 +14,12 @@ use serde::de::DeserializeOwned;
 
 use super::Args;
 use crate::api::{PodSet, RoleSet, StormService, keys};
-use crate::reconcile::Trigger;
-use crate::reconcile::informer::{Informer, Route, key_of, owner_key, route_owner, route_self};
+use crate::reconcile::informer::{
+    Informer, Route, key_of, owner_key, owner_uid, route_owner, route_self,
+};
 use crate::reconcile::ledger::Ledger;
 use crate::reconcile::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
+use crate::reconcile::{Key, Trigger};
 
 /// Feeds a cache for as long as it is polled.
 type Feed = BoxFuture<'static, ()>;
@@ -83,6 +85,7 @@ pub(super) fn caches(
         vec![
             (route_self(), triggers.role_sets.clone()),
             (route_owner("StormService"), triggers.services.clone()),
+            (route_orphan(), triggers.services.clone()),
         ],
         ledger,
         &mut feeds,
@@ -133,7 +136,7 @@ pub(super) fn caches(
     );
     let headless = start(
         events(api(client, namespace), everything.clone()),
-        vec![(route_owner("StormService"), triggers.services.clone())],
+        vec![route_name(services.clone(), triggers.services.clone())],
         ledger,
         &mut feeds,
     );
@@ -168,6 +171,31 @@ where
     let (informer, feed) = Informer::new(events, routes, ledger.clone());
     feeds.push(feed.boxed());
     informer
+}
+
+/// A RoleSet that is nobody's asks for the StormService whose label it carries.
+fn route_orphan() -> Route<DeserializeGuard<RoleSet>> {
+    Box::new(|_, new| {
+        let (meta, key) = (new.meta(), key_of(new));
+        let name = meta.labels.as_ref()?.get(keys::STORM_SERVICE_NAME)?;
+        owner_uid(meta).is_none().then(|| Key {
+            namespace: key.namespace,
+            name: name.clone(),
+        })
+    })
+}
+
+/// A Service asks for the StormService of its name, whosever it is: it may be in its way, or get out of
+/// it.
+fn route_name(
+    services: Informer<DeserializeGuard<StormService>>,
+    trigger: Trigger,
+) -> (Route<ObservedService>, Trigger) {
+    let route: Route<ObservedService> = Box::new(move |_, new| {
+        let key = key_of(new);
+        services.get(&key).is_some().then_some(key)
+    });
+    (route, trigger)
 }
 
 /// A StormService that is paused, or is so no more, asks for all its RoleSets.

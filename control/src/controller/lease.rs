@@ -13,6 +13,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
 
+use crate::reconcile::said;
+
 /// Which lease, and for how long.
 #[derive(Clone, Debug)]
 pub(super) struct LeaseSettings {
@@ -66,7 +68,9 @@ impl Lease {
             match tokio::time::timeout(self.trusted(), self.try_hold()).await {
                 Ok(Ok(true)) => return asked,
                 Ok(Ok(false)) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "the lease could not be asked for"),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = said(&error), "the lease could not be asked for")
+                }
                 Err(_) => tracing::warn!("no answer about the lease"),
             }
             tokio::time::sleep(self.retry()).await;
@@ -85,7 +89,9 @@ impl Lease {
             match tokio::time::timeout(left, self.try_hold()).await {
                 Ok(Ok(true)) => renewed = asked,
                 Ok(Ok(false)) => return,
-                Ok(Err(error)) => tracing::warn!(%error, "the lease could not be renewed"),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = said(&error), "the lease could not be renewed")
+                }
                 Err(_) => return,
             }
             if renewed.elapsed() >= give_up {
@@ -109,7 +115,10 @@ impl Lease {
             Ok::<(), kube::Error>(())
         };
         if let Err(error) = released.await {
-            tracing::warn!(%error, "the lease could not be released; others wait for it to expire");
+            tracing::warn!(
+                error = said(&error),
+                "the lease could not be released; others wait for it to expire"
+            );
         }
     }
 

@@ -7,7 +7,7 @@ mod args;
 mod caches;
 mod http;
 mod lease;
-mod schema;
+pub(crate) mod schema;
 mod wiring;
 
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 pub use args::Args;
 
+use crate::reconcile::said;
 use crate::telemetry;
 use crate::webhook::{self, Source};
 use lease::{Lease, LeaseSettings};
@@ -28,7 +29,7 @@ use lease::{Lease, LeaseSettings};
 /// How long running reconciles may take to end at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
-/// After the webhook's certificate could not be made or told of; doubles up to
+/// After the webhook's certificate could not be made; doubles up to
 /// [`WEBHOOK_RETRY_LONGEST`].
 const WEBHOOK_RETRY_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause between tries to install the webhook.
@@ -66,6 +67,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         .await
         .context("asking the API server its version")?;
     tracing::info!(api_server = %version.git_version, version = env!("CARGO_PKG_VERSION"), "starting");
+    // Told from the start: an alert on 0 sees nothing where there is nothing.
+    metrics::gauge!("kvtide_control_leader").set(0.0);
     let health = Arc::new(Health::default());
     let (stop, stopped) = watch::channel(false);
     let mut server = tokio::spawn(http::serve(
@@ -104,27 +107,39 @@ async fn webhook(args: Args, client: Client) -> anyhow::Result<()> {
     let Some(address) = args.webhook_listen else {
         return std::future::pending().await;
     };
-    let source = match args.webhook_cert_dir {
-        Some(directory) => Source::Mounted(directory),
-        None => {
-            let (namespace, configuration) = (&args.lease_namespace, &args.webhook_configuration);
-            let mut pause = WEBHOOK_RETRY_FIRST;
-            loop {
-                let names = &args.webhook_names;
-                let installed = webhook::install(&client, namespace, names, configuration).await;
-                match installed.and_then(|source| source.load().map(|_| source)) {
-                    Ok(source) => break source,
-                    // All else works without it.
-                    Err(error) => {
-                        tracing::warn!(?pause, "the webhook is not served yet: {error:#}")
-                    }
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(WEBHOOK_RETRY_LONGEST);
+    if let Some(directory) = args.webhook_cert_dir {
+        return webhook::serve(address, Source::Mounted(directory), client).await;
+    }
+    let mut pause = WEBHOOK_RETRY_FIRST;
+    let own = loop {
+        match webhook::own(&client, &args.lease_namespace, &args.webhook_names).await {
+            Ok(own) => break own,
+            // All else works without it.
+            Err(error) => {
+                let error = explained(&error);
+                tracing::warn!(?pause, error, "the webhook is not served yet");
             }
         }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(WEBHOOK_RETRY_LONGEST);
     };
-    webhook::serve(address, source).await
+    let (configuration, authority) = (&args.webhook_configuration, &own.authority);
+    let trusted = webhook::keep_trusted(client.clone(), configuration, authority);
+    tokio::select! {
+        served = webhook::serve(address, own.source, client) => served,
+        () = trusted => bail!("the watch of the webhook configuration ended"),
+    }
+}
+
+/// An error with what caused it, in one line: of the API server its own words alone.
+#[must_use]
+pub fn explained(error: &anyhow::Error) -> String {
+    let (outer, inner) = (error.to_string(), said(error.as_ref()));
+    match error.chain().count() {
+        1 => inner,
+        _ if inner == outer => format!("{error:#}"),
+        _ => format!("{outer}: {inner}"),
+    }
 }
 
 async fn stop_signal() -> std::io::Result<&'static str> {
@@ -145,6 +160,7 @@ async fn lead(
 ) -> anyhow::Result<()> {
     if !args.leader_elect {
         health.leads.store(true, Ordering::Relaxed);
+        metrics::gauge!("kvtide_control_leader").set(1.0);
         return wiring::run(&args, client, health, stopped).await;
     }
     let settings = LeaseSettings {

@@ -8,6 +8,7 @@ use kube::api::Api;
 use kube::{Client, ResourceExt};
 use serde_json::Value;
 
+use super::explained;
 use crate::api::crds::definitions;
 use crate::reconcile::Context;
 use crate::reconcile::Trigger;
@@ -62,7 +63,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// # Errors
 ///
 /// When a CRD is missing or the API server does not answer.
-pub(super) async fn gap(client: &Client) -> anyhow::Result<Gap> {
+pub(crate) async fn gap(client: &Client) -> anyhow::Result<Gap> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let mut lost = Vec::new();
     for wanted in definitions()? {
@@ -123,7 +124,7 @@ pub(super) async fn follow(context: &Context, services: &Trigger, role_sets: &Tr
             Ok(Some(changed)) => changed,
             Ok(None) => continue,
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "could not look at the CRDs");
+                tracing::warn!(error = explained(&error), "could not look at the CRDs");
                 continue;
             }
         };

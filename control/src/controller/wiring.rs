@@ -16,7 +16,6 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config, Controller};
-use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, Resource};
@@ -81,17 +80,14 @@ pub(super) async fn run(
         let feed = groups.follow(scheduler, client.clone(), namespace, ledger.clone(), owners);
         caches.feeds.push(feed.boxed());
     }
-    let reporter = Reporter {
-        controller: FIELD_MANAGER.into(),
-        instance: std::env::var("HOSTNAME").ok(),
-    };
+    let instance = std::env::var("HOSTNAME").unwrap_or_else(|_| FIELD_MANAGER.into());
     let context = Arc::new(Context {
         client: client.clone(),
         settings: args.settings(),
         writer: Writer::new(client.clone(), ledger.clone()),
         ledger,
         gangs,
-        recorder: Recorder::new(client, reporter),
+        instance,
         schema,
         services: caches.services,
         role_sets: caches.role_sets,

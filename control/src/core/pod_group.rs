@@ -48,6 +48,10 @@ pub fn spec(strategy: &SchedulingStrategy, asks: Asks) -> Option<Value> {
             1
         }
     };
+    // A gang of nobody waits for nobody.
+    if strategy.min_member().is_none() {
+        fields.remove("minMember");
+    }
     fields.entry("minMember").or_insert(json!(members));
     Some(spec)
 }
@@ -88,6 +92,10 @@ mod tests {
             (
                 json!({"coschedulingSchedulingStrategy": {"minMember": 2}}),
                 json!({"minMember": 2}),
+            ),
+            (
+                json!({"volcanoSchedulingStrategy": {"minMember": 0}}),
+                json!({"minMember": 7}),
             ),
             (
                 json!({"volcanoSchedulingStrategy": {"queue": "q", "minTaskMember": {"prefill": 2}}}),

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event as K8sEvent;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, PostParams};
 use kube::core::DeserializeGuard;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::EventType;
 use kube::{Client, Resource};
 
 use super::apply::Writer;
+use super::error::said;
+use super::event::{Told, shortened};
 use super::gangs::Gangs;
 use super::informer::Informer;
 use super::ledger::Ledger;
@@ -41,8 +44,8 @@ pub struct Context {
     pub writer: Writer,
     /// PodGroup kinds and what was applied of them.
     pub gangs: Gangs,
-    /// Tells events.
-    pub recorder: Recorder,
+    /// Which process this is, for events.
+    pub instance: String,
     /// What the installed CRDs keep.
     pub schema: Schema,
     /// StormServices.
@@ -98,27 +101,20 @@ impl Context {
         reason: &str,
         note: String,
     ) {
+        let told = Told {
+            type_,
+            reason,
+            note: shortened(note),
+        };
         let uid = meta.uid.as_deref().unwrap_or_default();
-        if !self.ledger.tell(uid, reason, &note) {
+        if !self.ledger.tell(uid, reason, &told.note) {
             return;
         }
-        let reference = ObjectReference {
-            api_version: Some(K::api_version(&()).into_owned()),
-            kind: Some(K::kind(&()).into_owned()),
-            name: meta.name.clone(),
-            namespace: meta.namespace.clone(),
-            uid: meta.uid.clone(),
-            ..ObjectReference::default()
-        };
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: "Reconcile".into(),
-            secondary: None,
-        };
-        if let Err(error) = self.recorder.publish(&event, &reference).await {
-            tracing::warn!(%error, reason, "an event could not be told");
+        let event = told.about::<K>(meta, &self.instance);
+        let namespace = event.metadata.namespace.clone().unwrap_or_default();
+        let api: Api<K8sEvent> = Api::namespaced(self.client.clone(), &namespace);
+        if let Err(error) = api.create(&PostParams::default(), &event).await {
+            tracing::warn!(error = said(&error), reason, "an event could not be told");
         }
     }
 }

@@ -6,7 +6,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum Error {
     /// The API server refused or did not answer.
-    #[error("{action} {kind} {name}: {source}")]
+    #[error("could not {} {kind} {name}: {}", words_of(.action), said(.source.as_ref()))]
     Api {
         /// What was tried.
         action: &'static str,
@@ -44,6 +44,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// In one word, for events.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Api { action, .. } => match *action {
+                "create" => "FailedCreate",
+                "delete" => "FailedDelete",
+                _ => "FailedUpdate",
+            },
+            Self::NameTaken { .. } => "NameTaken",
+            Self::Revision { .. } | Self::Build { .. } => "Failed",
+        }
+    }
+
     /// For metrics and for how loud to be.
     #[must_use]
     pub fn category(&self) -> &'static str {
@@ -79,6 +93,32 @@ impl Error {
     }
 }
 
+fn words_of(action: &'static str) -> &'static str {
+    match action {
+        "status" => "write the status of",
+        other => other,
+    }
+}
+
+/// What the API server said to a request, in its own words; of any other error, what it says itself.
+/// `kube::Error` would add the whole answer once more, as a Rust structure.
+#[must_use]
+pub(crate) fn said(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let boxed = error.downcast_ref::<Box<kube::Error>>().map(Box::as_ref);
+        if let Some(kube::Error::Api(status)) = error.downcast_ref().or(boxed) {
+            return if status.message.is_empty() {
+                format!("{} (code {})", status.reason, status.code)
+            } else {
+                status.message.clone()
+            };
+        }
+        cause = error.source();
+    }
+    error.to_string()
+}
+
 /// The failure that a status tells of, if there is one. A lost race is none, nor is an API server that
 /// is away or has too much to do: that is over within moments, and a condition for it would come and
 /// go with every one, at the worst time for another write.
@@ -105,6 +145,39 @@ mod tests {
     use kube::core::Status;
 
     use super::*;
+
+    #[test]
+    fn a_refusal_is_one_sentence_in_the_words_of_the_api_server() {
+        let refused = |action, message| {
+            let status = Status::failure(message, "Forbidden").with_code(403);
+            Error::Api {
+                action,
+                kind: "Pod".into(),
+                name: "a".into(),
+                source: Box::new(kube::Error::Api(status.boxed())),
+            }
+        };
+        let said = "pods \"a\" is forbidden: exceeded quota";
+        let table = [
+            ("create", said, format!("could not create Pod a: {said}")),
+            (
+                "status",
+                "",
+                "could not write the status of Pod a: Forbidden (code 403)".to_owned(),
+            ),
+        ];
+        for (action, message, expected) in table {
+            assert_eq!(refused(action, message).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn what_wraps_a_refusal_says_the_same() {
+        let status = Status::failure("no such kind", "NotFound").with_code(404);
+        let error = kube::Error::Api(status.boxed());
+        let wrapped = kube::runtime::watcher::Error::InitialListFailed(error);
+        assert_eq!(said(&wrapped), "no such kind");
+    }
 
     #[test]
     fn what_passes_by_itself_is_no_failure_to_tell_of() {

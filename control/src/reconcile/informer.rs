@@ -14,6 +14,7 @@ use kube::runtime::reflector::{self, ObjectRef, Store, store::Writer};
 use kube::runtime::watcher::{self, Event};
 use kube::{Resource, ResourceExt};
 
+use super::error::said;
 use super::ledger::Ledger;
 use super::trigger::{Key, Trigger};
 
@@ -133,7 +134,7 @@ where
                 Ok(event) => event,
                 Err(error) => {
                     // The watcher starts again by itself, after a pause.
-                    tracing::warn!(kind = %K::kind(&()), %error, "watch interrupted");
+                    tracing::warn!(kind = %K::kind(&()), error = said(&error), "watch interrupted");
                     continue;
                 }
             };

@@ -11,6 +11,7 @@
 pub mod apply;
 pub mod context;
 mod error;
+mod event;
 mod farewell;
 mod foreign;
 mod ganging;
@@ -30,6 +31,7 @@ mod undecodable;
 
 pub use context::{Context, Settings};
 pub use error::Error;
+pub(crate) use error::said;
 pub use trigger::{Key, Trigger};
 
 /// When to go on after as many creations as one look may ask for, if no event comes before.
@@ -47,6 +49,8 @@ pub mod conditions {
     pub const INVALID: &str = "Invalid";
     /// Gang scheduling is asked for, and its PodGroup kind is not installed, or came too late.
     pub const POD_GROUP_UNAVAILABLE: &str = "PodGroupUnavailable";
+    /// An annotation asks AIBrix for its runtime sidecar, which is not put into pods here.
+    pub const SIDECAR_NOT_INJECTED: &str = "SidecarNotInjected";
     /// Which generation the status is about, where the installed CRD has no field for it.
     pub const OBSERVED: &str = "Observed";
     /// The installed CRDs lack fields of this version.

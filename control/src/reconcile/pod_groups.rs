@@ -13,6 +13,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 
+use super::error::said;
 use super::gangs::{PURPOSE, resource};
 use super::informer::{owner_key, owner_uid};
 use super::ledger::Ledger;
@@ -160,7 +161,10 @@ impl PodGroups {
                     kind.stage.send_replace(Stage::Listed);
                 }
                 // The watcher starts again by itself, after a pause.
-                Err(error) => tracing::warn!(?scheduler, %error, "watch of PodGroups interrupted"),
+                Err(error) => {
+                    let error = said(&error);
+                    tracing::warn!(?scheduler, error, "watch of PodGroups interrupted");
+                }
             }
         }
     }

@@ -7,22 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::{Timestamp, tz::TimeZone};
 use kube::Client;
-use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, ObjectMeta, PostParams};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::json;
 
 /// Name of the Secret; `control/deploy` grants access to this one alone.
-const SECRET: &str = "kvtide-control-webhook";
+pub(crate) const SECRET: &str = "kvtide-control-webhook";
 const VALID_YEARS: i32 = 10;
 /// Keys of the Secret, as `kubernetes.io/tls` has them.
 const CERTIFICATE: &str = "tls.crt";
@@ -74,17 +70,21 @@ fn read(directory: &Path, name: &str) -> anyhow::Result<Vec<u8>> {
     std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Makes or finds the certificate that replicas share, and tells the API server its CA.
+/// The controller's own certificate.
+#[derive(Clone, Debug)]
+pub struct Own {
+    /// What to serve with.
+    pub source: Source,
+    /// The CA that signed it, as PEM.
+    pub authority: Vec<u8>,
+}
+
+/// Makes or finds the certificate that replicas share.
 ///
 /// # Errors
 ///
-/// When the Secret cannot be read or written.
-pub async fn install(
-    client: &Client,
-    namespace: &str,
-    names: &[String],
-    configuration: &str,
-) -> anyhow::Result<Source> {
+/// When the Secret cannot be read or written, or does not hold one.
+pub async fn own(client: &Client, namespace: &str, names: &[String]) -> anyhow::Result<Own> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let secret = match secrets
         .get_opt(SECRET)
@@ -115,11 +115,13 @@ pub async fn install(
     if authority.is_empty() {
         bail!("the Secret {namespace}/{SECRET} lacks {AUTHORITY}; delete it to have it made anew");
     }
-    tell(client, configuration, &authority).await?;
-    Ok(Source::Own {
+    let source = Source::Own {
         certificate: part(CERTIFICATE),
         key: part(KEY),
-    })
+    };
+    // One that cannot be served is said now, while it can be made anew.
+    source.load()?;
+    Ok(Own { source, authority })
 }
 
 fn make(names: &[String]) -> anyhow::Result<Secret> {
@@ -163,43 +165,4 @@ fn make(names: &[String]) -> anyhow::Result<Secret> {
         ),
         ..Secret::default()
     })
-}
-
-/// Puts the CA into the webhook configuration, if that is installed.
-async fn tell(client: &Client, configuration: &str, authority: &[u8]) -> anyhow::Result<()> {
-    let api: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    let found = api
-        .get_opt(configuration)
-        .await
-        .context("reading the webhook configuration")?;
-    let Some(found) = found else {
-        tracing::warn!(
-            configuration,
-            "no such ValidatingWebhookConfiguration: nobody will ask"
-        );
-        return Ok(());
-    };
-    let webhooks = found.webhooks.unwrap_or_default();
-    let stale = webhooks.iter().enumerate().filter(|(_, webhook)| {
-        webhook
-            .client_config
-            .ca_bundle
-            .as_ref()
-            .is_none_or(|bundle| bundle.0 != authority)
-    });
-    let changes: Vec<_> = stale
-        .map(|(at, _)| {
-            json!({"op": "add", "path": format!("/webhooks/{at}/clientConfig/caBundle"),
-                "value": STANDARD.encode(authority)})
-        })
-        .collect();
-    if changes.is_empty() {
-        return Ok(());
-    }
-    let patch = serde_json::from_value(json!(changes)).context("the patch of the CA")?;
-    let patch: Patch<serde_json::Value> = Patch::Json(patch);
-    api.patch(configuration, &PatchParams::default(), &patch)
-        .await
-        .context("telling the API server the webhook's CA")?;
-    Ok(())
 }

@@ -1,33 +1,41 @@
 //! The validating webhook: says no, with the field's path, to what neither schema nor CEL can see.
 //!
-//! Every replica serves it. It keeps no state and asks the API server nothing, so it cannot be
-//! behind. What it would refuse although it is stored already is let through unchanged: a finalizer
-//! must be removable from anything.
+//! Every replica serves it. It keeps no state, so it cannot be behind: `review` decides from the request
+//! alone, and `dry_run` has the API server try what the controllers would create. What would be refused
+//! although it is stored already is let through unchanged: a finalizer must be removable from anything.
 
+mod authority;
 mod certificate;
+mod dry_run;
+mod review;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use kube::Client;
 use kube::core::DynamicObject;
-use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
+use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
 use rustls::ServerConfig;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use crate::api::{RoleSetSpec, StormServiceSpec};
-use crate::core::validate::{self, Violation};
+use crate::core::validate;
+use dry_run::DryRuns;
+use review::Verdict;
 
-pub use certificate::{Source, install};
+pub use authority::keep_trusted;
+pub(crate) use certificate::SECRET;
+pub use certificate::{Own, Source, own};
 
 /// Connections at once. The API server keeps a few and reuses them.
 const CONNECTIONS_MAX: usize = 64;
@@ -41,7 +49,7 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 ///
 /// When the port is taken or the certificate cannot be read.
-pub async fn serve(address: SocketAddr, source: Source) -> anyhow::Result<()> {
+pub async fn serve(address: SocketAddr, source: Source, client: Client) -> anyhow::Result<()> {
     let tls = Arc::new(RwLock::new(source.load()?));
     let reloaded = tls.clone();
     let reload = async move {
@@ -59,12 +67,18 @@ pub async fn serve(address: SocketAddr, source: Source) -> anyhow::Result<()> {
     tracing::info!(%address, "serving the webhook");
     tokio::select! {
         () = reload => Ok(()),
-        outcome = accept(listener, tls) => outcome,
+        outcome = accept(listener, tls, client) => outcome,
     }
 }
 
-async fn accept(listener: TcpListener, tls: Arc<RwLock<Arc<ServerConfig>>>) -> anyhow::Result<()> {
-    let routes = Router::new().route("/validate", post(review));
+async fn accept(
+    listener: TcpListener,
+    tls: Arc<RwLock<Arc<ServerConfig>>>,
+    client: Client,
+) -> anyhow::Result<()> {
+    let routes = Router::new()
+        .route("/validate", post(review))
+        .with_state(Arc::new(DryRuns::new(client)));
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = permits
@@ -98,9 +112,18 @@ async fn accept(listener: TcpListener, tls: Arc<RwLock<Arc<ServerConfig>>>) -> a
     }
 }
 
-async fn review(Json(review): Json<AdmissionReview<DynamicObject>>) -> Json<Value> {
+async fn review(
+    State(dry_runs): State<Arc<DryRuns>>,
+    Json(review): Json<AdmissionReview<DynamicObject>>,
+) -> Json<Value> {
     let response = match TryInto::<AdmissionRequest<DynamicObject>>::try_into(review) {
-        Ok(request) => answer(&request),
+        Ok(request) => {
+            let mut verdict = review::look_at(&request);
+            if verdict.violations.is_empty() {
+                verdict.join(dry_runs.try_out(&request).await);
+            }
+            answer(&request, verdict)
+        }
         Err(error) => AdmissionResponse::invalid(error.to_string()),
     };
     metrics::counter!(
@@ -111,125 +134,12 @@ async fn review(Json(review): Json<AdmissionReview<DynamicObject>>) -> Json<Valu
 }
 
 /// Yes, or no and why.
-fn answer(request: &AdmissionRequest<DynamicObject>) -> AdmissionResponse {
-    let response = AdmissionResponse::from(request);
-    let Some(object) = &request.object else {
-        return response;
-    };
-    let spec = object.data.get("spec").cloned().unwrap_or_default();
-    let unchanged = request.operation == Operation::Update
-        && request
-            .old_object
-            .as_ref()
-            .and_then(|old| old.data.get("spec"))
-            == Some(&spec);
-    if unchanged || object.metadata.deletion_timestamp.is_some() {
-        return response;
-    }
-    let old = request.old_object.as_ref();
-    let old = old.and_then(|old| old.data.get("spec")).cloned();
-    let violations = violations(&request.kind.kind, &request.name, spec, old);
-    if violations.is_empty() {
+fn answer(request: &AdmissionRequest<DynamicObject>, verdict: Verdict) -> AdmissionResponse {
+    let mut response = AdmissionResponse::from(request);
+    response.warnings = (!verdict.warnings.is_empty()).then_some(verdict.warnings);
+    if verdict.violations.is_empty() {
         response
     } else {
-        response.deny(validate::describe(&violations))
-    }
-}
-
-/// What is wrong with `spec`; `old` is what it was before a change.
-fn violations(kind: &str, name: &str, spec: Value, old: Option<Value>) -> Vec<Violation> {
-    let unreadable = |error: serde_json::Error| {
-        vec![Violation {
-            path: "spec".into(),
-            message: error.to_string(),
-        }]
-    };
-    match kind {
-        "StormService" => match serde_json::from_value::<StormServiceSpec>(spec) {
-            Ok(spec) => {
-                let old = old.and_then(|old| serde_json::from_value(old).ok());
-                let mut violations = validate::stormservice(name, &spec);
-                violations.extend(validate::group_names(name, &spec, old.as_ref()));
-                violations
-            }
-            Err(error) => unreadable(error),
-        },
-        "RoleSet" => serde_json::from_value::<RoleSetSpec>(spec)
-            .map_or_else(unreadable, |spec| validate::role_set(&spec)),
-        _ => Vec::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn request(operation: &str, object: Value, old: Value) -> AdmissionRequest<DynamicObject> {
-        let resource = json!({"group": "orchestration.aibrix.ai", "version": "v1alpha1"});
-        let mut kind = resource.clone();
-        kind["kind"] = json!("StormService");
-        let mut plural = resource;
-        plural["resource"] = json!("stormservices");
-        let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
-            "request": {"uid": "u", "kind": kind, "resource": plural, "operation": operation,
-            "name": "llm", "namespace": "n", "userInfo": {}, "object": object, "oldObject": old}});
-        let review: AdmissionReview<DynamicObject> = serde_json::from_value(review).unwrap();
-        review.try_into().unwrap()
-    }
-
-    fn cyclic() -> Value {
-        json!({"apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "StormService",
-            "metadata": {"name": "llm"}, "spec": {"selector": {},
-            "template": {"spec": {"roles": [{"name": "a", "dependencies": ["b"]},
-                {"name": "b", "dependencies": ["a"]}]}}}})
-    }
-
-    #[test]
-    fn a_cycle_is_refused_with_its_path() {
-        let denied = answer(&request("CREATE", cyclic(), Value::Null));
-        assert!(!denied.allowed);
-        let message = denied.result.message;
-        assert!(
-            message.contains("spec.template.spec.roles: dependencies form a cycle"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn a_long_name_is_refused_unless_it_was_there_before() {
-        let with = |roles: &[(&str, i32)]| {
-            let roles: Vec<Value> = roles
-                .iter()
-                .map(|(name, size)| json!({"name": name, "podGroupSize": size, "replicas": 1}))
-                .collect();
-            json!({"apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "StormService",
-                "metadata": {"name": "llm"}, "spec": {"selector": {},
-                "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"roles": roles}}}})
-        };
-        let long = "r".repeat(25);
-        let (group, single) = (with(&[(&long, 2)]), with(&[(&long, 1)]));
-        let more = with(&[(&long, 3), ("other", 1)]);
-        let two = with(&[(&long, 2), (&"o".repeat(25), 2)]);
-        let table = [
-            ("CREATE", &group, &Value::Null, false),
-            ("CREATE", &single, &Value::Null, true),
-            ("UPDATE", &more, &group, true),
-            ("UPDATE", &group, &single, false),
-            ("UPDATE", &two, &group, false),
-        ];
-        for (operation, new, old, allowed) in table {
-            let said = answer(&request(operation, new.clone(), old.clone()));
-            assert_eq!(said.allowed, allowed, "{operation} {new} after {old}");
-        }
-    }
-
-    #[test]
-    fn what_is_stored_already_can_still_be_finalized() {
-        assert!(answer(&request("UPDATE", cyclic(), cyclic())).allowed);
-        let mut going = cyclic();
-        going["metadata"]["deletionTimestamp"] = json!("2030-01-01T00:00:00Z");
-        assert!(answer(&request("UPDATE", going, Value::Null)).allowed);
+        response.deny(validate::describe(&verdict.violations))
     }
 }

@@ -183,6 +183,8 @@ impl Cluster {
             "--disable-admission-plugins=ServiceAccount",
             "--endpoint-reconciler-type=none",
             "--allow-privileged=true",
+            // As before Kubernetes 1.36: a Service's name begins with a letter.
+            "--feature-gates=RelaxedServiceNameValidation=false",
             &format!("--audit-log-path={}", path("audit.log")),
             &format!("--audit-policy-file={}", path("audit.yaml")),
         ]);
@@ -221,16 +223,34 @@ impl Cluster {
     }
 
     /// What a user installs, with the user's own command.
-    fn install(&self) {
+    pub(crate) fn install(&self) {
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
         self.kubectl(&["apply", "-k", &deploy.display().to_string()]);
         // No pod of it runs here: the webhook of the manifests would only cost its time-out.
-        let webhook = "validatingwebhookconfiguration";
-        self.kubectl(&["delete", webhook, "kvtide-control", "--wait=false"]);
+        self.remove_webhook();
         for kind in ["stormservices", "rolesets", "podsets"] {
             let crd = format!("crd/{kind}.{}", "orchestration.aibrix.ai");
             self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]);
         }
+    }
+
+    /// Removes the webhook configuration of the manifests.
+    pub(crate) fn remove_webhook(&self) {
+        let webhook = "validatingwebhookconfiguration";
+        self.kubectl(&["delete", webhook, "kvtide-control", "--ignore-not-found"]);
+    }
+
+    /// Runs our own program with all rights; whether it succeeded, and all that it printed.
+    pub(crate) fn kvtide_control(&self, arguments: &[&str]) -> (bool, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_kvtide-control"))
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        (output.status.success(), text)
     }
 
     /// Kills the API server and starts it again on the same port and data.
@@ -273,6 +293,14 @@ impl Cluster {
             "kubectl {arguments:?}: {text}{errors}"
         );
         text
+    }
+
+    /// Runs kubectl, which must succeed; what it says beside its output.
+    pub(crate) fn kubectl_warnings(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl_raw(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "kubectl {arguments:?}: {errors}");
+        errors
     }
 
     /// Runs kubectl, which must fail; what it says.

@@ -115,6 +115,13 @@ async fn of_two_controllers_one_leads_and_namespaces_do_not_mix() {
             .then_some(())
     })
     .await;
+    let leads = async |controller: &Controller| {
+        let page = controller.page("/metrics").await.unwrap_or_default();
+        let mut lines = page.lines();
+        let line = lines.find(|line| line.starts_with("kvtide_control_leader "));
+        line.map(|line| line.trim_start_matches("kvtide_control_leader ").to_owned())
+    };
+    assert_eq!(leads(&first).await.as_deref(), Some("1"));
     let second = Controller::start(here.cluster, None, &flags);
     here.apply(service("llm", 2, roles("a"))).await;
     there.apply(service("llm", 2, roles("a"))).await;
@@ -131,6 +138,12 @@ async fn of_two_controllers_one_leads_and_namespaces_do_not_mix() {
             .await
             .unwrap()
             .contains("kvtide_control_writes_total")
+    );
+
+    assert_eq!(
+        leads(&second).await.as_deref(),
+        Some("0"),
+        "there, and no leader"
     );
 
     let untouched = uids(&there.all(&there.pods()).await);

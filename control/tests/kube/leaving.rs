@@ -116,3 +116,80 @@ async fn a_foreground_deletion_leaves_nothing() {
     let kinds = "rolesets,podsets,pods,services,controllerrevisions";
     assert_eq!(world.kubectl(&["get", kinds, "-o", "name"]).trim(), "");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_of_the_same_name_takes_over_what_was_left_behind() {
+    let world = World::new(cluster_or_skip!(), "again").await;
+    let _controller = world.controller();
+    let object = || {
+        let group = role_with("p", 1, "i", json!({"podGroupSize": 2}));
+        service("llm", 2, json!([role("a", 2, "i"), group]))
+    };
+    world.apply(object()).await;
+    world.until_ready("llm").await;
+    let (pods, sets) = (
+        uids(&world.all(&world.pods()).await),
+        uids(&world.all(&world.role_sets()).await),
+    );
+    let uid_of = |kind: &str, name: &str| {
+        world.kubectl(&["get", kind, name, "-o", "jsonpath={.metadata.uid}"])
+    };
+    let headless = uid_of("service", "llm");
+    let orphan = "--cascade=orphan";
+    world.kubectl(&["delete", "stormservice", "llm", orphan, "--timeout=80s"]);
+    world.apply(object()).await;
+    world.until_ready("llm").await;
+    world.until_quiet().await;
+    assert_eq!(uids(&world.all(&world.role_sets()).await), sets);
+    assert_eq!(
+        uids(&world.all(&world.pods()).await),
+        pods,
+        "no pod is there twice"
+    );
+    assert_eq!(uid_of("service", "llm"), headless);
+    let owner = "jsonpath={.items[*].metadata.ownerReferences[*].uid}";
+    let now = uid_of("stormservice", "llm");
+    for kind in ["services", "controllerrevisions"] {
+        assert_eq!(
+            world.kubectl(&["get", kind, "-o", owner]).trim(),
+            now,
+            "{kind}"
+        );
+    }
+    let events = world.events("StormService", "llm");
+    assert!(
+        events.iter().any(|(reason, _)| reason == "Adopted"),
+        "{events:?}"
+    );
+
+    // What was taken over rolls and goes as its own.
+    let mut changed = object();
+    changed["spec"]["template"]["spec"]["roles"][0] = role("a", 2, "j");
+    world.apply(changed).await;
+    world.until_ready("llm").await;
+    assert_eq!(uids(&world.all(&world.role_sets()).await), sets);
+    world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
+    let kinds = "rolesets,podsets,pods,services,controllerrevisions";
+    assert_eq!(world.kubectl(&["get", kinds, "-o", "name"]).trim(), "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revisions_that_a_stateful_set_left_behind_are_not_taken_over() {
+    let world = World::new(cluster_or_skip!(), "revisions").await;
+    let _controller = world.controller();
+    let object = || service("llm", 1, json!([role("a", 1, "i")]));
+    world.apply(object()).await;
+    world.until_ready("llm").await;
+    let orphan = "--cascade=orphan";
+    world.kubectl(&["delete", "stormservice", "llm", orphan, "--timeout=80s"]);
+    let data =
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    let foreign = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision",
+        "metadata": {"name": "llm-foreign", "labels": {"name": "llm"}}, "data": data, "revision": 1});
+    world.apply(foreign).await;
+    world.apply(object()).await;
+    world.until_ready("llm").await;
+    world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
+    let left = world.kubectl(&["get", "controllerrevisions", "-o", "name"]);
+    assert_eq!(left.trim(), "controllerrevision.apps/llm-foreign");
+}

@@ -84,6 +84,16 @@ async fn wrong_specs_are_refused_at_the_field() {
             "Too long",
         ),
         (
+            service("llm.v1", 1, json!([role("a", 1, "i")])),
+            "metadata.name",
+            "should match",
+        ),
+        (
+            with(json!({"schedulingStrategy": {"volcanoSchedulingStrategy": {"minMember": 0}}})),
+            "minMember",
+            "greater than or equal to 1",
+        ),
+        (
             service(
                 &"a".repeat(27),
                 1,

@@ -12,7 +12,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Client, Resource, ResourceExt};
-use kvtide_control::api::{PodSet, RoleSet, StormService};
+use kvtide_control::api::{PodSet, RoleSet, StormService, find_condition};
 use serde_json::{Value, json};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -144,6 +144,27 @@ impl World {
             .unwrap();
     }
 
+    /// A quota that no pod fits into; returns once the API server goes by it. No controller of quotas
+    /// runs here, so its status is written by hand.
+    pub(crate) async fn forbid_pods(&self) {
+        let none = json!({"pods": "0"});
+        let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota",
+            "metadata": {"name": "none"}, "spec": {"hard": none}});
+        self.apply(quota).await;
+        let status = json!({"status": {"hard": none, "used": none}}).to_string();
+        let patch = ["--subresource=status", "--type=merge", "-p", &status];
+        self.kubectl(&[&["patch", "resourcequota", "none"][..], &patch[..]].concat());
+        let namespace = ["-n", &self.namespace];
+        let pod = ["run", "probe", "--image=i", "--dry-run=server"];
+        self.until("the API server knows the quota", || async {
+            let refused = self
+                .cluster
+                .kubectl_refused(&[&namespace[..], &pod[..]].concat())?;
+            refused.contains("exceeded quota").then_some(())
+        })
+        .await;
+    }
+
     /// Merges a change into a StormService.
     pub(crate) async fn change(&self, name: &str, patch: Value) {
         let params = PatchParams::default();
@@ -158,6 +179,29 @@ impl World {
         let mut all = vec!["-n", self.namespace.as_str()];
         all.extend(arguments);
         self.cluster.kubectl(&all)
+    }
+
+    /// Events about an object: reasons and notes.
+    pub(crate) fn events(&self, kind: &str, name: &str) -> Vec<(String, String)> {
+        let all = self.kubectl(&["get", "events", "-o", "json"]);
+        let all: Value = serde_json::from_str(&all).unwrap();
+        let about = |event: &&Value| {
+            let object = &event["involvedObject"];
+            object["kind"] == kind && object["name"] == name
+        };
+        let text =
+            |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
+        let events = all["items"].as_array().unwrap().iter().filter(about);
+        events
+            .map(|event| (text(event, "reason"), text(event, "message")))
+            .collect()
+    }
+
+    /// The reason and message of a StormService's condition.
+    pub(crate) async fn told(&self, name: &str, kind: &str) -> Option<(String, String)> {
+        let status = self.services().get_opt(name).await.ok()??.status?;
+        let condition = find_condition(&status.conditions, kind)?;
+        Some((condition.reason.clone(), condition.message.clone()))
     }
 
     /// Waits until a question has an answer.

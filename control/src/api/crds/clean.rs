@@ -5,12 +5,12 @@ use serde_json::{Map, Value, json};
 use super::quantity;
 
 /// Removes, from a schema and all below it, what the generator adds and the API does not want:
-/// descriptions, defaults and nullability (a null is then dropped, as for Kubernetes' own types).
+/// defaults and nullability (a null is then dropped, as for Kubernetes' own types).
 pub(super) fn clean(schema: &mut Value) {
     let Value::Object(node) = schema else {
         return;
     };
-    for key in ["description", "default", "nullable", "title", "examples"] {
+    for key in ["default", "nullable", "title", "examples"] {
         node.remove(key);
     }
     narrow_integer(node);
@@ -38,6 +38,21 @@ pub(super) fn clean(schema: &mut Value) {
         if let Some(child) = node.get_mut(key) {
             clean(child);
         }
+    }
+}
+
+/// Removes all descriptions below a schema: those of a pod are half a megabyte.
+pub(super) fn strip_descriptions(schema: &mut Value) {
+    match schema {
+        Value::Object(node) => {
+            // A property of that name is a schema.
+            if node.get("description").is_some_and(Value::is_string) {
+                node.remove("description");
+            }
+            node.values_mut().for_each(strip_descriptions);
+        }
+        Value::Array(list) => list.iter_mut().for_each(strip_descriptions),
+        _ => {}
     }
 }
 

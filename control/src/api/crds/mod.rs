@@ -1,9 +1,9 @@
 //! The CustomResourceDefinitions, as `kvtide-control crds` prints them.
 //!
-//! They come from the Rust types and are then edited as JSON: descriptions are stripped, so that
-//! each stays below the 256 KiB that `kubectl apply` can keep in an annotation; defaults are only
-//! those that change no meaning; lists and names get bounds, so that the rules in CEL stay within
-//! the API server's cost budget.
+//! They come from the Rust types and are then edited as JSON: descriptions are kept but for those of
+//! pod templates, so that each stays below the 256 KiB that `kubectl apply` can keep in an annotation;
+//! defaults are only those that change no meaning; lists and names get bounds, so that the rules in CEL
+//! stay within the API server's cost budget.
 
 mod clean;
 
@@ -12,7 +12,7 @@ use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
 use super::{PodSet, RoleSet, StormService};
-use clean::clean;
+use clean::{clean, strip_descriptions};
 
 /// Roles in a RoleSet; bounds the cost of the rules about dependencies.
 pub const ROLES_MAX: usize = 32;
@@ -22,6 +22,8 @@ pub const DEPENDENCIES_MAX: usize = 16;
 const SELECTOR_LABELS_MAX: usize = 32;
 /// Longest name: it becomes a label's value.
 const NAME_LENGTH_MAX: usize = 63;
+/// What a host name's part looks like.
+const DNS_LABEL: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 /// What is added to `<name><role>` in the name of a PodSet's pod, at most.
 pub const POD_SET_SUFFIX_LENGTH_MAX: usize = 36;
 
@@ -32,9 +34,21 @@ pub const POD_SET_SUFFIX_LENGTH_MAX: usize = 36;
 /// When an edited definition no longer is one; a test covers all three.
 pub fn definitions() -> Result<Vec<CustomResourceDefinition>, serde_json::Error> {
     [
-        edited(StormService::crd(), edit_stormservice),
-        edited(RoleSet::crd(), edit_roleset),
-        edited(PodSet::crd(), edit_podset),
+        edited(
+            StormService::crd(),
+            "An LLM service: one or more complete copies (RoleSets) of roles that work together.",
+            edit_stormservice,
+        ),
+        edited(
+            RoleSet::crd(),
+            "One complete copy of a service, made of roles. Usually made by a StormService.",
+            edit_roleset,
+        ),
+        edited(
+            PodSet::crd(),
+            "Several pods that are one replica of a role. Usually made by a RoleSet.",
+            edit_podset,
+        ),
     ]
     .into_iter()
     .collect()
@@ -42,11 +56,13 @@ pub fn definitions() -> Result<Vec<CustomResourceDefinition>, serde_json::Error>
 
 fn edited(
     definition: CustomResourceDefinition,
+    description: &str,
     edit: impl Fn(&mut Value),
 ) -> Result<CustomResourceDefinition, serde_json::Error> {
     let mut definition = serde_json::to_value(definition)?;
     let schema = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     clean(schema);
+    schema["description"] = json!(description);
     bound_name(schema);
     edit(schema);
     serde_json::from_value(definition)
@@ -56,7 +72,10 @@ fn edited(
 fn bound_name(schema: &mut Value) {
     schema["properties"]["metadata"] = json!({
         "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": NAME_LENGTH_MAX}},
+        "properties": {"name": {
+            "description": "Becomes part of the host names of its pods.",
+            "type": "string", "maxLength": NAME_LENGTH_MAX, "pattern": DNS_LABEL,
+        }},
     });
 }
 
@@ -93,6 +112,10 @@ fn edit_stormservice(schema: &mut Value) {
     properties["replicas"]["default"] = json!(1);
     properties["replicas"]["minimum"] = json!(0);
     let selector = &mut properties["selector"];
+    // Its parts are Kubernetes' own.
+    let description = selector["description"].take();
+    strip_descriptions(selector);
+    selector["description"] = description;
     selector["x-kubernetes-map-type"] = json!("atomic");
     bound_labels(&mut selector["properties"]["matchLabels"]);
     let template_meta = &mut properties["template"]["properties"]["metadata"]["properties"];
@@ -159,22 +182,28 @@ fn edit_roleset_spec(spec: &mut Value) {
 fn bound_role_name(name: &mut Value) {
     name["minLength"] = json!(1);
     name["maxLength"] = json!(NAME_LENGTH_MAX);
-    name["pattern"] = json!("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$");
+    name["pattern"] = json!(DNS_LABEL);
 }
 
 fn edit_scheduling(strategy: &mut Value) {
     strategy["maxProperties"] = json!(1);
     let properties = &mut strategy["properties"];
-    properties["godelSchedulingStrategy"]["properties"]["affinity"] = godel_affinity();
+    let affinity = &mut properties["godelSchedulingStrategy"]["properties"]["affinity"];
+    replace(affinity, godel_affinity());
     for variant in [
         "coschedulingSchedulingStrategy",
         "volcanoSchedulingStrategy",
     ] {
-        properties[variant]["properties"]["minResources"] = json!({
-            "type": "object",
-            "additionalProperties": quantity(),
-        });
+        let resources = &mut properties[variant]["properties"]["minResources"];
+        let quantities = json!({"type": "object", "additionalProperties": quantity()});
+        replace(resources, quantities);
     }
+}
+
+/// Another schema for a field that stays what it is described as.
+fn replace(field: &mut Value, mut schema: Value) {
+    schema["description"] = field["description"].take();
+    *field = schema;
 }
 
 fn quantity() -> Value {
@@ -270,6 +299,10 @@ const KEYED_CONTAINER_LISTS: &[(&str, &[&str])] = &[
 ];
 
 fn edit_pod_template(template: &mut Value) {
+    strip_descriptions(template);
+    template["description"] = json!(
+        "What each pod is made from, as Kubernetes has it: kubectl explain pod.spec. Kept as written."
+    );
     template["properties"]["metadata"] = json!({
         "type": "object",
         "properties": {
@@ -309,6 +342,37 @@ mod tests {
 
     /// The annotation in which `kubectl apply` keeps the object has 256 KiB; half of it is slack.
     const SIZE_MAX: usize = 200 * 1000;
+
+    #[test]
+    fn every_field_of_ours_is_explained() {
+        fn unexplained(path: &str, node: &Value, found: &mut Vec<String>) {
+            let properties = node.get("properties").and_then(Value::as_object);
+            for (name, property) in properties.into_iter().flatten() {
+                let path = format!("{path}.{name}");
+                let is_foreign = ["template", "selector", "affinity"].contains(&name.as_str());
+                let is_role_set = property
+                    .pointer("/properties/spec/properties/roles")
+                    .is_some();
+                if property.get("description").is_none() && name != "metadata" {
+                    found.push(path.clone());
+                }
+                if !is_foreign || is_role_set {
+                    unexplained(&path, property, found);
+                }
+            }
+            if let Some(items) = node.get("items") {
+                unexplained(&format!("{path}[]"), items, found);
+            }
+        }
+        for definition in definitions().unwrap() {
+            let crd = serde_json::to_value(&definition).unwrap();
+            let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+            let mut found = Vec::new();
+            assert!(schema["description"].is_string());
+            unexplained("", schema, &mut found);
+            assert_eq!(found, Vec::<String>::new());
+        }
+    }
 
     #[test]
     fn every_definition_fits_into_the_annotation_of_kubectl_apply() {

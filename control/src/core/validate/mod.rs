@@ -9,8 +9,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::budget::Budget;
 use super::names::NAME_LENGTH_MAX;
+use super::pod_group::role_set_members;
 use crate::api::crds::{DEPENDENCIES_MAX, POD_SET_SUFFIX_LENGTH_MAX, ROLES_MAX};
 use crate::api::{RoleSetSpec, RoleSpec, SchedulingStrategy, StormServiceSpec};
+
+/// What is said to an annotation that asks for AIBrix's sidecar.
+pub const SIDECAR_NOT_INJECTED: &str = "metadata.annotations[model.aibrix.ai/sidecar-injection] is \
+    ignored: pods get no aibrix-runtime container; add it to the pod templates";
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,15 +57,7 @@ impl Findings {
 #[must_use]
 pub fn stormservice(name: &str, spec: &StormServiceSpec) -> Vec<Violation> {
     let mut findings = Findings(Vec::new());
-    if name.len() > NAME_LENGTH_MAX {
-        findings.add(
-            "metadata.name",
-            format!(
-                "has {} characters; it becomes a label and may have {NAME_LENGTH_MAX}",
-                name.len()
-            ),
-        );
-    }
+    check_name(name, &mut findings);
     let replicas = spec.replicas.unwrap_or(1);
     if replicas < 0 {
         findings.add("spec.replicas", "is negative; give 0 or more");
@@ -123,10 +120,60 @@ pub fn group_names(
 
 /// Everything that is wrong with a RoleSet.
 #[must_use]
-pub fn role_set(spec: &RoleSetSpec) -> Vec<Violation> {
+pub fn role_set(name: &str, spec: &RoleSetSpec) -> Vec<Violation> {
     let mut findings = Findings(Vec::new());
+    check_name(name, &mut findings);
     check_role_set(spec, "spec", &mut findings);
     findings.0
+}
+
+/// A name becomes a label's value and part of its pods' host names.
+fn check_name(name: &str, findings: &mut Findings) {
+    if name.len() > NAME_LENGTH_MAX {
+        findings.add(
+            "metadata.name",
+            format!(
+                "has {} characters; it becomes a label and may have {NAME_LENGTH_MAX}",
+                name.len()
+            ),
+        );
+    }
+    let is_inner = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
+    let is_label = name.bytes().all(|byte| is_inner(&byte)) && !name.starts_with('-');
+    if !is_label || name.ends_with('-') {
+        findings.add(
+            "metadata.name",
+            format!(
+                "{name:?} becomes part of its pods' host names; use lower-case letters, digits and \
+                 '-', with a letter or digit first and last"
+            ),
+        );
+    }
+}
+
+/// What is taken and will not do what its author means.
+#[must_use]
+pub fn doubts(spec: &RoleSetSpec, path: &str) -> Vec<String> {
+    let waits = |strategy: &Option<SchedulingStrategy>, path: &str, pods: i32| {
+        let members = strategy.as_ref()?.min_member()?;
+        (members > pods).then(|| {
+            format!(
+                "{path}.schedulingStrategy: minMember is {members} and the gang has {pods} pods: it \
+                 waits for ever; leave minMember out to have it computed"
+            )
+        })
+    };
+    let whole = waits(&spec.scheduling_strategy, path, role_set_members(spec));
+    let roles = spec.roles.iter().enumerate();
+    let groups = roles.filter_map(|(at, role)| {
+        let size = role.pod_group_size.filter(|size| *size > 1)?;
+        waits(
+            &role.scheduling_strategy,
+            &format!("{path}.roles[{at}]"),
+            size,
+        )
+    });
+    whole.into_iter().chain(groups).collect()
 }
 
 fn check_role_set(spec: &RoleSetSpec, path: &str, findings: &mut Findings) {
@@ -137,7 +184,8 @@ fn check_role_set(spec: &RoleSetSpec, path: &str, findings: &mut Findings) {
         );
         return;
     }
-    check_strategy(spec.scheduling_strategy.as_ref(), path, findings);
+    let names: Vec<&str> = spec.roles.iter().map(|role| role.name.as_str()).collect();
+    check_strategy(spec.scheduling_strategy.as_ref(), &names, path, findings);
     let mut seen = BTreeSet::new();
     for (at, role) in spec.roles.iter().enumerate() {
         let path = format!("{path}.roles[{at}]");
@@ -197,7 +245,8 @@ fn check_role(role: &RoleSpec, path: &str, findings: &mut Findings) {
             error.to_string(),
         );
     }
-    check_strategy(role.scheduling_strategy.as_ref(), path, findings);
+    let own = [role.name.as_str()];
+    check_strategy(role.scheduling_strategy.as_ref(), &own, path, findings);
     if role.dependencies.len() > DEPENDENCIES_MAX {
         findings.add(
             format!("{path}.dependencies"),
@@ -206,12 +255,34 @@ fn check_role(role: &RoleSpec, path: &str, findings: &mut Findings) {
     }
 }
 
-fn check_strategy(strategy: Option<&SchedulingStrategy>, path: &str, findings: &mut Findings) {
-    if strategy.is_some_and(|strategy| strategy.variants() > 1) {
-        findings.add(
-            format!("{path}.schedulingStrategy"),
-            "names several schedulers; a pod has one: keep one of them",
-        );
+/// `roles` are those whose pods are in the gang.
+fn check_strategy(
+    strategy: Option<&SchedulingStrategy>,
+    roles: &[&str],
+    path: &str,
+    findings: &mut Findings,
+) {
+    let Some(strategy) = strategy else {
+        return;
+    };
+    let path = format!("{path}.schedulingStrategy");
+    if strategy.variants() > 1 {
+        let message = "names several schedulers; a pod has one: keep one of them";
+        findings.add(&path, message);
+    }
+    let volcano = strategy.volcano_scheduling_strategy.as_ref();
+    let tasks = volcano.and_then(|volcano| volcano.min_task_member.as_ref());
+    for task in tasks.into_iter().flat_map(BTreeMap::keys) {
+        if !roles.contains(&task.as_str()) {
+            findings.add(
+                format!("{path}.volcanoSchedulingStrategy.minTaskMember"),
+                format!(
+                    "{task:?} is not a role of this gang, which would wait for it for ever; its roles \
+                     are {}",
+                    roles.join(", ")
+                ),
+            );
+        }
     }
 }
 
@@ -261,8 +332,12 @@ fn check_dependencies(roles: &[RoleSpec], path: &str, findings: &mut Findings) {
     }
 }
 
-/// Whether a selector matches labels; the message says what does not.
-fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> Result<(), String> {
+/// Whether a selector matches labels.
+///
+/// # Errors
+///
+/// What does not match.
+pub fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> Result<(), String> {
     for (key, value) in selector.match_labels.iter().flatten() {
         if labels.get(key) != Some(value) {
             return Err(format!(

@@ -29,7 +29,26 @@ fn each_wrong_field_is_named() {
     let two = json!({"volcanoSchedulingStrategy": {}, "godelSchedulingStrategy": {}});
     let none = json!({});
     let roles = "spec.template.spec.roles";
-    let table: [(Value, &Value, &[String]); 9] = [
+    let task = |name: &str| json!({"volcanoSchedulingStrategy": {"minTaskMember": {name: 1}}});
+    let whole = json!({"schedulingStrategy": task("x")});
+    let volcano = "volcanoSchedulingStrategy.minTaskMember";
+    let table: [(Value, &Value, &[String]); 12] = [
+        (
+            json!([{"name": "a"}]),
+            &whole,
+            &[format!("spec.template.spec.schedulingStrategy.{volcano}")],
+        ),
+        (
+            json!([{"name": "a", "podGroupSize": 2, "schedulingStrategy": task("b")},
+                {"name": "b"}]),
+            &none,
+            &[format!("{roles}[0].schedulingStrategy.{volcano}")],
+        ),
+        (
+            json!([{"name": "a", "podGroupSize": 2, "schedulingStrategy": task("a")}]),
+            &none,
+            &[],
+        ),
         (
             json!([{"name": "a"}, {"name": "b", "dependencies": ["a"]}]),
             &none,
@@ -108,6 +127,38 @@ fn names_must_leave_room_for_pods_of_groups_only() {
         stormservice(&"a".repeat(64), &spec(&single, &json!({}))).len(),
         1
     );
+}
+
+#[test]
+fn a_name_that_cannot_be_part_of_a_host_name_is_refused() {
+    let spec = spec(&json!([{"name": "a"}]), &json!({}));
+    let roles = spec.template.spec.clone().unwrap();
+    for name in ["llm.v1", "LLM", "-a", "a-", "a_b"] {
+        let of_service = stormservice(name, &spec);
+        let of_role_set = role_set(name, &roles);
+        assert_eq!(of_service, of_role_set, "{name}");
+        assert_eq!(of_service.len(), 1, "{name}");
+        assert_eq!(of_service[0].path, "metadata.name");
+    }
+    for name in ["llm", "7b-llm", "a"] {
+        assert_eq!(stormservice(name, &spec), [], "{name}");
+    }
+}
+
+#[test]
+fn a_gang_that_waits_for_more_pods_than_it_has_is_doubted() {
+    let doubted = |spec: Value| doubts(&serde_json::from_value(spec).unwrap(), "spec").len();
+    let gang = |members: i32| json!({"godelSchedulingStrategy": {"minMember": members}});
+    let whole = |members: i32| {
+        doubted(json!({"schedulingStrategy": gang(members),
+            "roles": [{"name": "a", "replicas": 2}, {"name": "b", "podGroupSize": 2}]}))
+    };
+    assert_eq!((whole(4), whole(5), whole(0)), (0, 1, 0));
+    let role = |members: i32| {
+        doubted(json!({"roles": [
+            {"name": "a", "podGroupSize": 2, "replicas": 9, "schedulingStrategy": gang(members)}]}))
+    };
+    assert_eq!((role(2), role(3)), (0, 1));
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn status_of(
         set_condition(all, kind, true, &reason, why(observed), now);
     }
     gang.set_condition(all, now);
-    note_failure(all, failure, now);
+    note_failure(all, failure.map(ToString::to_string), now);
     if forget_in(&status, context.settings.backoff, now) == Some(Duration::ZERO) {
         let (all, kind) = (&mut status.conditions, conditions::RECOVERING);
         set_condition(all, kind, false, "Recovered", "", now);

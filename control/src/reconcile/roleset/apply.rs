@@ -6,11 +6,11 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
 use serde_json::{Value, json};
 
-use super::observe::{Observed, is_group};
+use super::observe::{Observed, Unit, is_group};
 use crate::api::{PodSet, PodSetSpec, RecoveryPolicy, RoleSet, RoleSpec, keys};
 use crate::core::pod::{Marks, Place};
 use crate::core::restarts::Baseline;
-use crate::core::role_plan::RolePlan;
+use crate::core::role_plan::{ReplicaState, RolePlan};
 use crate::core::{names, pod_group};
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
@@ -87,10 +87,39 @@ pub(super) async fn apply(
     let mut result = release(set, observed, context).await;
     result = result.and(update_groups(set, observed, context).await);
     for (role, plan) in set.spec.roles.iter().zip(plans) {
+        tell_of_step(set, role, observed, plan, context).await;
         let created = create(set, role, observed, plan, gang, &owner, context).await;
         result = result.and(created);
     }
     result
+}
+
+/// Tells of one step of a role's rollout.
+async fn tell_of_step(
+    set: &RoleSet,
+    role: &RoleSpec,
+    observed: &Observed,
+    plan: &RolePlan,
+    context: &Context,
+) {
+    let units = observed.roles.get(&role.name);
+    let units = units.map_or(&[][..], |units| &units.units);
+    let is_going = |unit: &Unit| matches!(unit.replica.state, ReplicaState::Going { .. });
+    let outdated = units.iter().enumerate();
+    let outdated = outdated.filter(|(_, unit)| !unit.replica.updated && !is_going(unit));
+    let (doomed, left): (Vec<_>, Vec<_>) = outdated.partition(|(at, _)| plan.delete.contains(at));
+    if plan.is_empty() || doomed.is_empty() && left.is_empty() {
+        return;
+    }
+    let (name, generation) = (&role.name, set.metadata.generation.unwrap_or(0));
+    let (deleted, created, left) = (doomed.len(), plan.create.len(), left.len());
+    let note = format!(
+        "role {name} (generation {generation}): deleting {deleted} outdated replicas, creating \
+         {created} new ones; {left} outdated ones are left"
+    );
+    context
+        .tell::<RoleSet>(&set.metadata, EventType::Normal, "Rollout", note)
+        .await;
 }
 
 /// Lets replicas go that somebody took the role's name off, to look at them in peace: as ReplicaSets

@@ -22,6 +22,7 @@ use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
 use crate::reconcile::ganging::Ganging;
+use crate::reconcile::meta::names_of;
 use crate::reconcile::status::tell_failure;
 use crate::reconcile::undecodable::{readable, undecodable};
 use apply::apply;
@@ -61,7 +62,8 @@ async fn look_at(set: &RoleSet, context: &Context) -> Result<Action, Error> {
         let strategy = set.spec.scheduling_strategy.as_ref();
         return finalize(&set.metadata, strategy, context).await;
     }
-    let violations = validate::role_set(&set.spec);
+    let (_, name) = names_of(&set.metadata);
+    let violations = validate::role_set(name, &set.spec);
     if !violations.is_empty() {
         return invalid(set, &violations, context).await;
     }

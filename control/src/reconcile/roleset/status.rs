@@ -7,8 +7,9 @@ use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
 use crate::reconcile::ganging::Ganging;
+use crate::reconcile::meta::names_of;
 use crate::reconcile::schema::note_generation;
-use crate::reconcile::status::note_failure;
+use crate::reconcile::status::{failure_below, note_failure};
 
 pub(super) fn note_observed(set: &RoleSet, status: &mut RoleSetStatus, context: &Context) {
     note_generation(
@@ -78,8 +79,20 @@ pub(super) fn status_of(
         set_condition(all, kind, true, "PodsEndEarly", message, &now);
     }
     gang.set_condition(all, &now);
-    note_failure(all, failure, &now);
+    let failure = failure.map(ToString::to_string);
+    note_failure(all, failure.or_else(|| failure_of_groups(observed)), &now);
     status
+}
+
+fn failure_of_groups(observed: &Observed) -> Option<String> {
+    let groups = observed.pod_sets.iter().map(|group| {
+        let conditions = group
+            .status
+            .as_ref()
+            .map(|status| status.conditions.as_slice());
+        (names_of(&group.metadata).1, conditions.unwrap_or_default())
+    });
+    failure_below("PodSet", groups)
 }
 
 /// Which roles wait before their pods are replaced.

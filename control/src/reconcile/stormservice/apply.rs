@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use kube::runtime::events::EventType;
 use serde_json::{Value, json};
 
+use super::events::tell_of_plan;
 use super::observe::Observed;
 use super::revisions::Revisions;
 use crate::api::{RoleSet, RoleSetTemplate, StormService, keys};
@@ -65,7 +65,7 @@ pub(super) async fn apply(
     let (namespace, _) = names_of(&service.metadata);
     let uid = uid_of(&service.metadata);
     let kind = resource::<RoleSet>();
-    tell_of_scaling(service, observed, plan, context).await;
+    tell_of_plan(service, observed, plan, revisions, context).await;
     // Deletions before creations: what is created may need the room.
     let doomed = plan
         .delete
@@ -94,30 +94,6 @@ pub(super) async fn apply(
         .create_all(uid, "RoleSet", &kind, namespace, objects)
         .await?;
     Ok(rewritten)
-}
-
-async fn tell_of_scaling(
-    service: &StormService,
-    observed: &Observed,
-    plan: &ServicePlan,
-    context: &Context,
-) {
-    if plan.create.is_empty() && plan.delete.is_empty() {
-        return;
-    }
-    let wanted = service.spec.replicas.unwrap_or(1);
-    let there = observed
-        .sets
-        .iter()
-        .filter(|owned| !owned.view.going)
-        .count();
-    if i32::try_from(there) != Ok(wanted) {
-        let note = format!("scaling from {there} to {wanted} RoleSets");
-        let meta = &service.metadata;
-        context
-            .tell::<StormService>(meta, EventType::Normal, "Scaling", note)
-            .await;
-    }
 }
 
 /// RoleSets to write: those that take the present revision now, and those whose replica counts (or

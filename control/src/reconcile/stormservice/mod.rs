@@ -1,6 +1,8 @@
 //! StormService: RoleSets, the headless Service and revisions.
 
+mod adopt;
 mod apply;
+mod events;
 mod finalize;
 mod headless;
 mod observe;
@@ -8,12 +10,13 @@ mod revisions;
 mod status;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 
-use crate::api::{StormService, keys, set_condition};
+use crate::api::{RoleSetSpec, StormService, StormServiceStatus, keys, set_condition};
 use crate::core::budget::CREATIONS_MAX;
 use crate::core::validate::{self, Violation};
 use crate::reconcile::apply::resource;
@@ -23,12 +26,17 @@ use crate::reconcile::error::{self, Error};
 use crate::reconcile::meta::{finalizer_patch, names_of};
 use crate::reconcile::status::tell_failure;
 use crate::reconcile::undecodable::{readable, undecodable};
+use adopt::{Left, adopt};
 use apply::apply;
+use events::tell_of_arrival;
 use finalize::finalize;
-use headless::sync_headless;
-use observe::{dereference, mark, view_of};
-use revisions::{sync_revisions, trim_history};
-use status::status_of;
+use headless::{Headless, sync_headless};
+use observe::{Observed, dereference, mark, view_of};
+use revisions::{Revisions, sync_revisions, trim_history};
+use status::{failure_of_sets, status_of, unsettled};
+
+/// When to look again whose RoleSets a predecessor's are, if no event comes before.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
 /// Reconciles one StormService.
 ///
@@ -78,6 +86,23 @@ async fn look_at(service: &StormService, context: &Context) -> Result<Action, Er
         context.writer.merge(&kind, namespace, name, &patch).await?;
         return Ok(Action::await_change());
     }
+    match adopt(service, context).await? {
+        Left::Nothing => bring_about(service, template_spec, context).await,
+        Left::Adopted => Ok(Action::await_change()),
+        Left::Unsettled(role_set) => {
+            let status = unsettled(service, &role_set, context);
+            write(service, &status, context).await?;
+            Ok(Action::requeue(SETTLED_AFTER))
+        }
+    }
+}
+
+/// Brings RoleSets, Service and revisions to what the spec says.
+async fn bring_about(
+    service: &StormService,
+    template_spec: &RoleSetSpec,
+    context: &Context,
+) -> Result<Action, Error> {
     let mut observed = dereference(service, context);
     let revisions = sync_revisions(service, &observed, context).await?;
     let headless = sync_headless(service, context).await;
@@ -87,17 +112,14 @@ async fn look_at(service: &StormService, context: &Context) -> Result<Action, Er
     let applied = apply(service, &observed, &plan, &revisions, context).await;
     let trimmed = trim_history(service, &observed, &revisions, context).await;
     let failure = error::failure(&headless).or(error::failure(&applied));
-    let failure = failure.or(error::failure(&trimmed));
+    let failure = failure
+        .or(error::failure(&trimmed))
+        .map(ToString::to_string);
     let rewritten = applied.as_ref().is_ok_and(|rewritten| *rewritten);
     let changed = !plan.create.is_empty() || !plan.delete.is_empty() || rewritten;
     // What was just written is told of when the watch shows it.
     if !changed || failure.is_some() {
-        let status = status_of(service, &observed, &revisions, failure, context);
-        let kind = resource::<StormService>();
-        context
-            .writer
-            .status(&kind, &service.metadata, service.status.as_ref(), &status)
-            .await?;
+        write_status(service, &observed, &revisions, &headless, failure, context).await?;
     }
     headless?;
     applied?;
@@ -108,6 +130,41 @@ async fn look_at(service: &StormService, context: &Context) -> Result<Action, Er
     } else {
         Action::await_change()
     })
+}
+
+/// Writes what was observed into the status, with what was refused here or below.
+async fn write_status(
+    service: &StormService,
+    observed: &Observed,
+    revisions: &Revisions,
+    headless: &Result<Headless, Error>,
+    failure: Option<String>,
+    context: &Context,
+) -> Result<(), Error> {
+    let mut told = failure;
+    if told.is_none()
+        && let Some(below) = failure_of_sets(observed)
+    {
+        let meta = &service.metadata;
+        context
+            .tell::<StormService>(meta, EventType::Warning, "Failed", below.clone())
+            .await;
+        told = Some(below);
+    }
+    let status = status_of(service, observed, revisions, headless, told, context);
+    write(service, &status, context).await?;
+    tell_of_arrival(service, &status, context).await;
+    Ok(())
+}
+
+async fn write(
+    service: &StormService,
+    status: &StormServiceStatus,
+    context: &Context,
+) -> Result<(), Error> {
+    let (kind, meta) = (resource::<StormService>(), &service.metadata);
+    let before = service.status.as_ref();
+    context.writer.status(&kind, meta, before, status).await
 }
 
 async fn invalid(
@@ -127,10 +184,6 @@ async fn invalid(
     context
         .tell::<StormService>(&service.metadata, EventType::Warning, "Invalid", message)
         .await;
-    let kind = resource::<StormService>();
-    context
-        .writer
-        .status(&kind, &service.metadata, service.status.as_ref(), &status)
-        .await?;
+    write(service, &status, context).await?;
     Ok(Action::await_change())
 }

@@ -57,8 +57,9 @@ pub(super) async fn sync_revisions(
                     .writer
                     .merge(&kind, namespace, &name, &patch)
                     .await?;
-                let note = format!("went back to revision {name}");
                 let meta = &service.metadata;
+                let generation = meta.generation.unwrap_or(0);
+                let note = format!("went back to revision {name} (generation {generation})");
                 context
                     .tell::<StormService>(meta, EventType::Normal, "Rollout", note)
                     .await;

@@ -1,19 +1,26 @@
 //! The status of a StormService: counts, no writes.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::headless::Headless;
 use super::observe::{Observed, Owned};
 use super::revisions::Revisions;
-use crate::api::{RoleSet, RoleStatus, StormService, StormServiceStatus, keys, set_condition};
+use crate::api::{
+    Condition, RoleSet, RoleStatus, StormService, StormServiceStatus, keys, set_condition,
+};
+use crate::core::validate;
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::meta::names_of;
-use crate::reconcile::status::note_failure;
+use crate::reconcile::meta::{annotation, names_of};
+use crate::reconcile::status::{failure_below, note_failure};
 
 pub(super) fn status_of(
     service: &StormService,
     observed: &Observed,
     revisions: &Revisions,
-    failure: Option<&Error>,
+    headless: &Result<Headless, Error>,
+    failure: Option<String>,
     context: &Context,
 ) -> StormServiceStatus {
     let now = context.now();
@@ -45,11 +52,15 @@ pub(super) fn status_of(
     status.collision_count = Some(revisions.collisions);
     status.scaling_target_selector = format!("{}={name}", keys::STORM_SERVICE_NAME);
     status.role_statuses = sum_roles(service, observed);
-    let ready = arrived && status.replicas == wanted && status.ready_replicas >= wanted;
+    let complete = arrived && status.replicas == wanted && status.ready_replicas >= wanted;
+    let message = format!("{} of {wanted} RoleSets are ready", status.ready_replicas);
+    let (ready, reason, message) = match (unnamed(name, headless), complete) {
+        (Some(why), _) => (false, "NoHeadlessService", why),
+        (None, true) => (true, "Ready", message),
+        (None, false) => (false, "NotReady", message),
+    };
     let all = &mut status.conditions;
     all.retain(|condition| condition.kind != conditions::INVALID);
-    let message = format!("{} of {wanted} RoleSets are ready", status.ready_replicas);
-    let reason = if ready { "Ready" } else { "NotReady" };
     set_condition(all, conditions::READY, ready, reason, message, &now);
     let halfway = count(&|owned| has_outdated(&owned.set) && !owned.view.going);
     let waits = service.spec.paused && outdated.saturating_add(halfway) > 0;
@@ -67,20 +78,68 @@ pub(super) fn status_of(
         &now,
     );
     note_failure(all, failure, &now);
-    match context.schema.gap().lost {
-        Some(gap) => {
-            set_condition(
-                all,
-                conditions::SCHEMA_OUTDATED,
-                true,
-                "FieldsDropped",
-                gap,
-                &now,
-            );
-        }
-        None => all.retain(|condition| condition.kind != conditions::SCHEMA_OUTDATED),
-    }
+    note_sidecar(service, all, &now);
+    note_schema(all, context, &now);
     status
+}
+
+/// Why pods have no names in DNS, if they have none.
+fn unnamed(name: &str, headless: &Result<Headless, Error>) -> Option<String> {
+    let why = match headless {
+        Ok(Headless::Serves) => return None,
+        Ok(Headless::Waits) => {
+            format!("the Service {name} is being deleted and will be made again")
+        }
+        Err(error) => error.to_string(),
+    };
+    Some(format!("pods have no names in DNS: {why}"))
+}
+
+/// What a status says of CRDs that drop fields.
+fn note_schema(all: &mut Vec<Condition>, context: &Context, now: &Time) {
+    let kind = conditions::SCHEMA_OUTDATED;
+    match context.schema.gap().lost {
+        Some(gap) => set_condition(all, kind, true, "FieldsDropped", gap, now),
+        None => all.retain(|condition| condition.kind != kind),
+    }
+}
+
+/// What a status says of an annotation that asks for AIBrix's sidecar.
+fn note_sidecar(service: &StormService, all: &mut Vec<Condition>, now: &Time) {
+    let kind = conditions::SIDECAR_NOT_INJECTED;
+    if annotation(&service.metadata, keys::SIDECAR_INJECTION).is_some() {
+        let message = validate::SIDECAR_NOT_INJECTED;
+        set_condition(all, kind, true, "NotSupported", message, now);
+    } else {
+        all.retain(|condition| condition.kind != kind);
+    }
+}
+
+/// The status of one that waits for what a predecessor left behind.
+pub(super) fn unsettled(
+    service: &StormService,
+    role_set: &str,
+    context: &Context,
+) -> StormServiceStatus {
+    let mut status = service.status.clone().unwrap_or_default();
+    status.observed_generation = service.metadata.generation;
+    let message = format!(
+        "RoleSet {role_set} still names a StormService of this name that was deleted as its owner; \
+         garbage collection settles whose it is"
+    );
+    let (all, kind, now) = (&mut status.conditions, conditions::READY, context.now());
+    set_condition(all, kind, false, "Unsettled", message, &now);
+    status
+}
+
+/// What a RoleSet, or something below it, is refused.
+pub(super) fn failure_of_sets(observed: &Observed) -> Option<String> {
+    let sets = observed.sets.iter().map(|owned| {
+        let status = owned.set.status.as_ref();
+        let conditions = status.map_or(&[][..], |status| &status.conditions);
+        (names_of(&owned.set.metadata).1, conditions)
+    });
+    failure_below("RoleSet", sets)
 }
 
 /// Whether a role of a RoleSet has replicas that are not of its present template.
