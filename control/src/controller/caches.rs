@@ -17,6 +17,7 @@ use crate::api::{PodSet, RoleSet, StormService, keys};
 use crate::reconcile::Trigger;
 use crate::reconcile::informer::{Informer, Route, key_of, owner_key, route_owner, route_self};
 use crate::reconcile::ledger::Ledger;
+use crate::reconcile::meta::{is_paused, scaling_role};
 use crate::reconcile::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 
 /// Feeds a cache for as long as it is polled.
@@ -91,7 +92,7 @@ pub(super) fn caches(
         events(api(client, namespace), everything.clone()),
         vec![
             (route_self(), triggers.services.clone()),
-            route_pause(role_sets.clone(), triggers.role_sets.clone()),
+            route_wishes(role_sets.clone(), triggers.role_sets.clone()),
         ],
         ledger,
         &mut feeds,
@@ -170,19 +171,18 @@ where
     informer
 }
 
-/// A StormService that is paused, or is so no more, asks for all its RoleSets.
-fn route_pause(
+/// A StormService asks for all its RoleSets when that changes which they read of it: whether it is paused,
+/// and by which role it is scaled.
+fn route_wishes(
     role_sets: Informer<DeserializeGuard<RoleSet>>,
     trigger: Trigger,
 ) -> (Route<DeserializeGuard<StormService>>, Trigger) {
-    let paused = |service: &DeserializeGuard<StormService>| {
-        let service = service.0.as_ref();
-        // As the RoleSets' controller sees it.
-        service.map_or(true, |service| service.spec.paused)
-    };
     let fired = trigger.clone();
     let route: Route<DeserializeGuard<StormService>> = Box::new(move |old, new| {
-        if old.is_none_or(|old| paused(old) != paused(new)) {
+        let same = old.is_some_and(|old| {
+            is_paused(old) == is_paused(new) && scaling_role(old.meta()) == scaling_role(new.meta())
+        });
+        if !same {
             let uid = new.meta().uid.as_deref().unwrap_or_default();
             let sets = role_sets.owned_by(uid);
             sets.iter().for_each(|set| fired.fire(key_of(set.as_ref())));

@@ -21,7 +21,10 @@ mod pause;
 mod recovery;
 mod restarts;
 mod rules;
+mod scaling;
 mod schema;
+mod turns;
+mod unreadiness;
 
 /// The cluster, or the end of the test.
 macro_rules! cluster_or_skip {

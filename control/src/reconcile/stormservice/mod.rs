@@ -13,14 +13,14 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 
-use crate::api::{StormService, keys, set_condition};
+use crate::api::{RoleSetSpec, StormService, keys, set_condition};
 use crate::core::budget::CREATIONS_MAX;
 use crate::core::validate::{self, Violation};
 use crate::reconcile::apply::resource;
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
-use crate::reconcile::meta::{finalizer_patch, names_of};
+use crate::reconcile::meta::{finalizer_patch, names_of, scaling_role};
 use crate::reconcile::status::tell_failure;
 use crate::reconcile::undecodable::{readable, undecodable};
 use apply::apply;
@@ -78,6 +78,7 @@ async fn look_at(service: &StormService, context: &Context) -> Result<Action, Er
         context.writer.merge(&kind, namespace, name, &patch).await?;
         return Ok(Action::await_change());
     }
+    warn_of_unknown_scaling_role(service, template_spec, context).await;
     let mut observed = dereference(service, context);
     let revisions = sync_revisions(service, &observed, context).await?;
     let headless = sync_headless(service, context).await;
@@ -108,6 +109,29 @@ async fn look_at(service: &StormService, context: &Context) -> Result<Action, Er
     } else {
         Action::await_change()
     })
+}
+
+/// Tells that the role by which the StormService is to be scaled is none of its roles.
+async fn warn_of_unknown_scaling_role(
+    service: &StormService,
+    spec: &RoleSetSpec,
+    context: &Context,
+) {
+    let Some(name) = scaling_role(&service.metadata) else {
+        return;
+    };
+    if spec.roles.iter().any(|role| role.name == name) {
+        return;
+    }
+    let note = format!(
+        "the annotation {} is {name:?}, which is none of the roles; name one of them. A pod of the \
+        first role stands for each RoleSet meanwhile",
+        keys::SCALING_ROLE
+    );
+    let meta = &service.metadata;
+    context
+        .tell::<StormService>(meta, EventType::Warning, "UnknownScalingRole", note)
+        .await;
 }
 
 async fn invalid(
