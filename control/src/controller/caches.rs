@@ -14,11 +14,11 @@ use serde::de::DeserializeOwned;
 
 use super::Args;
 use crate::api::{PodSet, RoleSet, StormService, keys};
-use crate::reconcile::Trigger;
 use crate::reconcile::informer::{Informer, Route, key_of, owner_key, route_owner, route_self};
 use crate::reconcile::ledger::Ledger;
 use crate::reconcile::meta::{is_paused, scaling_role};
 use crate::reconcile::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
+use crate::reconcile::{Key, Trigger};
 
 /// Feeds a cache for as long as it is polled.
 type Feed = BoxFuture<'static, ()>;
@@ -113,9 +113,11 @@ pub(super) fn caches(
         ]
     };
     let of_role_sets = everything.clone().labels(keys::ROLE_SET_NAME);
+    let mut routes = pod_routes();
+    routes.push((route_mark(), triggers.role_sets.clone()));
     let pods = start(
         events(api(client, namespace), of_role_sets),
-        pod_routes(),
+        routes,
         ledger,
         &mut feeds,
     );
@@ -169,6 +171,23 @@ where
     let (informer, feed) = Informer::new(events, routes, ledger.clone());
     feeds.push(feed.boxed());
     informer
+}
+
+/// A pod that stands for its RoleSet asks for that, also where a PodSet made it: its group may be whole
+/// again before its status ever said that it was not.
+fn route_mark() -> Route<ObservedPod> {
+    Box::new(|old, new| {
+        let marked = |pod: &ObservedPod| pod.labels().contains_key(keys::SCALING_TARGET);
+        let concerned = marked(new) || old.is_some_and(marked);
+        let name = new
+            .labels()
+            .get(keys::ROLE_SET_NAME)
+            .filter(|_| concerned)?;
+        Some(Key {
+            namespace: new.namespace().unwrap_or_default(),
+            name: name.clone(),
+        })
+    })
 }
 
 /// A StormService asks for all its RoleSets when that changes which they read of it: whether it is paused,

@@ -14,8 +14,8 @@ use crate::world::{World, images, role, role_with, service, uids};
 async fn selected(world: &World) -> Vec<Pod> {
     let scale = world.services().get_scale("llm").await.unwrap();
     let selector = scale.status.unwrap().selector.unwrap();
-    let found = world.pods().list(&ListParams::default().labels(&selector));
-    let mut found = found.await.unwrap().items;
+    let wanted = ListParams::default().labels(&selector);
+    let mut found = world.pods().list(&wanted).await.unwrap().items;
     found.retain(|pod| pod.metadata.deletion_timestamp.is_none());
     found
 }

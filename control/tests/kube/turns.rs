@@ -39,7 +39,8 @@ async fn a_count_that_comes_with_a_template_waits_for_the_turn_of_each_role_set(
             );
         }
         let made = |write: &&String| write.starts_with("create ") && write.contains("/pods?");
-        let made = world.writes().iter().filter(made).count();
+        let writes = world.writes();
+        let made = writes.iter().filter(made).count();
         assert_eq!(
             made,
             usize::try_from(4 * (from + to)).unwrap(),

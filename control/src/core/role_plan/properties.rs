@@ -147,7 +147,9 @@ impl World {
     fn happen(&mut self, event: Event) {
         self.now_s += 1;
         match event {
-            Event::Look => drop(self.look()),
+            Event::Look => {
+                self.look();
+            }
             Event::Confirm => self.pods.retain(|pod| !pod.going),
             Event::Flip(nth) => {
                 let mut ready: Vec<&mut Pod> =

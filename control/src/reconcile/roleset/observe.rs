@@ -267,17 +267,7 @@ pub(super) fn build(set: &RoleSet, observed: &mut Observed, context: &Context) -
             surge: 0,
             unavailable: 1,
         }); // Validated above.
-        for unit in &mut units.units {
-            let right_kind = unit.is_group == is_group(role);
-            let name = unit.meta.name.as_deref().unwrap_or_default();
-            let size = sizes.get(name).copied();
-            let right_size = size.is_none_or(|size| Some(size) == role.pod_group_size);
-            unit.replica.updated = right_kind && right_size && unit.hash == units.hash;
-            if !right_kind {
-                // It has no slot among those of the other kind.
-                unit.replica.index = None;
-            }
-        }
+        mark_updated(units, role, &sizes);
         let early = |unit: &&mut Unit| unit.ended_early && unit.replica.updated;
         let mut early = units.units.iter_mut().filter(early).peekable();
         if early.peek().is_some() {
@@ -314,20 +304,40 @@ pub(super) fn build(set: &RoleSet, observed: &mut Observed, context: &Context) -
             view,
         });
     }
+    gate(set, observed, &mut entries);
+    entries
+}
+
+/// Marks which replicas of a role are made from what it asks for now. `sizes` are those of PodSets.
+fn mark_updated(units: &mut RoleUnits, role: &RoleSpec, sizes: &BTreeMap<String, i32>) {
+    for unit in &mut units.units {
+        let right_kind = unit.is_group == is_group(role);
+        let name = unit.meta.name.as_deref().unwrap_or_default();
+        let size = sizes.get(name).copied();
+        let right_size = size.is_none_or(|size| Some(size) == role.pod_group_size);
+        unit.replica.updated = right_kind && right_size && unit.hash == units.hash;
+        if !right_kind {
+            // It has no slot among those of the other kind.
+            unit.replica.index = None;
+        }
+    }
+}
+
+/// Lets only those roles start whose dependencies are ready, or that started before.
+fn gate(set: &RoleSet, observed: &Observed, entries: &mut [RoleEntry]) {
     let ready: BTreeSet<&str> = set
         .spec
         .roles
         .iter()
-        .zip(&entries)
+        .zip(entries.iter())
         .filter(|(_, entry)| entry.view.ready() >= entry.view.replicas)
         .map(|(role, _)| role.name.as_str())
         .collect();
-    for (role, entry) in set.spec.roles.iter().zip(&mut entries) {
+    for (role, entry) in set.spec.roles.iter().zip(entries) {
         entry.may_start = observed.started.contains(&role.name)
             || role
                 .dependencies
                 .iter()
                 .all(|name| ready.contains(name.as_str()));
     }
-    entries
 }

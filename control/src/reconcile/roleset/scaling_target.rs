@@ -39,6 +39,22 @@ pub(super) async fn mark_scaling_target(
     Ok(())
 }
 
+/// Takes the mark off a replica that is let go, or it would be counted beside its successor. Returns
+/// whether the replica itself was changed by that, and not pods of it.
+pub(super) async fn unmark(unit: &Unit, context: &Context) -> Result<bool, Error> {
+    let is_marked = |meta: &ObjectMeta| !label(meta, keys::SCALING_TARGET).is_empty();
+    for pod in context.pods_of(uid_of(&unit.meta)) {
+        if is_marked(&pod.metadata) {
+            mark(&pod.metadata, Value::Null, context).await?;
+        }
+    }
+    let marked = is_marked(&unit.meta);
+    if marked {
+        mark(&unit.meta, Value::Null, context).await?;
+    }
+    Ok(marked)
+}
+
 /// Labels this pod, and not a later one of its name.
 async fn mark(meta: &ObjectMeta, value: Value, context: &Context) -> Result<(), Error> {
     let patch = json!({"metadata": {

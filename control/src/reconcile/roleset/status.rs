@@ -70,11 +70,7 @@ pub(super) fn status_of(
     } else {
         (true, "RolesChanging")
     };
-    let message = if observed.paused {
-        String::new()
-    } else {
-        held_up(set, entries)
-    };
+    let message = held_up(set, observed, entries);
     set_condition(
         all,
         conditions::PROGRESSING,
@@ -95,11 +91,12 @@ pub(super) fn status_of(
 }
 
 /// Which roles wait for which, where they roll one after the other.
-fn held_up(set: &RoleSet, entries: &[RoleEntry]) -> String {
+fn held_up(set: &RoleSet, observed: &Observed, entries: &[RoleEntry]) -> String {
     let roles = &set.spec.roles;
     let name = |at: usize| roles.get(at).map_or("", |role| role.name.as_str());
     let sequential = set.spec.update_strategy.unwrap_or_default() == RoleUpdateOrder::Sequential;
-    match rollout::held_up(entries).filter(|_| sequential) {
+    let rolls = sequential && !observed.paused;
+    match rollout::held_up(entries).filter(|_| rolls) {
         None => String::new(),
         Some((blocker, held)) => {
             let held: Vec<&str> = held.into_iter().map(name).collect();
