@@ -78,7 +78,9 @@ fn candidates(
         let preferred = observed.scaling_role.as_deref() == Some(&role.name);
         let rank = if preferred { 0 } else { at + 1 };
         let units = observed.roles.get(&role.name);
-        for unit in units.iter().flat_map(|units| &units.units) {
+        let units = units.iter().flat_map(|units| &units.units);
+        // Also not what was deleted just now.
+        for unit in units.filter(|unit| stays(unit) && !context.is_going(&unit.meta)) {
             let slot = unit.replica.index;
             let mut add = |meta: &ObjectMeta, ready: bool, place: Option<i32>| {
                 let view = Candidate {
@@ -98,7 +100,7 @@ fn candidates(
                         add(&pod.metadata, pod.is_ready(), place);
                     }
                 }
-            } else if stays(unit) {
+            } else {
                 add(&unit.meta, unit.replica.state == ReplicaState::Ready, None);
             }
         }
