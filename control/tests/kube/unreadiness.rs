@@ -40,13 +40,14 @@ async fn until_counted(world: &World, ready: i32) {
         .await;
 }
 
-/// Brings a service of one RoleSet to an image that never comes up, and waits until that stands.
-async fn stall(world: &World, replicas: i32, fields: &Value, begun: usize) {
+/// Brings a service of one RoleSet from the image `old` to one that never comes up, and waits until that
+/// stands.
+async fn stall(world: &World, old: &str, replicas: i32, fields: &Value, begun: usize) {
     let with = |image: &str| {
         let roles = json!([role_with("a", replicas, image, fields.clone())]);
         service("llm", 1, roles)
     };
-    world.apply(with("a")).await;
+    world.apply(with(old)).await;
     world.until_ready("llm").await;
     world.apply(with("never-ready")).await;
     world
@@ -73,7 +74,7 @@ async fn a_short_unreadiness_amid_a_stalled_rollout_costs_no_replica() {
         let world = World::new(cluster_or_skip!(), &format!("short{name}")).await;
         let _controller = world.controller();
         let size = usize::try_from(fields["podGroupSize"].as_i64().unwrap_or(1)).unwrap();
-        stall(&world, replicas, &fields, size).await;
+        stall(&world, "a", replicas, &fields, size).await;
         let old = pods_with(&world, "a").await;
         assert_eq!(old.len(), size * usize::try_from(left).unwrap(), "{name}");
         for pod in &old {
@@ -131,15 +132,17 @@ async fn an_old_group_that_loses_a_pod_amid_a_stalled_rollout_is_mended_from_its
     let _controller = world.controller();
     for policy in ["ReplaceUnhealthy", "FullRecreate"] {
         let fields = json!({"podGroupSize": 2, "recoveryPolicy": policy});
-        stall(&world, 3, &fields, 2).await;
+        // The new pod takes a moment, and with it the group.
+        let image = "after-1000";
+        stall(&world, image, 3, &fields, 2).await;
         let (old, sets) = (
-            pods_with(&world, "a").await,
+            pods_with(&world, image).await,
             world.all(&world.pod_sets()).await,
         );
         world.kubectl(&["delete", "pod", &old[0].name_any(), "--wait=false"]);
         world
             .until("the group is whole again", || async {
-                let now = pods_with(&world, "a").await;
+                let now = pods_with(&world, image).await;
                 let lost = uids(&now).contains(&old[0].uid().unwrap());
                 (now.len() == 4 && !lost).then_some(())
             })
@@ -151,7 +154,7 @@ async fn an_old_group_that_loses_a_pod_amid_a_stalled_rollout_is_mended_from_its
             uids(&sets),
             "{policy}"
         );
-        assert_eq!(pods_with(&world, "a").await.len(), 4, "{policy}");
+        assert_eq!(pods_with(&world, image).await.len(), 4, "{policy}");
         world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
     }
 }
