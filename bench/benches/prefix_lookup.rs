@@ -57,16 +57,17 @@ fn waiting(c: &mut Criterion) {
     const TOKENS: u32 = 4_000;
     let blocks = (TOKENS / BLOCK_TOKENS) as usize;
     let memory = Memory::new(blocks, 1, 256 << 10);
-    let pool = memory.pool();
+    let session = memory.session();
+    let pool = session.pool();
     let mut request = sequence(&prompt(1, TOKENS));
-    memory.save(&pool, request.keys());
+    memory.save(&session, request.keys());
     let mut ask = |verify: bool| {
         request.release();
         for _ in 0..100 {
-            let matched = request.match_blocks(&pool, 0, blocks, verify);
+            let matched = request.match_blocks(pool, 0, blocks, verify);
             assert_eq!((matched.blocks, matched.complete), (blocks, true));
             if verify {
-                assert_eq!(request.verify(&pool, blocks), blocks);
+                assert_eq!(request.verify(pool, blocks), blocks);
             }
         }
     };

@@ -33,9 +33,20 @@ pub const ADOPTED_HASHES: &str = "control.kvtide.io/adopted-template-hashes";
 pub const APPLIED_HASH: &str = "control.kvtide.io/applied-hash";
 /// Annotation of a PodSet that recreates all: how often its pods had restarted when it began to.
 pub const RESTARTS_BEFORE: &str = "control.kvtide.io/restarts-before";
+/// Label of a pod, ours: it stands for its RoleSet in the selector of the StormService's scale subresource.
+pub const SCALING_TARGET: &str = "control.kvtide.io/scaling-target";
+/// Annotation of a StormService, ours: the role of which a pod stands for each RoleSet; the first where it
+/// names none.
+pub const SCALING_ROLE: &str = "control.kvtide.io/scaling-role";
+/// Annotation of a ControllerRevision that became the present one again, ours: the numbers of replicas that
+/// its roles had then, as JSON.
+pub const ROLE_REPLICAS: &str = "control.kvtide.io/role-replicas";
 /// Annotation of a RoleSet, ours: the roles that were created once, comma-separated. Only where
 /// roles depend on each other: dependencies gate a role's first creation alone.
 pub const STARTED_ROLES: &str = "control.kvtide.io/started-roles";
+/// Annotation of a RoleSet, ours: the roles that began to roll and have not been completely updated and
+/// ready since, comma-separated. Only where roles wait for each other.
+pub const ROLLING_ROLES: &str = "control.kvtide.io/rolling-roles";
 /// Annotation of a RoleSet, ours: how often pods of its roles ended soon after they were made, as JSON.
 pub const EARLY_ENDS: &str = "control.kvtide.io/early-ends";
 /// Annotation of a pod template, ours: `"true"` lets the controller delete pods by force once they

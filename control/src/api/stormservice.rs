@@ -145,7 +145,7 @@ pub struct StormServiceStatus {
     /// How often a revision's name was already taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collision_count: Option<i32>,
-    /// The pods, for the scale subresource.
+    /// One pod of each RoleSet, for the scale subresource.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub scaling_target_selector: String,
     /// Ready, Progressing, ReplicaFailure and others.

@@ -18,6 +18,7 @@ use crate::reconcile::informer::{
     Informer, Route, key_of, owner_key, owner_uid, route_owner, route_self,
 };
 use crate::reconcile::ledger::Ledger;
+use crate::reconcile::meta::{is_paused, scaling_role};
 use crate::reconcile::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 use crate::reconcile::{Key, Trigger};
 
@@ -94,7 +95,7 @@ pub(super) fn caches(
         events(api(client, namespace), everything.clone()),
         vec![
             (route_self(), triggers.services.clone()),
-            route_pause(role_sets.clone(), triggers.role_sets.clone()),
+            route_wishes(role_sets.clone(), triggers.role_sets.clone()),
         ],
         ledger,
         &mut feeds,
@@ -115,9 +116,11 @@ pub(super) fn caches(
         ]
     };
     let of_role_sets = everything.clone().labels(keys::ROLE_SET_NAME);
+    let mut routes = pod_routes();
+    routes.push((route_mark(), triggers.role_sets.clone()));
     let pods = start(
         events(api(client, namespace), of_role_sets),
-        pod_routes(),
+        routes,
         ledger,
         &mut feeds,
     );
@@ -185,6 +188,23 @@ fn route_orphan() -> Route<DeserializeGuard<RoleSet>> {
     })
 }
 
+/// A pod that stands for its RoleSet asks for that, also where a PodSet made it: its group may be whole
+/// again before its status ever said that it was not.
+fn route_mark() -> Route<ObservedPod> {
+    Box::new(|old, new| {
+        let marked = |pod: &ObservedPod| pod.labels().contains_key(keys::SCALING_TARGET);
+        let concerned = marked(new) || old.is_some_and(marked);
+        let name = new
+            .labels()
+            .get(keys::ROLE_SET_NAME)
+            .filter(|_| concerned)?;
+        Some(Key {
+            namespace: new.namespace().unwrap_or_default(),
+            name: name.clone(),
+        })
+    })
+}
+
 /// A Service asks for the StormService of its name, whosever it is: it may be in its way, or get out of
 /// it.
 fn route_name(
@@ -198,19 +218,18 @@ fn route_name(
     (route, trigger)
 }
 
-/// A StormService that is paused, or is so no more, asks for all its RoleSets.
-fn route_pause(
+/// A StormService asks for all its RoleSets when that changes which they read of it: whether it is paused,
+/// and by which role it is scaled.
+fn route_wishes(
     role_sets: Informer<DeserializeGuard<RoleSet>>,
     trigger: Trigger,
 ) -> (Route<DeserializeGuard<StormService>>, Trigger) {
-    let paused = |service: &DeserializeGuard<StormService>| {
-        let service = service.0.as_ref();
-        // As the RoleSets' controller sees it.
-        service.map_or(true, |service| service.spec.paused)
-    };
     let fired = trigger.clone();
     let route: Route<DeserializeGuard<StormService>> = Box::new(move |old, new| {
-        if old.is_none_or(|old| paused(old) != paused(new)) {
+        let same = old.is_some_and(|old| {
+            is_paused(old) == is_paused(new) && scaling_role(old.meta()) == scaling_role(new.meta())
+        });
+        if !same {
             let uid = new.meta().uid.as_deref().unwrap_or_default();
             let sets = role_sets.owned_by(uid);
             sets.iter().for_each(|set| fired.fire(key_of(set.as_ref())));

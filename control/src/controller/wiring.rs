@@ -4,7 +4,8 @@
 //!  watch ──> Informer<K> ──route──> Trigger ──coalesced──> Controller<kind> ──> reconcile
 //! ```
 //! An event of a RoleSet asks for itself and for its StormService; of a PodSet, for itself and for
-//! its RoleSet; of a pod, for the PodSet or RoleSet that made it.
+//! its RoleSet; of a pod, for the PodSet or RoleSet that made it, and of the one that stands for its
+//! RoleSet before an autoscaler, for that as well.
 
 use std::collections::HashMap;
 use std::fmt::Debug;

@@ -18,6 +18,40 @@ pub struct Budget {
     pub unavailable: i32,
 }
 
+/// What of a number of replicas is there. A place is what one replica takes: where replicas have slots,
+/// several may be in one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Presence {
+    /// Places that are taken.
+    pub places: i32,
+    /// Those of them where something is ready.
+    pub ready: i32,
+    /// Those where nothing is ready, and nothing outdated may become so.
+    pub starting: i32,
+}
+
+/// What may still be taken away within the budget, counted as Deployments do: what stays is the wanted
+/// number less those that may be missing, beside those that are starting. One that is not ready costs
+/// nothing now, and is missed when it would have come back: it goes within the same allowance.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowance {
+    places: i32,
+    ready: i32,
+}
+
+impl Allowance {
+    /// Takes one place away, unless that leaves the budget. Those that are not ready are asked for
+    /// before those that are.
+    pub fn take(&mut self, ready: bool) -> bool {
+        let allowed = self.places > 0 && (!ready || self.ready > 0);
+        if allowed {
+            self.places -= 1;
+            self.ready -= i32::from(ready);
+        }
+        allowed
+    }
+}
+
 /// A value that is neither a number nor a percentage.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{field} is {value:?}; give a whole number of at least 0 or a percentage such as \"25%\"")]
@@ -52,6 +86,17 @@ impl Budget {
             surge,
             unavailable: unavailable.min(replicas.max(0)),
         })
+    }
+
+    /// What may be taken away where `replicas` are wanted and `present` are there.
+    #[must_use]
+    pub fn allowance(self, replicas: i32, present: Presence) -> Allowance {
+        let floor = replicas.saturating_sub(self.unavailable);
+        let beyond = present.places.saturating_sub(floor);
+        Allowance {
+            places: beyond.saturating_sub(present.starting),
+            ready: present.ready.saturating_sub(floor),
+        }
     }
 }
 

@@ -16,5 +16,6 @@ pub mod revision;
 pub mod role_plan;
 pub mod role_set;
 pub mod rollout;
+pub mod scaling_target;
 pub mod service_plan;
 pub mod validate;

@@ -8,11 +8,14 @@ use serde_json::{Value, json};
 use super::budget::Budget;
 use super::canonical::canonical;
 use crate::api::{
-    RoleSet, RoleSetSpec, RoleSetTemplate, RolloutBudget, StormService, UpdateType, keys,
+    RoleSet, RoleSetSpec, RoleSetTemplate, RoleSpec, RolloutBudget, StormService, UpdateType, keys,
 };
 
 /// Labels or annotations.
 pub type Marks = BTreeMap<String, String>;
+
+/// Replicas by role.
+pub type ReplicaCounts = BTreeMap<String, i32>;
 
 /// The spec of a RoleSet of this StormService: the template's, with the present replica counts, and
 /// where RoleSets may not be missing, roles that surge.
@@ -40,18 +43,59 @@ pub fn set_spec(service: &StormService, template: &RoleSetTemplate) -> RoleSetSp
     spec
 }
 
-/// A spec with the replica counts that the StormService has now: a RoleSet of an older revision keeps
-/// all the rest.
-#[must_use]
-pub fn with_present_replicas(service: &StormService, mut spec: RoleSetSpec) -> RoleSetSpec {
-    let present = service.spec.template.spec.as_ref();
+/// A spec with the replica counts that the StormService has now.
+fn with_present_replicas(service: &StormService, mut spec: RoleSetSpec) -> RoleSetSpec {
     for role in &mut spec.roles {
-        let same = present.and_then(|spec| spec.roles.iter().find(|other| other.name == role.name));
-        if let Some(same) = same {
-            role.replicas = same.replicas;
+        if let Some(present) = present_role(service, &role.name) {
+            role.replicas = present.replicas;
         }
     }
     spec
+}
+
+/// The spec of a RoleSet of an older revision, whose turn has not come: with the replica counts of roles
+/// that were scaled since the present revision came, when they had those of `arrived`. A count that came
+/// with the revision waits with the rest of it.
+#[must_use]
+pub fn with_scaled_replicas(
+    service: &StormService,
+    arrived: &ReplicaCounts,
+    mut spec: RoleSetSpec,
+) -> RoleSetSpec {
+    for role in &mut spec.roles {
+        let present = present_role(service, &role.name);
+        let scaled = present.filter(|role| arrived.get(&role.name) != Some(&replicas_of(role)));
+        if let Some(present) = scaled {
+            role.replicas = present.replicas;
+        }
+    }
+    spec
+}
+
+fn present_role<'a>(service: &'a StormService, name: &str) -> Option<&'a RoleSpec> {
+    let spec = service.spec.template.spec.as_ref()?;
+    spec.roles.iter().find(|role| role.name == name)
+}
+
+fn replicas_of(role: &RoleSpec) -> i32 {
+    role.replicas.unwrap_or(1)
+}
+
+/// How many replicas each role of a template is to have.
+#[must_use]
+pub fn replica_counts(template: &RoleSetTemplate) -> ReplicaCounts {
+    let roles = template.spec.iter().flat_map(|spec| &spec.roles);
+    roles
+        .map(|role| (role.name.clone(), replicas_of(role)))
+        .collect()
+}
+
+/// Brings labels or annotations to those of another revision. What the `former` template gave goes,
+/// unless somebody gave it another value since; what others added stays.
+pub fn renew(present: &mut Option<Marks>, former: Option<&Marks>, wanted: Marks) {
+    let present = present.get_or_insert_default();
+    present.retain(|key, value| former.and_then(|former| former.get(key)) != Some(value));
+    present.extend(wanted);
 }
 
 /// Labels and annotations of a RoleSet of a revision.
@@ -141,15 +185,62 @@ mod tests {
     }
 
     #[test]
-    fn an_older_revision_keeps_all_but_the_number_of_replicas() {
-        let service = service(&json!({}), &json!([{"name": "a", "replicas": 5}]));
+    fn an_older_revision_follows_scaling_alone() {
+        let service = service(
+            &json!({}),
+            &json!([{"name": "a", "replicas": 5}, {"name": "b"}]),
+        );
         let old = json!({"roles": [
-            {"name": "a", "replicas": 1, "stateful": true}, {"name": "gone", "replicas": 3},
+            {"name": "a", "replicas": 2, "stateful": true}, {"name": "b", "replicas": 3},
+            {"name": "gone", "replicas": 4},
         ]});
-        let spec = with_present_replicas(&service, serde_json::from_value(old).unwrap());
-        assert_eq!(spec.roles[0].replicas, Some(5));
-        assert!(spec.roles[0].stateful);
-        assert_eq!(spec.roles[1].replicas, Some(3));
+        // What the roles had when the present revision came, and what an older RoleSet asks for now.
+        let table = [
+            ("came with the revision", json!({"a": 5, "b": 1}), [2, 3, 4]),
+            ("was scaled since", json!({"a": 3, "b": 1}), [5, 3, 4]),
+            ("to what a default says", json!({"a": 5, "b": 3}), [2, 1, 4]),
+            ("is not known", json!({}), [5, 1, 4]),
+        ];
+        for (name, arrived, expected) in table {
+            let arrived = serde_json::from_value(arrived).unwrap();
+            let old = serde_json::from_value(old.clone()).unwrap();
+            let spec = with_scaled_replicas(&service, &arrived, old);
+            let replicas: Vec<i32> = spec.roles.iter().map(replicas_of).collect();
+            assert_eq!(replicas, expected, "{name}");
+            assert!(spec.roles[0].stateful, "{name}: it keeps the rest");
+        }
+    }
+
+    #[test]
+    fn what_a_template_no_longer_gives_goes_and_what_others_gave_stays() {
+        let marks = |pairs: &[(&str, &str)]| -> Marks {
+            let pairs = pairs.iter();
+            pairs
+                .map(|&(key, value)| (key.into(), value.into()))
+                .collect()
+        };
+        let former = marks(&[("app", "llm"), ("team", "a"), ("tier", "x"), ("kept", "1")]);
+        let mut present = former.clone();
+        present.extend(marks(&[("tier", "theirs"), ("cost-centre", "7")]));
+        let mut present = Some(present);
+        renew(
+            &mut present,
+            Some(&former),
+            marks(&[("app", "llm"), ("kept", "2")]),
+        );
+        let expected = marks(&[
+            ("app", "llm"),
+            ("tier", "theirs"),
+            ("cost-centre", "7"),
+            ("kept", "2"),
+        ]);
+        assert_eq!(present, Some(expected));
+        renew(&mut present, None, marks(&[("new", "1")]));
+        assert_eq!(
+            present.map(|marks| marks.len()),
+            Some(5),
+            "of no known revision nothing goes"
+        );
     }
 
     #[test]

@@ -10,13 +10,23 @@ pub struct RoleEntry {
     pub upgrade_order: Option<i32>,
     /// False while the role waits for its dependencies to become ready for the first time.
     pub may_start: bool,
+    /// Whether it began to roll and has not been completely updated and ready since.
+    pub rolling: bool,
     /// What is wanted and what is there.
     pub view: RoleView,
 }
 
+impl RoleEntry {
+    /// Whether other roles wait for this one. One with nothing to roll is not waited for, ready or not: it
+    /// may be waiting for the very change of another that makes it ready again. Nor is one that may not
+    /// start.
+    fn is_waited_for(&self) -> bool {
+        self.may_start && self.rolling && !self.view.is_done()
+    }
+}
+
 /// What every role needs next, in the order of `roles`. As long as any role's number is being
-/// corrected, or any is paused, none rolls. A role that may not start has nothing to roll and is not waited for: it may
-/// be waiting for the very role that comes after it.
+/// corrected, or any is paused, none rolls.
 #[must_use]
 pub fn plan(order: RoleUpdateOrder, roles: &[RoleEntry]) -> Vec<RolePlan> {
     let scaling: Vec<RolePlan> = roles
@@ -41,30 +51,44 @@ pub fn plan(order: RoleUpdateOrder, roles: &[RoleEntry]) -> Vec<RolePlan> {
             }
         }
         RoleUpdateOrder::Sequential => {
-            let started = |at: &usize| roles[*at].may_start;
-            for at in upgrade_sequence(roles).into_iter().filter(started) {
-                plans[at] = roles[at].view.roll(None);
-                if !roles[at].view.is_done() {
+            let blocker = blocker(roles);
+            for at in upgrade_sequence(roles) {
+                if roles[at].may_start {
+                    plans[at] = roles[at].view.roll(None);
+                }
+                if Some(at) == blocker {
                     break;
                 }
             }
         }
         RoleUpdateOrder::Interleave => {
-            let unfinished = |role: &RoleEntry| role.may_start && !role.view.is_done();
-            let step = roles
-                .iter()
-                .filter(|role| unfinished(role))
-                .map(|role| role.view.current_step())
-                .min()
-                .unwrap_or(1);
+            let waited_for = roles.iter().filter(|role| role.is_waited_for());
+            let step = waited_for.map(|role| role.view.current_step()).min();
             for (plan, role) in plans.iter_mut().zip(roles) {
-                if unfinished(role) && role.view.current_step() <= step {
-                    *plan = role.view.roll(Some(step));
+                let level = step.is_some_and(|step| role.view.current_step() <= step);
+                if role.is_waited_for() && level {
+                    *plan = role.view.roll(step);
                 }
             }
         }
     }
     plans
+}
+
+/// With Sequential, the role that those after it wait for.
+fn blocker(roles: &[RoleEntry]) -> Option<usize> {
+    let mut sequence = upgrade_sequence(roles).into_iter();
+    sequence.find(|&at| roles[at].is_waited_for())
+}
+
+/// With Sequential, the role that holds others up, and those: positions in `roles`.
+#[must_use]
+pub fn held_up(roles: &[RoleEntry]) -> Option<(usize, Vec<usize>)> {
+    let blocker = blocker(roles)?;
+    let behind = upgrade_sequence(roles).into_iter();
+    let behind = behind.skip_while(|&at| at != blocker).skip(1);
+    let held: Vec<usize> = behind.filter(|&at| roles[at].view.has_outdated()).collect();
+    (!held.is_empty()).then_some((blocker, held))
 }
 
 /// Positions of the roles in the order in which they roll.
@@ -92,11 +116,13 @@ mod tests {
                 updated,
                 state,
                 created_s: 0,
+                waiting_since_s: 0,
             })
             .collect();
-        RoleEntry {
+        let mut entry = RoleEntry {
             upgrade_order,
             may_start: true,
+            rolling: true,
             view: RoleView {
                 replicas,
                 budget: Budget {
@@ -107,6 +133,17 @@ mod tests {
                 paused: false,
                 units,
             },
+        };
+        entry.rolling = entry.view.has_outdated();
+        entry
+    }
+
+    /// A role that began to roll with this change.
+    fn rolled(upgrade_order: Option<i32>, units: &[(bool, ReplicaState)]) -> RoleEntry {
+        let replicas = i32::try_from(units.len()).unwrap();
+        RoleEntry {
+            rolling: true,
+            ..role(upgrade_order, units, replicas)
         }
     }
 
@@ -131,7 +168,7 @@ mod tests {
         assert_eq!(moving(Sequential, &roles), [false, true, false]);
         let roles = [
             decode.clone(),
-            role(Some(1), &[STARTING], 1),
+            rolled(Some(1), &[STARTING]),
             prefill.clone(),
         ];
         assert_eq!(
@@ -143,6 +180,30 @@ mod tests {
         assert_eq!(moving(Sequential, &roles), [false, false, true]);
         let roles = [decode, role(Some(1), &[NEW], 1), role(Some(2), &[NEW], 1)];
         assert_eq!(moving(Sequential, &roles), [true, false, false]);
+    }
+
+    #[test]
+    fn a_role_with_nothing_to_roll_is_not_waited_for() {
+        use RoleUpdateOrder::{Interleave, Sequential};
+        // The router is not ready because decode is broken; what mends it is decode's rollback.
+        let router = role(Some(1), &[STARTING, NEW], 2);
+        let decode = role(Some(2), &[OLD, NEW, NEW], 3);
+        for order in [Sequential, Interleave] {
+            let roles = [router.clone(), decode.clone()];
+            assert_eq!(moving(order, &roles), [false, true], "{order:?}");
+            assert_eq!(held_up(&roles), None);
+        }
+    }
+
+    #[test]
+    fn who_holds_up_whom_is_known() {
+        let decode = role(None, &[OLD], 1);
+        let settled = role(Some(3), &[NEW], 1);
+        let router = rolled(Some(1), &[STARTING]);
+        let prefill = role(Some(2), &[OLD], 1);
+        let roles = [decode, settled, router, prefill];
+        assert_eq!(held_up(&roles), Some((2, vec![3, 0])));
+        assert_eq!(held_up(&roles[2..3]), None, "nobody is held up");
     }
 
     #[test]

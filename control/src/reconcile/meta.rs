@@ -1,7 +1,10 @@
 //! What all reconcilers read of an object's metadata.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::DeserializeGuard;
 use serde_json::{Value, json};
+
+use crate::api::{StormService, keys};
 
 /// Namespace and name.
 pub(super) fn names_of(meta: &ObjectMeta) -> (&str, &str) {
@@ -28,6 +31,22 @@ pub(super) fn label<'a>(meta: &'a ObjectMeta, key: &str) -> &'a str {
 pub(super) fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     let annotations = meta.annotations.as_ref()?;
     annotations.get(key).map(String::as_str)
+}
+
+/// Where in its group a pod is.
+pub(super) fn group_index(meta: &ObjectMeta) -> Option<i32> {
+    label(meta, keys::POD_GROUP_INDEX).parse().ok()
+}
+
+/// Whether a StormService is paused. Of one that cannot be read nobody knows.
+pub(crate) fn is_paused(service: &DeserializeGuard<StormService>) -> bool {
+    let service = service.0.as_ref();
+    service.map_or(true, |service| service.spec.paused)
+}
+
+/// The role that a StormService with this metadata is scaled by, where it names one.
+pub(crate) fn scaling_role(meta: &ObjectMeta) -> Option<&str> {
+    annotation(meta, keys::SCALING_ROLE)
 }
 
 /// A patch of metadata that adds a finalizer where it is missing, and is empty where it is not. It is of

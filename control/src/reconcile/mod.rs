@@ -18,7 +18,7 @@ mod ganging;
 pub mod gangs;
 pub mod informer;
 pub mod ledger;
-mod meta;
+pub(crate) mod meta;
 pub mod observed;
 pub mod pod_groups;
 pub mod podset;

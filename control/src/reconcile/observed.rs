@@ -32,6 +32,25 @@ pub struct ObservedPod {
 pub struct ObservedPodSpec {
     /// Its node.
     pub node_name: Option<String>,
+    /// Containers that run before the others, or beside them.
+    #[serde(default)]
+    pub init_containers: Vec<ObservedInitContainer>,
+}
+
+/// A container that runs before the others, or beside them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObservedInitContainer {
+    /// Its name.
+    pub name: String,
+    /// Always, if it runs beside the others.
+    pub restart_policy: Option<String>,
+}
+
+impl ObservedInitContainer {
+    fn is_sidecar(&self) -> bool {
+        self.restart_policy.as_deref() == Some("Always")
+    }
 }
 
 /// The part of a pod's status that matters.
@@ -65,6 +84,8 @@ pub struct ObservedCondition {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ObservedContainer {
+    /// Its name.
+    pub name: String,
     /// How often it was started again.
     pub restart_count: i32,
     /// What it does.
@@ -104,6 +125,15 @@ impl ObservedPod {
         holds(&self.status.conditions, "Ready")
     }
 
+    /// Since when it waits to be ready: since it ceased to be, or since it was made.
+    #[must_use]
+    pub fn waiting_since(&self) -> Option<&Time> {
+        let ready = self.status.conditions.iter();
+        let mut ready = ready.filter(|condition| condition.kind == "Ready");
+        let turned = ready.find_map(|condition| condition.last_transition_time.as_ref());
+        turned.or(self.metadata.creation_timestamp.as_ref())
+    }
+
     /// Whether it ended, one way or the other.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -123,10 +153,24 @@ impl ObservedPod {
             .chain(&self.status.init_container_statuses)
     }
 
+    /// Containers that run as long as the pod. One that comes before them is tried again by the kubelet
+    /// until it succeeds, and nothing of the pod has run yet that others could miss.
+    fn lasting(&self) -> impl Iterator<Item = &ObservedContainer> {
+        let sidecar = |status: &&ObservedContainer| {
+            let mut specs = self.spec.init_containers.iter();
+            specs.any(|spec| spec.name == status.name && spec.is_sidecar())
+        };
+        let before = self.status.init_container_statuses.iter();
+        self.status
+            .container_statuses
+            .iter()
+            .chain(before.filter(sidecar))
+    }
+
     /// Whether a container waits in CrashLoopBackOff.
     #[must_use]
     pub fn is_crash_looping(&self) -> bool {
-        self.containers().any(|container| {
+        self.lasting().any(|container| {
             let waiting = container.state.waiting.as_ref();
             waiting.and_then(|waiting| waiting.reason.as_deref()) == Some("CrashLoopBackOff")
         })
@@ -152,7 +196,7 @@ impl ObservedPod {
     /// How often containers were started again.
     #[must_use]
     pub fn restarts(&self) -> i32 {
-        let counts = self.containers().map(|container| container.restart_count);
+        let counts = self.lasting().map(|container| container.restart_count);
         counts.fold(0, i32::saturating_add)
     }
 }
@@ -310,6 +354,31 @@ mod tests {
             }))
             .unwrap();
             assert_eq!(pod.lifetime().as_secs(), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn what_runs_before_the_pod_does_not_count_as_its_failure() {
+        let looping = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        let failing = json!([{"name": "first", "restartCount": 3, "state": looping}]);
+        // As an init container, as a sidecar, as a container.
+        let always = json!([{"name": "first", "restartPolicy": "Always"}]);
+        let table = [
+            (
+                json!([{"name": "first"}]),
+                "initContainerStatuses",
+                (0, false),
+            ),
+            (always, "initContainerStatuses", (3, true)),
+            (json!([]), "containerStatuses", (3, true)),
+        ];
+        for (init, kind, expected) in table {
+            let pod: ObservedPod = serde_json::from_value(json!({
+                "metadata": {"name": "p"}, "spec": {"initContainers": init},
+                "status": {kind: failing},
+            }))
+            .unwrap();
+            assert_eq!((pod.restarts(), pod.is_crash_looping()), expected, "{init}");
         }
     }
 

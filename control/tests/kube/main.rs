@@ -24,7 +24,10 @@ mod recovery;
 mod refused;
 mod restarts;
 mod rules;
+mod scaling;
 mod schema;
+mod turns;
+mod unreadiness;
 
 /// The cluster, or the end of the test.
 macro_rules! cluster_or_skip {

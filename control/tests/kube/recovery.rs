@@ -341,3 +341,31 @@ async fn pods_of_a_lost_node_are_forced_only_when_it_is_out_of_service() {
         .await
         .unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_init_container_that_is_tried_again_takes_no_group_with_it() {
+    let world = World::new(cluster_or_skip!(), "initretry").await;
+    let _controller = world.controller();
+    let mut roles = group("FullRecreate");
+    roles[0]["template"]["spec"]["initContainers"] = json!([{"name": "first", "image": "i"}]);
+    world.apply(service("llm", 1, roles)).await;
+    world.until_ready("llm").await;
+    let before = world.pods_of("p").await;
+    let name = before[0].name_any();
+    let mut retried = status(true, &json!({"running": {}}), 0);
+    retried["initContainerStatuses"] = json!([{
+        "name": "first", "image": "i", "imageID": "i", "ready": true, "restartCount": 2,
+        "state": {"terminated": {"exitCode": 0}},
+    }]);
+    set_status(&world.client, &world.namespace, &name, &retried)
+        .await
+        .unwrap();
+    world.until_quiet().await;
+    assert_eq!(uids(&world.pods_of("p").await), uids(&before));
+    // A container that restarts does.
+    let restarted = status(true, &json!({"running": {}}), 1);
+    set_status(&world.client, &world.namespace, &name, &restarted)
+        .await
+        .unwrap();
+    until_recovered(&world, &uids(&before), 0).await;
+}

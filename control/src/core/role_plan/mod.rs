@@ -6,9 +6,10 @@
 mod roll;
 mod scale;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::budget::{Budget, CREATIONS_MAX};
+use super::budget::{Allowance, Budget, CREATIONS_MAX, Presence};
 use crate::api::RoleStatus;
 
 /// Where a replica is in its life.
@@ -39,8 +40,10 @@ pub struct Replica {
     pub updated: bool,
     /// Where it is in its life.
     pub state: ReplicaState,
-    /// When it was created, in seconds; the newest go first.
+    /// When it was created, in seconds; of those that are ready, the newest go first.
     pub created_s: i64,
+    /// Since when it waits to be ready, in seconds: since it was made, or since it last was ready.
+    pub waiting_since_s: i64,
 }
 
 impl Replica {
@@ -50,6 +53,20 @@ impl Replica {
 
     fn is_ready(&self) -> bool {
         self.state == ReplicaState::Ready
+    }
+
+    /// Orders replicas by how much they are missed: waiting before ready, the longest waiting first.
+    fn missed(&self) -> (bool, i64) {
+        let ready = self.is_ready();
+        (ready, if ready { 0 } else { self.waiting_since_s })
+    }
+
+    /// Orders replicas that are alike otherwise. Outdated ones that wait: the longest first, as the least
+    /// likely to be ready again. Others: the newest first, as those that have come the least far.
+    fn turn(&self) -> (i64, Reverse<i64>) {
+        let stale = !self.updated && !self.is_ready();
+        let since_s = if stale { self.waiting_since_s } else { 0 };
+        (since_s, Reverse(self.created_s))
     }
 }
 
@@ -90,8 +107,12 @@ impl RolePlan {
     }
 }
 
+fn number(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
 fn count(units: &[Replica], wanted: impl Fn(&Replica) -> bool) -> i32 {
-    i32::try_from(units.iter().filter(|unit| wanted(unit)).count()).unwrap_or(i32::MAX)
+    number(units.iter().filter(|unit| wanted(unit)).count())
 }
 
 impl RoleView {
@@ -158,6 +179,43 @@ impl RoleView {
         (slots, strays)
     }
 
+    /// Active replicas by the place that they take: those of one slot share it, any other has its own.
+    /// What is in a slot beyond the number is going anyway.
+    fn places(&self) -> Vec<Vec<usize>> {
+        if !self.indexed {
+            return self.active_positions().map(|at| vec![at]).collect();
+        }
+        let (slots, strays) = self.slots();
+        let roaming = strays
+            .into_iter()
+            .filter(|&at| self.units[at].index.is_none());
+        slots
+            .into_values()
+            .chain(roaming.map(|at| vec![at]))
+            .collect()
+    }
+
+    /// What a rollout may take away now.
+    fn allowance(&self) -> Allowance {
+        let mut present = Presence::default();
+        for place in self.places() {
+            let units = || place.iter().map(|&at| &self.units[at]);
+            let ready = units().any(Replica::is_ready);
+            present.places += 1;
+            present.ready += i32::from(ready);
+            present.starting += i32::from(!ready && units().all(|unit| unit.updated));
+        }
+        self.budget.allowance(self.replicas, present)
+    }
+
+    /// Whether a rollout has something to replace.
+    #[must_use]
+    pub fn has_outdated(&self) -> bool {
+        self.units
+            .iter()
+            .any(|unit| unit.is_active() && !unit.updated)
+    }
+
     /// Whether every wanted replica is updated and ready, and no other is there.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -174,5 +232,7 @@ impl RoleView {
     }
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

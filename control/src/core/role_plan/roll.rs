@@ -1,6 +1,8 @@
 //! Rollouts: which replica is replaced next.
 
-use super::{Replica, RolePlan, RoleView, count};
+use std::collections::BTreeMap;
+
+use super::{RolePlan, RoleView, count, number};
 use crate::core::budget::Budget;
 
 impl RoleView {
@@ -24,18 +26,11 @@ impl RoleView {
             return plan;
         }
         let mut may_go = outdated - (self.replicas - target);
-        let mut spare =
-            count(&self.units, Replica::is_ready) - self.replicas + self.budget.unavailable;
+        let mut allowance = self.allowance();
         for at in self.least_wanted_first() {
             let unit = &self.units[at];
-            if unit.updated || may_go <= 0 {
+            if unit.updated || may_go <= 0 || !allowance.take(unit.is_ready()) {
                 break;
-            }
-            if unit.is_ready() {
-                if spare <= 0 {
-                    break;
-                }
-                spare -= 1;
             }
             plan.delete.push(at);
             may_go -= 1;
@@ -48,38 +43,40 @@ impl RoleView {
     fn roll_indexed(&self, target: i32) -> RolePlan {
         let mut plan = RolePlan::default();
         let (slots, _) = self.slots();
-        let slot_count = |wanted: &dyn Fn(&Replica) -> bool| {
-            let found = slots
-                .values()
-                .filter(|slot| slot.iter().any(|&at| wanted(&self.units[at])));
-            i32::try_from(found.count()).unwrap_or(i32::MAX)
-        };
-        let updated = slot_count(&|unit| unit.updated);
-        let filled = slot_count(&|_| true);
-        let outdated = filled - updated;
-        let mut spare = (slot_count(&Replica::is_ready) - self.replicas + self.budget.unavailable)
-            .min(outdated - (self.replicas - target));
-        let all = i32::try_from(self.units.len()).unwrap_or(i32::MAX);
-        let mut room = (self.ceiling() - all).min(target - updated);
-        for (index, slot) in slots {
-            let [at] = slot.as_slice() else {
-                continue; // Scaling sees to empty and to crowded slots.
-            };
-            let unit = &self.units[*at];
-            if unit.updated {
-                continue;
+        let is_outdated = |slot: &[usize]| slot.iter().all(|&at| !self.units[at].updated);
+        let outdated = slots.values().filter(|slot| is_outdated(slot)).count();
+        let mut may_begin = number(outdated) - (self.replicas - target);
+        let mut room = self.ceiling() - number(self.units.len());
+        let mut allowance = self.allowance();
+        for (index, at) in self.lone_and_outdated(&slots) {
+            if may_begin <= 0 {
+                break;
             }
-            if !unit.is_ready() {
-                plan.delete.push(*at);
-            } else if spare > 0 {
-                plan.delete.push(*at);
-                spare -= 1;
+            if allowance.take(self.units[at].is_ready()) {
+                plan.delete.push(at);
             } else if room > 0 && !self.name_is_taken(index) {
                 plan.create.push(Some(index));
                 room -= 1;
+            } else {
+                continue;
             }
+            may_begin -= 1;
         }
         plan
+    }
+
+    /// Slots with one outdated replica and no other, and where it is: waiting before ready. Scaling sees
+    /// to empty and to crowded slots.
+    fn lone_and_outdated(&self, slots: &BTreeMap<i32, Vec<usize>>) -> Vec<(i32, usize)> {
+        let mut lone: Vec<(i32, usize)> = slots
+            .iter()
+            .filter_map(|(&index, slot)| match slot.as_slice() {
+                [at] if !self.units[*at].updated => Some((index, *at)),
+                _ => None,
+            })
+            .collect();
+        lone.sort_by_key(|&(index, at)| (self.units[at].missed(), index));
+        lone
     }
 
     fn step_length(&self) -> i32 {

@@ -1,6 +1,8 @@
 //! Numbers: which replicas are missing, and which are too many.
 
-use super::{Replica, ReplicaState, RolePlan, RoleView, count};
+use std::cmp::Reverse;
+
+use super::{Replica, ReplicaState, RolePlan, RoleView, count, number};
 use crate::core::budget::CREATIONS_MAX;
 
 impl RoleView {
@@ -55,43 +57,51 @@ impl RoleView {
             plan.create_plain(room.min(self.replicas - active - self.held()));
             return plan;
         }
-        let ceiling = self.tolerated();
-        let floor = self.replicas - self.budget.unavailable;
-        let mut left = active;
-        let mut ready = count(&self.units, Replica::is_ready);
+        let mut surplus = active - self.replicas;
+        if !self.paused {
+            // Taking an outdated one away is a step of the rollout.
+            let mut allowance = self.allowance();
+            for at in self.least_wanted_first() {
+                let unit = &self.units[at];
+                if surplus <= 0 || unit.updated || !allowance.take(unit.is_ready()) {
+                    break;
+                }
+                plan.delete.push(at);
+                surplus -= 1;
+            }
+        }
         let order = if self.paused {
             self.least_serving_first()
         } else {
-            self.least_wanted_first()
+            self.least_missed_first()
         };
+        let mut beyond = surplus - (self.tolerated() - self.replicas);
         for at in order {
-            if left <= self.replicas {
+            if beyond <= 0 {
                 break;
             }
-            let unit = &self.units[at];
-            // Taking an outdated one away is a step of the rollout.
-            let harmless = !self.paused && !unit.updated && (!unit.is_ready() || ready > floor);
-            if left > ceiling || harmless {
+            if !plan.delete.contains(&at) {
                 plan.delete.push(at);
-                left -= 1;
-                ready -= i32::from(unit.is_ready());
+                beyond -= 1;
             }
         }
         plan
     }
 
-    /// Outdated before updated, waiting before ready, newest first.
+    /// Waiting before ready. Of those that wait, outdated ones may have served and come back, so updated
+    /// ones go before them.
+    fn least_missed_first(&self) -> Vec<usize> {
+        self.sorted(|unit| (unit.is_ready(), unit.updated == unit.is_ready()))
+    }
+
+    /// Outdated before updated, waiting before ready.
     pub(super) fn least_wanted_first(&self) -> Vec<usize> {
+        self.sorted(|unit| (unit.updated, unit.is_ready()))
+    }
+
+    fn sorted(&self, kind: impl Fn(&Replica) -> (bool, bool)) -> Vec<usize> {
         let mut order: Vec<usize> = self.active_positions().collect();
-        order.sort_by_key(|&at| {
-            let unit = &self.units[at];
-            (
-                unit.updated,
-                unit.is_ready(),
-                std::cmp::Reverse(unit.created_s),
-                at,
-            )
-        });
+        order.sort_by_key(|&at| (kind(&self.units[at]), self.units[at].turn(), at));
         order
     }
 
@@ -103,7 +113,7 @@ impl RoleView {
                 .active_positions()
                 .filter(|&at| wanted(&self.units[at]));
             let mut found: Vec<usize> = found.collect();
-            found.sort_by_key(|&at| std::cmp::Reverse((self.units[at].created_s, at)));
+            found.sort_by_key(|&at| Reverse((self.units[at].created_s, at)));
             found
         };
         let updated = newest_first(&|unit| unit.is_ready() && unit.updated);
@@ -127,22 +137,27 @@ impl RoleView {
     fn scale_indexed(&self) -> RolePlan {
         let (slots, strays) = self.slots();
         let mut plan = RolePlan::default();
-        let mut spare = if self.paused {
-            self.active() - self.tolerated()
-        } else {
-            self.ready() - self.replicas + self.budget.unavailable
-        };
-        let mut filled = i32::try_from(slots.len()).unwrap_or(i32::MAX);
-        for at in strays {
-            let unit = &self.units[at];
-            // Without a slot it comes from before the role had any: it serves until others do.
-            let serving = unit.index.is_none() && (self.paused || unit.is_ready());
-            if serving && spare <= 0 {
+        let (mut roaming, beyond): (Vec<usize>, Vec<usize>) = strays
+            .into_iter()
+            .partition(|&at| self.units[at].index.is_none());
+        let mut filled = number(slots.len());
+        let mut spare = self.active() - self.tolerated() - number(beyond.len());
+        let mut allowance = self.allowance();
+        plan.delete.extend(beyond);
+        // Without a slot they come from before the role had any: they serve until others do.
+        roaming.sort_by_key(|&at| self.units[at].missed());
+        for at in roaming {
+            let goes = if self.paused {
+                spare > 0
+            } else {
+                allowance.take(self.units[at].is_ready())
+            };
+            if goes {
+                plan.delete.push(at);
+                spare -= 1;
+            } else {
                 filled = filled.saturating_add(1);
-                continue;
             }
-            spare -= i32::from(serving);
-            plan.delete.push(at);
         }
         let mut room = self.ceiling() - self.active() - self.going();
         if self.paused {
@@ -167,30 +182,21 @@ impl RoleView {
             .any(|unit| unit.index == Some(index) && unit.updated && !unit.is_active())
     }
 
-    /// Of several replicas in a slot: the one updated and ready stays; before there is one, a ready
-    /// outdated one and an updated one on its way stay.
+    /// Of several replicas in a slot: the one updated and ready stays; before there is one, an outdated
+    /// one and an updated one on its way stay. An outdated one that is not ready may become so again.
     fn surplus(&self, slot: &[usize]) -> Vec<usize> {
-        let find = |updated: bool, ready: bool| {
-            slot.iter().copied().find(move |&at| {
-                self.units[at].updated == updated && self.units[at].is_ready() == ready
-            })
+        let unit = |at: &usize| &self.units[*at];
+        let best = |updated: bool| {
+            let of_age = slot.iter().filter(move |at| unit(at).updated == updated);
+            of_age.min_by_key(|at| (!unit(at).is_ready(), Reverse(unit(at).turn()), **at))
         };
-        let kept: Vec<usize> = match find(true, true) {
-            Some(settled) => vec![settled],
-            None => [find(false, true), find(true, false)]
-                .into_iter()
-                .flatten()
-                .collect(),
-        };
-        // Two that are outdated and waiting: one is enough.
-        let kept = if kept.is_empty() {
-            slot[..1].to_vec()
-        } else {
-            kept
+        let kept = match best(true) {
+            Some(updated) if unit(updated).is_ready() => [Some(updated), None],
+            updated => [updated, best(false)],
         };
         slot.iter()
+            .filter(|at| !kept.contains(&Some(*at)))
             .copied()
-            .filter(|at| !kept.contains(at))
             .collect()
     }
 }

@@ -19,6 +19,7 @@ fn plain(replicas: i32, surge: i32, unavailable: i32, units: &[(char, ReplicaSta
             updated: age == 'n',
             state,
             created_s,
+            waiting_since_s: created_s,
         });
     let budget = Budget { surge, unavailable };
     RoleView {
@@ -41,6 +42,7 @@ fn indexed(
         updated: age == 'n',
         state,
         created_s: 0,
+        waiting_since_s: 0,
     });
     let budget = Budget { surge, unavailable };
     RoleView {
@@ -361,6 +363,82 @@ fn slots_roll_within_the_budget() {
 }
 
 #[test]
+fn what_is_not_ready_goes_within_the_budget_too() {
+    let table = [
+        (
+            "nothing is ready",
+            plain(4, 0, 1, &[('o', W); 4]),
+            plan(&[], &[0]),
+        ),
+        (
+            "the new one is waited for",
+            plain(4, 0, 1, &[('o', R), ('o', R), ('o', W), ('n', W)]),
+            plan(&[], &[]),
+        ),
+        (
+            "so is a surge",
+            plain(3, 1, 0, &[('o', R), ('o', R), ('o', W), ('n', W)]),
+            plan(&[], &[]),
+        ),
+        (
+            "no slot is ready",
+            indexed(3, 0, 1, &[(0, 'o', W), (1, 'o', W), (2, 'o', W)]),
+            plan(&[], &[0]),
+        ),
+        (
+            "a slot is waited for",
+            indexed(3, 0, 1, &[(0, 'n', W), (1, 'o', W), (2, 'o', R)]),
+            plan(&[], &[]),
+        ),
+        (
+            "also one with its surge",
+            indexed(2, 1, 0, &[(0, 'o', W), (0, 'n', W), (1, 'o', W)]),
+            plan(&[], &[]),
+        ),
+        (
+            "the surge begins with what is missed",
+            indexed(2, 1, 0, &[(0, 'o', R), (1, 'o', W)]),
+            plan(&[Some(1)], &[]),
+        ),
+    ];
+    for (name, view, expected) in table {
+        assert_eq!(view.scale(), plan(&[], &[]), "{name}");
+        assert_eq!(view.roll(None), expected, "{name}");
+    }
+    let mut becoming = plain(3, 0, 1, &[('o', W), ('o', R), ('o', W)]);
+    becoming.indexed = true;
+    assert_eq!(becoming.scale(), plan(&[], &[0]), "from pods to groups");
+}
+
+#[test]
+fn those_that_have_waited_longest_go_first() {
+    // The second was ready a moment ago; the third never was, and is newer.
+    let mut view = plain(3, 0, 1, &[('o', R), ('o', W), ('o', W)]);
+    view.units[1].waiting_since_s = 100;
+    assert_eq!(view.roll(None), plan(&[], &[2]));
+    let mut view = indexed(1, 1, 0, &[(0, 'o', W), (0, 'o', W)]);
+    view.units[0].waiting_since_s = 100;
+    assert_eq!(view.scale(), plan(&[], &[1]), "of one slot");
+}
+
+#[test]
+fn a_smaller_number_amid_a_rollout_leaves_what_serves() {
+    let six = [('o', R), ('o', R), ('o', R), ('o', R), ('n', W), ('n', W)];
+    let table = [
+        (
+            "a surge of two of four",
+            plain(2, 1, 0, &six),
+            &[3, 2, 5][..],
+        ),
+        ("no surge", plain(3, 0, 1, &six), &[3, 2, 5]),
+        ("what blinks", plain(1, 0, 0, &[('o', W), ('n', W)]), &[1]),
+    ];
+    for (name, view, delete) in table {
+        assert_eq!(view.scale(), plan(&[], delete), "{name}");
+    }
+}
+
+#[test]
 fn a_role_is_done_when_nothing_else_is_there() {
     assert!(plain(1, 0, 1, &[('n', R), ('o', G)]).is_done());
     assert!(!plain(1, 0, 1, &[('n', R), ('o', R)]).is_done());
@@ -415,6 +493,7 @@ fn rollouts_end_within_their_budget() {
                 updated: false,
                 state: R,
                 created_s: 0,
+                waiting_since_s: 0,
             };
             let budget = Budget { surge, unavailable };
             let mut view = RoleView {
@@ -450,6 +529,7 @@ fn rollouts_end_within_their_budget() {
                     updated: true,
                     state: W,
                     created_s: clock,
+                    waiting_since_s: clock,
                 }));
                 let active = view.active();
                 let ready = count(&view.units, Replica::is_ready);

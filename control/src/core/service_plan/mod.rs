@@ -1,7 +1,7 @@
 //! What a StormService needs next: which RoleSets to create, to delete, and to bring to the present
 //! revision in place.
 
-use super::budget::{Budget, CREATIONS_MAX};
+use super::budget::{Allowance, Budget, CREATIONS_MAX, Presence};
 use crate::api::UpdateType;
 
 /// A RoleSet as its StormService sees it.
@@ -178,33 +178,59 @@ impl ServiceView {
                 let latest = std::cmp::Reverse(set.index);
                 (within, set.updated, set.ready, latest, at)
             });
-            // During a rollout by surge the new ones are too many only once they are ready.
-            let floor = self.replicas - self.budget.unavailable;
-            let mut left = active;
-            let mut ready = number(self.active().filter(|&at| self.sets[at].ready).count());
-            let rolling = self.two_revisions() && !self.paused;
-            let mut chosen = Vec::new();
-            for at in order {
-                let set = &self.sets[at];
-                let harmless = !set.ready || ready > floor;
-                let beyond = left
-                    > if rolling {
-                        self.ceiling()
-                    } else {
-                        self.replicas
-                    };
-                if chosen.len() < surplus && (beyond || !rolling || !set.updated && harmless) {
-                    chosen.push(at);
-                    left -= 1;
-                    ready -= i32::from(set.ready);
-                }
-            }
-            chosen
+            self.surplus(order, active)
         };
         ServicePlan {
             delete,
             ..ServicePlan::default()
         }
+    }
+
+    /// RoleSets to take away, of those in `order`. In the middle of a rollout the new ones of a surge are
+    /// too many only once they are ready: before that outdated ones go within the budget, and beyond the
+    /// surge those that are ready go last.
+    fn surplus(&self, order: Vec<usize>, active: i32) -> Vec<usize> {
+        let count = |surplus: i32| usize::try_from(surplus).unwrap_or(0);
+        let mut surplus = active - self.replicas;
+        // Fixed indices leave no choice.
+        if self.paused || self.stateful || !self.two_revisions() {
+            return order.into_iter().take(count(surplus)).collect();
+        }
+        let mut allowance = self.allowance(self.budget, &[], |set| set.ready);
+        let mut chosen = Vec::new();
+        let mut rest = Vec::new();
+        for at in order {
+            let set = &self.sets[at];
+            if surplus > 0 && !set.updated && allowance.take(set.ready) {
+                chosen.push(at);
+                surplus -= 1;
+            } else {
+                rest.push(at);
+            }
+        }
+        rest.sort_by_key(|&at| self.sets[at].ready);
+        chosen.extend(rest.into_iter().take(count(surplus - self.surge())));
+        chosen
+    }
+
+    /// What a rollout may take away within `budget`, where those that `serves` says are ready, and those
+    /// that begin to change now, in `begun`, are not.
+    fn allowance(
+        &self,
+        budget: Budget,
+        begun: &[usize],
+        serves: impl Fn(&SetView) -> bool,
+    ) -> Allowance {
+        let mut present = Presence::default();
+        for at in self.active() {
+            let set = &self.sets[at];
+            let begins = begun.contains(&at);
+            let ready = serves(set) && !begins;
+            present.places += 1;
+            present.ready += i32::from(ready);
+            present.starting += i32::from(!ready && (set.updated || begins));
+        }
+        budget.allowance(self.replicas, present)
     }
 
     /// Those that are not ready first, then of each revision its share.
@@ -241,14 +267,14 @@ impl ServiceView {
         delete
     }
 
-    /// RoleSets that a replacement may take away. Where a surge cannot be made, because indices are
-    /// fixed or all roll in place, one may go, or else nothing ever would.
-    fn replaceable(&self) -> i32 {
+    /// The budget of replacements. Where a surge cannot be made, because indices are fixed or all roll in
+    /// place, one may go, or else nothing ever would.
+    fn replacing(&self) -> Budget {
+        let mut budget = self.budget;
         if self.stateful || self.surge() == 0 {
-            self.budget.unavailable.max(1)
-        } else {
-            self.budget.unavailable
+            budget.unavailable = budget.unavailable.max(1);
         }
+        budget
     }
 
     fn roll(&self) -> ServicePlan {
@@ -262,11 +288,8 @@ impl ServiceView {
         let mut in_flight = number(self.active().filter(in_flight).count());
         // One at a time at least: its roles' own surge keeps it serving.
         let in_place_max = self.budget.unavailable.max(1);
-        let serving = |at: &usize| {
-            let set = &self.sets[*at];
-            set.ready && (!set.updated || set.settled)
-        };
-        let mut ready = number(self.active().filter(serving).count());
+        let serves = |set: &SetView| set.ready && (!set.updated || set.settled);
+        let mut ready = number(self.active().filter(|&at| serves(&self.sets[at])).count());
         for at in in_place {
             let all_at_once = self.update == UpdateType::InPlaceUpdate;
             let set = &self.sets[at];
@@ -278,14 +301,11 @@ impl ServiceView {
                 ready -= i32::from(set.ready);
             }
         }
-        let floor = self.replicas - self.replaceable();
+        let mut allowance = self.allowance(self.replacing(), &plan.update, serves);
         for &at in &replaced {
-            let set = &self.sets[at];
-            if set.ready && ready <= floor {
-                continue;
+            if allowance.take(self.sets[at].ready) {
+                plan.delete.push(at);
             }
-            ready -= i32::from(set.ready);
-            plan.delete.push(at);
         }
         if !replaced.is_empty() {
             let updated = number(self.active().filter(|&at| self.sets[at].updated).count());

@@ -190,6 +190,36 @@ fn replaces_where_a_change_needs_it() {
 }
 
 #[test]
+fn replacements_keep_to_the_budget_whether_ready_or_not() {
+    type Row<'a> = (&'a str, (i32, i32), &'a [&'a str], &'a [usize]);
+    let table: [Row<'_>; 5] = [
+        ("none is ready", (0, 1), &["x", "x", "x"], &[0]),
+        (
+            "the one that is not goes first",
+            (0, 1),
+            &["rx", "x", "rx"],
+            &[1],
+        ),
+        ("a new one is waited for", (0, 1), &["u", "x", "rx"], &[]),
+        ("so is one under way", (0, 1), &["ur", "x", "rx"], &[]),
+        ("none may be missing", (1, 0), &["x", "rx", "rx", "u"], &[]),
+    ];
+    for (name, budget, sets, expected) in table {
+        assert_eq!(view(3, budget, sets).plan().delete, expected, "{name}");
+    }
+}
+
+#[test]
+fn a_smaller_number_amid_a_rollout_leaves_what_serves() {
+    let sets = ["u", "u", "u", "r", "r", "r", "r", "r", "r", "r"];
+    let view = view(3, (0, 1), &sets);
+    let delete = view.plan().delete;
+    let left = (0..sets.len()).filter(|at| !delete.contains(at));
+    let ready = left.clone().filter(|&at| view.sets[at].ready).count();
+    assert_eq!((left.count(), ready), (3, 2), "{delete:?}");
+}
+
+#[test]
 fn a_pause_stops_rolling_and_keeps_the_proportion_when_scaling() {
     let mut paused = view(2, (0, 1), &["urs", "r"]);
     paused.paused = true;

@@ -63,6 +63,21 @@ impl Writer {
         self.patch("patch", resource, at, &ours(), &patch).await
     }
 
+    /// The same, of an object that may have gone meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the API server refuses; not when the object is gone.
+    pub async fn merge_unless_gone(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+    ) -> Result<(), Error> {
+        unless_gone(self.merge(resource, namespace, name, patch).await)
+    }
+
     /// Merges a patch into an object's status.
     ///
     /// # Errors

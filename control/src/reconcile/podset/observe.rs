@@ -11,7 +11,7 @@ use crate::core::recovery::{PodView, SetView};
 use crate::core::restarts::Baseline;
 use crate::reconcile::Key;
 use crate::reconcile::context::{Context, seconds};
-use crate::reconcile::meta::uid_of;
+use crate::reconcile::meta::{group_index, uid_of};
 use crate::reconcile::observed::ObservedPod;
 
 pub(super) fn baseline(meta: &ObjectMeta) -> Option<Baseline> {
@@ -74,7 +74,7 @@ pub(super) fn dereference(set: &PodSet, context: &Context) -> Observed {
     };
     for meta in context.ledger.unseen(uid, "Pod", cached) {
         views.push(PodView {
-            index: index_of(&meta),
+            index: group_index(&meta),
             ..PodView::default()
         });
     }
@@ -94,12 +94,6 @@ pub(super) fn dereference(set: &PodSet, context: &Context) -> Observed {
         view,
         look_again,
     }
-}
-
-/// Where in the group a pod is.
-fn index_of(meta: &ObjectMeta) -> Option<i32> {
-    let index = meta.labels.as_ref()?.get(keys::POD_GROUP_INDEX)?;
-    index.parse().ok()
 }
 
 fn view_of(
@@ -137,7 +131,7 @@ fn view_of(
         soon(Duration::from_secs(left.max(0).unsigned_abs() + 1));
     }
     PodView {
-        index: index_of(&pod.metadata),
+        index: group_index(&pod.metadata),
         going,
         stuck: going && overdue && may_force,
         finished: pod.is_finished(),

@@ -7,6 +7,7 @@ use kube::runtime::events::EventType;
 use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit, is_group};
+use super::scaling_target::unmark;
 use crate::api::{PodSet, PodSetSpec, RecoveryPolicy, RoleSet, RoleSpec, keys};
 use crate::core::pod::{Marks, Place};
 use crate::core::restarts::Baseline;
@@ -131,6 +132,9 @@ async fn release(set: &RoleSet, observed: &Observed, context: &Context) -> Resul
         } else {
             resource::<Pod>()
         };
+        if unmark(unit, context).await? {
+            continue; // Changed by that, it is let go at the next look.
+        }
         let uid = uid_of(&set.metadata);
         context.writer.disown(&kind, &unit.meta, uid).await?;
         let (_, name) = names_of(&unit.meta);

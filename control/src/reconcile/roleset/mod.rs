@@ -4,6 +4,7 @@ mod apply;
 mod finalize;
 mod observe;
 mod prepare;
+mod scaling_target;
 mod status;
 
 use std::sync::Arc;
@@ -28,7 +29,8 @@ use crate::reconcile::undecodable::{readable, undecodable};
 use apply::apply;
 use finalize::finalize;
 use observe::{Observed, Unit, build, dereference};
-use prepare::{note_early_ends, prepare};
+use prepare::{note_early_ends, note_rolling, prepare};
+use scaling_target::mark_scaling_target;
 use status::{note_observed, status_of};
 
 /// Reconciles one RoleSet.
@@ -72,11 +74,15 @@ async fn look_at(set: &RoleSet, context: &Context) -> Result<Action, Error> {
         // The watch shows the object again, with its marks.
         return Ok(Action::await_change());
     }
-    let gang = gang(set, &observed, context).await?;
     let entries = build(set, &mut observed, context);
+    if note_rolling(set, &entries, context).await? {
+        return Ok(Action::await_change());
+    }
+    let gang = gang(set, &observed, context).await?;
     let plans = rollout::plan(set.spec.update_strategy.unwrap_or_default(), &entries);
     note_early_ends(set, &observed, context).await?;
     let applied = apply(set, &observed, &plans, &gang, context).await;
+    let applied = applied.and(mark_scaling_target(set, &observed, context).await);
     let changed = plans.iter().any(|plan| !plan.is_empty()) || !observed.orphans.is_empty();
     // What was just created or deleted is told of when the watch shows it.
     let failure = error::failure(&applied);

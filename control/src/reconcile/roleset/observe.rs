@@ -1,21 +1,24 @@
 //! What there is of a RoleSet, and the roles as the planner takes them: reads the caches.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
+use kube::core::DeserializeGuard;
 
-use crate::api::{PodSet, PodSetPhase, RoleSet, RoleSpec, keys};
+use crate::api::{PodSet, PodSetPhase, RoleSet, RoleSpec, StormService, find_condition, keys};
 use crate::core::adoption::{self};
 use crate::core::budget::Budget;
 use crate::core::early_ends::EarlyEnds;
 use crate::core::revision;
 use crate::core::role_plan::{Replica, ReplicaState, RoleView};
 use crate::core::rollout::RoleEntry;
+use crate::reconcile::conditions;
 use crate::reconcile::context::{Context, seconds};
 use crate::reconcile::informer::{owner_key, owner_uid};
-use crate::reconcile::meta::{annotation, label, uid_of};
+use crate::reconcile::meta::{annotation, is_paused, label, scaling_role, uid_of};
 use crate::reconcile::observed::ObservedPod;
 
 /// One replica that is there.
@@ -41,8 +44,12 @@ pub(super) struct Observed {
     pub(super) released: Vec<Unit>,
     pub(super) pod_sets: Vec<PodSet>,
     pub(super) started: BTreeSet<String>,
+    /// Roles that began to roll, as far as it was noted.
+    pub(super) rolling: BTreeSet<String>,
     /// Whether its StormService is paused.
     pub(super) paused: bool,
+    /// The role that its StormService is scaled by, where it names one.
+    pub(super) scaling_role: Option<String>,
     pub(super) early_ends: EarlyEnds,
     /// Roles with pods that ended early: those whose pods are replaced now, and those that wait.
     pub(super) replaced: Vec<String>,
@@ -78,7 +85,9 @@ pub(super) fn dereference(set: &RoleSet, context: &Context) -> Observed {
     for group in &groups {
         match &group.0 {
             Ok(group) => {
-                units.push(group_unit(&group.metadata, is_ready(group), context));
+                let mut unit = group_unit(&group.metadata, is_ready(group), context);
+                unit.replica.waiting_since_s = group_waiting_since(group);
+                units.push(unit);
                 pod_sets.push(group.clone());
             }
             // It says so itself. It holds its place: a second one would be one too many.
@@ -126,25 +135,23 @@ pub(super) fn dereference(set: &RoleSet, context: &Context) -> Observed {
     for (name, role) in &mut roles {
         role.hash = adoption::effective_hash(&adopted, name, &role.hash);
     }
-    let started = annotation(&set.metadata, keys::STARTED_ROLES).unwrap_or_default();
-    let mut started: BTreeSet<String> = started
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect();
+    let mut started = noted_roles(&set.metadata, keys::STARTED_ROLES);
     started.extend(
         roles
             .iter()
             .filter(|(_, role)| !role.units.is_empty())
             .map(|(name, _)| name.clone()),
     );
+    let owner = owner(&set.metadata, context);
     Observed {
         roles,
         orphans,
         released,
         pod_sets,
         started,
-        paused: is_paused(&set.metadata, context),
+        rolling: noted_roles(&set.metadata, keys::ROLLING_ROLES),
+        paused: owner.as_deref().is_some_and(is_paused),
+        scaling_role: owner.and_then(|owner| scaling_role(owner.meta()).map(str::to_owned)),
         early_ends: EarlyEnds::read(annotation(&set.metadata, keys::EARLY_ENDS)),
         replaced: Vec::new(),
         held: Vec::new(),
@@ -152,14 +159,18 @@ pub(super) fn dereference(set: &RoleSet, context: &Context) -> Observed {
     }
 }
 
-/// Whether the StormService of a RoleSet with this metadata is paused. It is asked itself, so a pause
-/// holds at once, and no RoleSet is written for it. Of one that cannot be read nobody knows.
-fn is_paused(meta: &ObjectMeta, context: &Context) -> bool {
-    let owner = owner_key(meta, "StormService").and_then(|key| context.services.get(&key));
-    owner.is_some_and(|owner| {
-        let paused = owner.0.as_ref().map_or(true, |service| service.spec.paused);
-        paused && owner.meta().uid.as_deref() == owner_uid(meta)
-    })
+/// The roles that an annotation names.
+fn noted_roles(meta: &ObjectMeta, key: &str) -> BTreeSet<String> {
+    let names = annotation(meta, key).unwrap_or_default().split(',');
+    let names = names.filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
+}
+
+/// The StormService of a RoleSet with this metadata. It is asked itself, so that what it says holds at
+/// once, and no RoleSet is written for it.
+fn owner(meta: &ObjectMeta, context: &Context) -> Option<Arc<DeserializeGuard<StormService>>> {
+    let owner = context.services.get(&owner_key(meta, "StormService")?)?;
+    (owner.meta().uid.as_deref() == owner_uid(meta)).then_some(owner)
 }
 
 fn index_of(meta: &ObjectMeta) -> Option<i32> {
@@ -181,11 +192,19 @@ fn pod_unit(pod: &ObservedPod, now: &Time, context: &Context) -> Unit {
     } else {
         ReplicaState::Waiting
     };
-    Unit {
-        ended_early: state == ReplicaState::Finished
-            && pod.lifetime() < context.settings.backoff.longest,
-        ..unit(&pod.metadata, false, state)
-    }
+    let mut unit = unit(&pod.metadata, false, state);
+    unit.ended_early =
+        state == ReplicaState::Finished && pod.lifetime() < context.settings.backoff.longest;
+    unit.replica.waiting_since_s = seconds(pod.waiting_since());
+    unit
+}
+
+/// Since when a group waits to be ready, in seconds: since it ceased to be, or since it was made.
+fn group_waiting_since(group: &PodSet) -> i64 {
+    let status = group.status.as_ref();
+    let ready = status.and_then(|status| find_condition(&status.conditions, conditions::READY));
+    let turned = ready.and_then(|ready| ready.last_transition_time.as_ref());
+    seconds(turned.or(group.metadata.creation_timestamp.as_ref()))
 }
 
 fn is_ready(group: &PodSet) -> bool {
@@ -216,6 +235,7 @@ fn unit(meta: &ObjectMeta, is_group: bool, state: ReplicaState) -> Unit {
             updated: false,
             state,
             created_s: seconds(meta.creation_timestamp.as_ref()),
+            waiting_since_s: seconds(meta.creation_timestamp.as_ref()),
         },
         ended_early: false,
     }
@@ -247,17 +267,7 @@ pub(super) fn build(set: &RoleSet, observed: &mut Observed, context: &Context) -
             surge: 0,
             unavailable: 1,
         }); // Validated above.
-        for unit in &mut units.units {
-            let right_kind = unit.is_group == is_group(role);
-            let name = unit.meta.name.as_deref().unwrap_or_default();
-            let size = sizes.get(name).copied();
-            let right_size = size.is_none_or(|size| Some(size) == role.pod_group_size);
-            unit.replica.updated = right_kind && right_size && unit.hash == units.hash;
-            if !right_kind {
-                // It has no slot among those of the other kind.
-                unit.replica.index = None;
-            }
-        }
+        mark_updated(units, role, &sizes);
         let early = |unit: &&mut Unit| unit.ended_early && unit.replica.updated;
         let mut early = units.units.iter_mut().filter(early).peekable();
         if early.peek().is_some() {
@@ -286,26 +296,48 @@ pub(super) fn build(set: &RoleSet, observed: &mut Observed, context: &Context) -
                 .map(|unit| unit.replica.clone())
                 .collect(),
         };
+        let noted = observed.rolling.contains(&role.name);
         entries.push(RoleEntry {
             upgrade_order: role.upgrade_order,
             may_start: true,
+            rolling: view.has_outdated() || noted && !view.is_done(),
             view,
         });
     }
+    gate(set, observed, &mut entries);
+    entries
+}
+
+/// Marks which replicas of a role are made from what it asks for now. `sizes` are those of PodSets.
+fn mark_updated(units: &mut RoleUnits, role: &RoleSpec, sizes: &BTreeMap<String, i32>) {
+    for unit in &mut units.units {
+        let right_kind = unit.is_group == is_group(role);
+        let name = unit.meta.name.as_deref().unwrap_or_default();
+        let size = sizes.get(name).copied();
+        let right_size = size.is_none_or(|size| Some(size) == role.pod_group_size);
+        unit.replica.updated = right_kind && right_size && unit.hash == units.hash;
+        if !right_kind {
+            // It has no slot among those of the other kind.
+            unit.replica.index = None;
+        }
+    }
+}
+
+/// Lets only those roles start whose dependencies are ready, or that started before.
+fn gate(set: &RoleSet, observed: &Observed, entries: &mut [RoleEntry]) {
     let ready: BTreeSet<&str> = set
         .spec
         .roles
         .iter()
-        .zip(&entries)
+        .zip(entries.iter())
         .filter(|(_, entry)| entry.view.ready() >= entry.view.replicas)
         .map(|(role, _)| role.name.as_str())
         .collect();
-    for (role, entry) in set.spec.roles.iter().zip(&mut entries) {
+    for (role, entry) in set.spec.roles.iter().zip(entries) {
         entry.may_start = observed.started.contains(&role.name)
             || role
                 .dependencies
                 .iter()
                 .all(|name| ready.contains(name.as_str()));
     }
-    entries
 }

@@ -4,9 +4,10 @@ use kube::runtime::events::EventType;
 use serde_json::json;
 
 use super::observe::{Observed, is_group};
-use crate::api::{RoleSet, keys};
+use crate::api::{RoleSet, RoleUpdateOrder, keys};
 use crate::core::adoption::{self, Adopted, AdoptedHashes};
 use crate::core::revision;
+use crate::core::rollout::RoleEntry;
 use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
@@ -54,6 +55,31 @@ pub(super) async fn prepare(
         .writer
         .merge(&resource::<RoleSet>(), namespace, name, &patch)
         .await?;
+    Ok(true)
+}
+
+/// Notes which roles are rolling, before they roll: a role whose replicas are all new and not ready yet
+/// looks like one that has nothing to roll. Returns whether anything was written.
+pub(super) async fn note_rolling(
+    set: &RoleSet,
+    entries: &[RoleEntry],
+    context: &Context,
+) -> Result<bool, Error> {
+    let order = set.spec.update_strategy.unwrap_or_default();
+    let waits = order != RoleUpdateOrder::Parallel && entries.len() > 1;
+    let rolling = set.spec.roles.iter().zip(entries);
+    let rolling: Vec<&str> = rolling
+        .filter(|(_, entry)| waits && entry.rolling)
+        .map(|(role, _)| role.name.as_str())
+        .collect();
+    let rolling = (!rolling.is_empty()).then(|| rolling.join(","));
+    if annotation(&set.metadata, keys::ROLLING_ROLES) == rolling.as_deref() {
+        return Ok(false);
+    }
+    let patch = json!({"metadata": {"annotations": {keys::ROLLING_ROLES: rolling}}});
+    let (namespace, name) = names_of(&set.metadata);
+    let kind = resource::<RoleSet>();
+    context.writer.merge(&kind, namespace, name, &patch).await?;
     Ok(true)
 }
 

@@ -1,8 +1,8 @@
 //! The status of a RoleSet: counts, no writes.
 
 use super::observe::Observed;
-use crate::api::{RoleSet, RoleSetStatus, RoleStatus, set_condition};
-use crate::core::rollout::RoleEntry;
+use crate::api::{RoleSet, RoleSetStatus, RoleStatus, RoleUpdateOrder, set_condition};
+use crate::core::rollout::{self, RoleEntry};
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
@@ -71,7 +71,15 @@ pub(super) fn status_of(
     } else {
         (true, "RolesChanging")
     };
-    set_condition(all, conditions::PROGRESSING, progressing, reason, "", &now);
+    let message = held_up(set, observed, entries);
+    set_condition(
+        all,
+        conditions::PROGRESSING,
+        progressing,
+        reason,
+        message,
+        &now,
+    );
     if observed.held.is_empty() {
         all.retain(|condition| condition.kind != conditions::RECOVERING);
     } else {
@@ -93,6 +101,25 @@ fn failure_of_groups(observed: &Observed) -> Option<String> {
         (names_of(&group.metadata).1, conditions.unwrap_or_default())
     });
     failure_below("PodSet", groups)
+}
+
+/// Which roles wait for which, where they roll one after the other.
+fn held_up(set: &RoleSet, observed: &Observed, entries: &[RoleEntry]) -> String {
+    let roles = &set.spec.roles;
+    let name = |at: usize| roles.get(at).map_or("", |role| role.name.as_str());
+    let sequential = set.spec.update_strategy.unwrap_or_default() == RoleUpdateOrder::Sequential;
+    let rolls = sequential && !observed.paused;
+    match rollout::held_up(entries).filter(|_| rolls) {
+        None => String::new(),
+        Some((blocker, held)) => {
+            let held: Vec<&str> = held.into_iter().map(name).collect();
+            let blocker = name(blocker);
+            format!(
+                "until {blocker} is completely updated and ready, these roles wait: {}",
+                held.join(", ")
+            )
+        }
+    }
 }
 
 /// Which roles wait before their pods are replaced.

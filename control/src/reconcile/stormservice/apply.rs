@@ -9,7 +9,7 @@ use super::observe::Observed;
 use super::revisions::Revisions;
 use crate::api::{RoleSet, RoleSetTemplate, StormService, keys};
 use crate::core::names;
-use crate::core::role_set::{differs, set_marks, set_spec, with_present_replicas};
+use crate::core::role_set::{differs, renew, set_marks, set_spec, with_scaled_replicas};
 use crate::core::service_plan::{Revision, ServicePlan};
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
@@ -118,13 +118,13 @@ fn changed_sets(
             set.spec = set_spec(service, &service.spec.template);
             let (labels, annotations) =
                 set_marks(service, &service.spec.template, &revisions.update);
-            set.metadata.labels.get_or_insert_default().extend(labels);
-            set.metadata
-                .annotations
-                .get_or_insert_default()
-                .extend(annotations);
+            let former = observed.template_meta(&owned.revision);
+            let former = former.filter(|_| !owned.view.updated).unwrap_or_default();
+            renew(&mut set.metadata.labels, former.labels.as_ref(), labels);
+            let former = former.annotations.as_ref();
+            renew(&mut set.metadata.annotations, former, annotations);
         } else {
-            set.spec = with_present_replicas(service, set.spec);
+            set.spec = with_scaled_replicas(service, &revisions.arrived, set.spec);
         }
         if differs(&set, &owned.set) {
             changed.push(set);

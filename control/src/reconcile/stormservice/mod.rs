@@ -23,7 +23,7 @@ use crate::reconcile::apply::resource;
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
-use crate::reconcile::meta::{finalizer_patch, names_of};
+use crate::reconcile::meta::{finalizer_patch, names_of, scaling_role};
 use crate::reconcile::status::tell_failure;
 use crate::reconcile::undecodable::{readable, undecodable};
 use adopt::{Left, adopt};
@@ -103,6 +103,7 @@ async fn bring_about(
     template_spec: &RoleSetSpec,
     context: &Context,
 ) -> Result<Action, Error> {
+    warn_of_unknown_scaling_role(service, template_spec, context).await;
     let mut observed = dereference(service, context);
     let revisions = sync_revisions(service, &observed, context).await?;
     let headless = sync_headless(service, context).await;
@@ -165,6 +166,29 @@ async fn write(
     let (kind, meta) = (resource::<StormService>(), &service.metadata);
     let before = service.status.as_ref();
     context.writer.status(&kind, meta, before, status).await
+}
+
+/// Tells that the role by which the StormService is to be scaled is none of its roles.
+async fn warn_of_unknown_scaling_role(
+    service: &StormService,
+    spec: &RoleSetSpec,
+    context: &Context,
+) {
+    let Some(name) = scaling_role(&service.metadata) else {
+        return;
+    };
+    if spec.roles.iter().any(|role| role.name == name) {
+        return;
+    }
+    let note = format!(
+        "the annotation {} is {name:?}, which is none of the roles; name one of them. A pod of the \
+        first role stands for each RoleSet meanwhile",
+        keys::SCALING_ROLE
+    );
+    let meta = &service.metadata;
+    context
+        .tell::<StormService>(meta, EventType::Warning, "UnknownScalingRole", note)
+        .await;
 }
 
 async fn invalid(

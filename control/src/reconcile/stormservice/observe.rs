@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 
 use super::revisions::Revisions;
-use crate::api::{RoleSet, RoleSetSpec, StormService, find_condition, keys};
+use crate::api::{RoleSet, RoleSetSpec, StormService, TemplateMeta, find_condition, keys};
 use crate::core::budget::Budget;
 use crate::core::service_plan::{ServiceView, SetView};
 use crate::core::{adoption, revision};
@@ -29,6 +29,15 @@ pub(super) struct Observed {
     /// Also those that were created and not seen yet.
     pub(super) sets: Vec<Owned>,
     pub(super) revisions: Vec<Arc<ObservedRevision>>,
+}
+
+impl Observed {
+    /// Labels and annotations of the template that a revision recorded.
+    pub(super) fn template_meta(&self, revision: &str) -> Option<TemplateMeta> {
+        let mut stored = self.revisions.iter();
+        let stored = stored.find(|stored| stored.metadata.name.as_deref() == Some(revision))?;
+        revision::template(&stored.data).ok()?.metadata
+    }
 }
 
 pub(super) fn dereference(service: &StormService, context: &Context) -> Observed {

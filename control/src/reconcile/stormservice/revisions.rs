@@ -7,12 +7,14 @@ use kube::runtime::events::EventType;
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use crate::api::{RoleSetTemplate, StormService};
+use crate::api::{RoleSetTemplate, StormService, keys};
+use crate::core::role_set::{ReplicaCounts, replica_counts};
 use crate::core::{names, revision};
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::meta::{names_of, uid_of};
+use crate::reconcile::meta::{annotation, names_of, uid_of};
+use crate::reconcile::observed::ObservedRevision;
 
 /// Names tried when a revision's is taken by other data.
 const COLLISIONS_MAX: i32 = 5;
@@ -26,6 +28,8 @@ pub(super) struct Revisions {
     pub(super) current: String,
     /// The template of `current`, with the present replica counts.
     pub(super) current_template: RoleSetTemplate,
+    /// The numbers of replicas that roles had when `update` became the present one.
+    pub(super) arrived: ReplicaCounts,
     pub(super) collisions: i32,
 }
 
@@ -45,6 +49,7 @@ pub(super) async fn sync_revisions(
         .rev()
         .find(|stored| revision::identity(&stored.data) == identity);
     let next = newest.map_or(1, |newest| newest.revision.saturating_add(1));
+    let mut arrived = replica_counts(&service.spec.template);
     let update = match same {
         Some(same) => {
             let name = same.metadata.name.clone().unwrap_or_default();
@@ -52,7 +57,9 @@ pub(super) async fn sync_revisions(
                 // Going back: the old revision becomes the newest.
                 let (namespace, _) = names_of(&service.metadata);
                 let kind = resource::<ControllerRevision>();
-                let patch = json!({"revision": next});
+                // Its data cannot be changed any more.
+                let counts = json!({keys::ROLE_REPLICAS: json!(arrived).to_string()});
+                let patch = json!({"revision": next, "metadata": {"annotations": counts}});
                 context
                     .writer
                     .merge(&kind, namespace, &name, &patch)
@@ -63,6 +70,8 @@ pub(super) async fn sync_revisions(
                 context
                     .tell::<StormService>(meta, EventType::Normal, "Rollout", note)
                     .await;
+            } else {
+                arrived = counts_of(same);
             }
             name
         }
@@ -86,8 +95,19 @@ pub(super) async fn sync_revisions(
         update,
         current,
         current_template,
+        arrived,
         collisions,
     })
+}
+
+/// The numbers of replicas that roles had when a revision became the present one.
+fn counts_of(stored: &ObservedRevision) -> ReplicaCounts {
+    let noted = annotation(&stored.metadata, keys::ROLE_REPLICAS);
+    let noted = noted.and_then(|text| serde_json::from_str(text).ok());
+    let recorded = || revision::template(&stored.data).ok();
+    noted
+        .or_else(|| recorded().as_ref().map(replica_counts))
+        .unwrap_or_default()
 }
 
 async fn create_revision(

@@ -50,7 +50,12 @@ pub(super) fn status_of(
     };
     status.current_replicas = count(&|owned| owned.revision == status.current_revision);
     status.collision_count = Some(revisions.collisions);
-    status.scaling_target_selector = format!("{}={name}", keys::STORM_SERVICE_NAME);
+    // One pod of each RoleSet: what is scaled are those.
+    status.scaling_target_selector = format!(
+        "{}={name},{}=true",
+        keys::STORM_SERVICE_NAME,
+        keys::SCALING_TARGET
+    );
     status.role_statuses = sum_roles(service, observed);
     let complete = arrived && status.replicas == wanted && status.ready_replicas >= wanted;
     let message = format!("{} of {wanted} RoleSets are ready", status.ready_replicas);
