@@ -98,6 +98,10 @@ pub struct ServeArgs {
     /// Seconds that one attempt may take.
     #[arg(long, env = "KVTIDE_BATCH_REQUEST_TIMEOUT_S", default_value_t = 600, value_parser = count())]
     pub request_timeout_s: u32,
+    /// Seconds to wait for an upstream that refuses the key (401, 403) whatever it is asked; after that,
+    /// its answers are the results.
+    #[arg(long, env = "KVTIDE_BATCH_REFUSED_FOR_S", default_value_t = 900)]
+    pub refused_for_s: u64,
     /// A "priority" to put into every request, for engines that schedule by it (vLLM: higher waits).
     #[arg(long, env = "KVTIDE_BATCH_PRIORITY", allow_negative_numbers = true)]
     pub priority: Option<i64>,
@@ -167,6 +171,7 @@ impl ServeArgs {
                 initial: self.requests_at_first as usize,
                 most: self.requests_per_model as usize,
                 latency_tolerance: self.latency_tolerance,
+                refused_for: Duration::from_secs(self.refused_for_s),
             },
             retry: RetryPolicy {
                 attempts_max: self.attempts,
@@ -274,6 +279,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
         id::fresh("server_")?,
         shutdown.clone(),
     ));
+    let view = runner.view();
     parts.spawn(runner.run());
     parts.spawn(sweep_for_ever(
         Arc::clone(&metadata),
@@ -289,6 +295,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
         access,
         upstream,
         bell,
+        view,
         limits: args.http_limits(),
         reservations: Reservations::default(),
         metrics,

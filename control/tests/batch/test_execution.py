@@ -42,12 +42,15 @@ def test_what_another_attempt_mends_is_mended(client: OpenAI, upstream: Mock) ->
         "[reset 2]",
         "[html 502 2]",
         "[broken 1]",
+        "[error 2]",
         "[slow 200]",
     ]
-    batch = ended(client, submit(client, [line(c, f"{c} mended") for c in commands]))
+    # What is answered at once is asked again where it has to be seen whether anybody is there.
+    lines = [line("plain"), *(line(c, f"{c} mended") for c in commands)]
+    batch = ended(client, submit(client, lines))
     assert batch.status == "completed"
     assert batch.error_file_id is None
-    assert all_ids(client, batch) == sorted(commands)
+    assert all_ids(client, batch) == sorted([*commands, "plain"])
     attempts = Counter(content.removesuffix(" mended") for content in upstream.contents())
     assert attempts["[status 500 2]"] == 3
     assert attempts["[reset 2]"] == 3

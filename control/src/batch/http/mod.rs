@@ -23,7 +23,7 @@ use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::batch::blobs::Blobs;
-use crate::batch::run::{Bell, Upstream};
+use crate::batch::run::{Bell, Upstream, View};
 use crate::batch::store::{Metadata, Places};
 
 pub use auth::{Access, ONLY_TENANT};
@@ -57,6 +57,8 @@ pub struct App {
     pub upstream: Arc<Upstream>,
     /// Tells the runner what has happened.
     pub bell: Arc<Bell>,
+    /// How the runner's requests fare.
+    pub view: View,
     /// Bounds.
     pub limits: HttpLimits,
     /// Of uploads that are under way.

@@ -8,10 +8,13 @@ mod body;
 mod fair;
 mod flight;
 mod job;
+mod lane;
 mod lease;
 mod lenient;
+mod line_ends;
 mod outcome;
 mod pace;
+mod queue;
 mod recorder;
 mod retry;
 mod storage;
@@ -40,7 +43,7 @@ use storage::Storage;
 
 pub use bell::Bell;
 pub use job::JobOptions;
-pub use pace::PaceOptions;
+pub use pace::{Condition, PaceOptions, Standing};
 pub use retry::RetryPolicy;
 pub use sweep::{remove_file, sweep_for_ever};
 pub use upstream::{NoAnswer, Upstream, UpstreamError};
@@ -95,6 +98,17 @@ pub struct Runner {
     shutdown: CancellationToken,
     /// The time that shutting down may take is over.
     drained: CancellationToken,
+}
+
+/// What can be seen of a runner at work.
+pub struct View(Arc<Traffic>);
+
+impl View {
+    /// How the requests fare for each model that is in use.
+    #[must_use]
+    pub fn standings(&self) -> Vec<Standing> {
+        self.0.paces.standings()
+    }
 }
 
 /// A job slot that is taken.
@@ -154,6 +168,12 @@ impl Runner {
             shutdown,
             drained: CancellationToken::new(),
         }
+    }
+
+    /// Tells how the requests fare.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View(Arc::clone(&self.traffic))
     }
 
     /// Works until shut down; then lets requests in flight end and gives its batches back.

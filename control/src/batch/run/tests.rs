@@ -25,6 +25,7 @@ fn options() -> RunOptions {
             initial: 1,
             most: 1,
             latency_tolerance: 2.0,
+            refused_for: Duration::ZERO,
         },
         retry: RetryPolicy {
             attempts_max: 1,

@@ -78,6 +78,7 @@ async fn world() -> World {
         initial: 1,
         most: 1,
         latency_tolerance: 2.0,
+        refused_for: Duration::ZERO,
     };
     let trust = Trust::open(None).unwrap();
     let traffic = Traffic {

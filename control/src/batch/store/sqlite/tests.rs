@@ -193,6 +193,29 @@ async fn writes_that_come_together_are_all_answered_and_all_there() {
     }
 }
 
+#[tokio::test]
+async fn leases_survive_a_wall_clock_that_is_set() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = Sqlite::open(&directory.path().join("db")).unwrap();
+    // One that was given back, and one that is held.
+    add_validated(&db, "batch_1", "a", "m").await;
+    add_validated(&db, "batch_2", "a", "m").await;
+    let acquire = async |wall| {
+        let now = Now { wall, ..db.now() };
+        let taken = db
+            .write(move |db| leases::acquire(db, "server", Stage::Run, &[], LEASE_MS, 1, now))
+            .await;
+        taken.unwrap().pop().map(|(batch, _)| batch.id)
+    };
+    let back = clock::now() - 3600;
+    let on = clock::now() + 3600;
+    assert_eq!(acquire(back).await.as_deref(), Some("batch_1"));
+    assert_eq!(acquire(on).await.as_deref(), Some("batch_2"));
+    for wall in [back, on] {
+        assert_eq!(acquire(wall).await, None, "they are held");
+    }
+}
+
 fn part_of(tenant: &str, model: &str) -> Share {
     Share {
         tenant: tenant.into(),
