@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::batch::blobs::{Blobs, Local, Objects};
-use crate::batch::http::{Access, App, HttpLimits, Reservations, listen, router};
+use crate::batch::http::{Access, App, HttpLimits, Refusals, Reservations, listen, router};
 use crate::batch::id;
 use crate::batch::run::{
     Bell, JobOptions, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream, sweep_for_ever,
@@ -297,6 +297,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
         bell,
         view,
         limits: args.http_limits(),
+        refusals: Refusals::default(),
         reservations: Reservations::default(),
         metrics,
     });

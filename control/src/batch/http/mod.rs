@@ -9,6 +9,7 @@ mod listen;
 mod models;
 mod objects;
 mod page;
+mod refusals;
 mod reserve;
 mod upload;
 mod users;
@@ -29,6 +30,7 @@ use crate::batch::store::{Metadata, Places};
 pub use auth::{Access, ONLY_TENANT};
 pub use error::ApiError;
 pub use listen::listen;
+pub use refusals::Refusals;
 pub use reserve::Reservations;
 
 /// Bytes of a JSON body; a create has a few hundred.
@@ -61,6 +63,8 @@ pub struct App {
     pub view: View,
     /// Bounds.
     pub limits: HttpLimits,
+    /// Creates that were refused.
+    pub refusals: Refusals,
     /// Of uploads that are under way.
     pub reservations: Reservations,
     /// What `/metrics` shows.

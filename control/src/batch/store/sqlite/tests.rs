@@ -297,6 +297,29 @@ async fn a_tenant_cannot_take_all_places_and_a_repeated_create_needs_none() {
 }
 
 #[tokio::test]
+async fn a_create_is_no_repetition_of_one_whose_batch_is_over_or_being_cancelled() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = Sqlite::open(&directory.path().join("db")).unwrap();
+    let again = Create {
+        digest: "d".into(),
+        is_retry: true,
+    };
+    let add = async |id: &str| {
+        let added = db.add_batch(batch(id, "a"), again.clone(), PLACES).await;
+        added.unwrap().id
+    };
+    assert_eq!(add("batch_1").await, "batch_1");
+    assert_eq!(add("batch_2").await, "batch_1");
+    db.cancel("a", "batch_1", clock::now()).await.unwrap();
+    assert_eq!(add("batch_3").await, "batch_3", "it is being cancelled");
+    let fence = take(&db, Stage::Validate).await.pop().unwrap();
+    let errors = Vec::new();
+    let change = Change::Reject { errors };
+    db.change(&fence, change, vec![], vec![]).await.unwrap();
+    assert_eq!(add("batch_4").await, "batch_4", "it has failed");
+}
+
+#[tokio::test]
 async fn a_create_is_a_repetition_only_of_one_that_was_made_a_short_while_ago() {
     let directory = tempfile::tempdir().unwrap();
     let db = Sqlite::open(&directory.path().join("db")).unwrap();
