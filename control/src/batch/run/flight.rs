@@ -23,6 +23,7 @@ use crate::batch::run::lane::{Lane, Report, Step};
 use crate::batch::run::outcome::{Outcome, Unanswered};
 use crate::batch::run::pace::{Paces, Turn};
 use crate::batch::run::queue::Sending;
+use crate::batch::run::remembered::Remembered;
 use crate::batch::run::retry::RetryPolicy;
 use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::{NoAnswer, READ_BUFFER_BYTES, Upstream};
@@ -37,6 +38,7 @@ pub(super) struct Traffic {
     pub(super) blobs: Arc<dyn Blobs>,
     pub(super) paces: Paces,
     pub(super) storage: Storage,
+    pub(super) remembered: Remembered,
     /// Memory for requests and answers, in units of [`MEMORY_UNIT`].
     pub(super) memory: Arc<Semaphore>,
     pub(super) retry: RetryPolicy,
@@ -97,7 +99,9 @@ impl Flight {
         entries: Vec<Entry>,
     ) -> Result<(), Failure> {
         let pace = self.traffic.paces.of(&model, &self.tenant);
-        let lane = Arc::new(Lane::new(pace, entries, self.traffic.retry));
+        let remembered = &self.traffic.remembered;
+        let failed = remembered.take(&self.batch, &model);
+        let lane = Arc::new(Lane::new(pace, entries, failed, self.traffic.retry));
         let mut sent = JoinSet::new();
         while let Some(ready) = self.prepare_beside(&lane, &mut sent).await? {
             sent.spawn(Arc::clone(&self).request(Arc::clone(&lane), ready));
@@ -105,6 +109,7 @@ impl Flight {
         while let Some(ended) = sent.join_next().await {
             ended.map_err(Failure::when("a request's task"))??;
         }
+        remembered.keep(&self.batch, &model, lane.failures());
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The requests of a batch for one model, on their way: which is sent next and when, and what follows
 //! from how it went. Knows nothing of what is sent, nor how.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::batch::input::Entry;
 use crate::batch::run::pace::{Absence, Pace, Turn};
 use crate::batch::run::queue::{Next, Outlook, Purpose, Queue, Sending};
-use crate::batch::run::retry::{RetryPolicy, Verdict};
+use crate::batch::run::retry::{Failures, RetryPolicy, Verdict};
 use crate::batch::state::Usage;
 
 /// See the module's documentation.
@@ -43,10 +44,23 @@ pub(super) enum Step {
 }
 
 impl Lane {
-    pub(super) fn new(pace: Arc<Pace>, entries: Vec<Entry>, policy: RetryPolicy) -> Lane {
+    /// Of the requests, some have `failed` before, by their lines.
+    pub(super) fn new(
+        pace: Arc<Pace>,
+        entries: Vec<Entry>,
+        failed: HashMap<u32, Failures>,
+        policy: RetryPolicy,
+    ) -> Lane {
+        let answers = pace.answers();
+        let failed = failed
+            .into_iter()
+            .map(|(line, failures)| (line, failures.resumed(answers)))
+            .collect();
+        let queue = Queue::new(entries, failed, Instant::now());
+        pace.load.to_repeat(queue.to_repeat());
         Lane {
             pace,
-            queue: Mutex::new(Queue::new(entries)),
+            queue: Mutex::new(queue),
             changed: Notify::new(),
             policy,
         }
@@ -138,6 +152,11 @@ impl Lane {
                 Step::Again
             }
         }
+    }
+
+    /// How often requests that have no result yet have failed, by their lines.
+    pub(super) fn failures(&self) -> HashMap<u32, Failures> {
+        self.lock().failures()
     }
 
     fn outlook(&self) -> Outlook {

@@ -16,6 +16,7 @@ mod outcome;
 mod pace;
 mod queue;
 mod recorder;
+mod remembered;
 mod retry;
 mod storage;
 mod sweep;
@@ -39,6 +40,7 @@ use flight::Traffic;
 use job::Job;
 use lease::Lease;
 use pace::Paces;
+use remembered::Remembered;
 use storage::Storage;
 
 pub use bell::Bell;
@@ -147,6 +149,7 @@ impl Runner {
                 flight::memory_of_a_model(options.memory_bytes),
             ),
             storage: Storage::default(),
+            remembered: Remembered::default(),
             memory: Arc::new(Semaphore::new(
                 flight::memory_units(options.memory_bytes) as usize
             )),

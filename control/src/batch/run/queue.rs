@@ -6,7 +6,7 @@
 //! Where no request is left whose answer would show that, one that was answered before is asked
 //! again; and only where there is none either, the one that has failed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use tokio::time::Instant;
 
@@ -125,10 +125,29 @@ enum Choice {
 }
 
 impl Queue {
-    pub(super) fn new(entries: Vec<Entry>) -> Queue {
+    /// Of these, some have `failed` before, by their lines.
+    pub(super) fn new(
+        entries: Vec<Entry>,
+        mut failed: HashMap<u32, Failures>,
+        now: Instant,
+    ) -> Queue {
+        let mut fresh = VecDeque::with_capacity(entries.len());
+        let mut again = BTreeMap::new();
+        for entry in entries {
+            let Some(failures) = failed.remove(&entry.line) else {
+                fresh.push_back(entry);
+                continue;
+            };
+            let failed = Failed {
+                entry,
+                failures,
+                due: now,
+            };
+            again.insert(failed.key(), failed);
+        }
         Queue {
-            fresh: entries.into(),
-            again: BTreeMap::new(),
+            fresh,
+            again,
             doubtful: VecDeque::new(),
             witness: None,
             witness_failures: None,
@@ -141,6 +160,14 @@ impl Queue {
     /// Requests that wait to be sent again.
     pub(super) fn to_repeat(&self) -> usize {
         self.again.len() + self.doubtful.len()
+    }
+
+    /// How often they have failed, by their lines.
+    pub(super) fn failures(&self) -> HashMap<u32, Failures> {
+        let failed = self.again.values().chain(&self.doubtful);
+        failed
+            .map(|failed| (failed.entry.line, failed.failures))
+            .collect()
     }
 
     pub(super) fn next(&mut self, outlook: &Outlook) -> Next {

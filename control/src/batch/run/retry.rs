@@ -72,6 +72,16 @@ impl Failures {
         }
     }
 
+    /// The same for a batch that goes on after a while: its model has given so many `answers` by now, and
+    /// what was known of the upstream is old.
+    pub(super) fn resumed(self, answers: u64) -> Failures {
+        Failures {
+            count: self.count,
+            answers,
+            is_doubtful: false,
+        }
+    }
+
     /// An attempt has failed. Whether that is held against the request: that nobody was there is not,
     /// unless others were answered since it was first sent or failed before.
     pub(super) fn add(&mut self, verdict: Verdict, answers: u64) -> bool {

@@ -6,6 +6,7 @@ use super::*;
 use crate::batch::blobs::{Local, Piece};
 use crate::batch::endpoint::Endpoint;
 use crate::batch::run::pace::{PaceOptions, Paces};
+use crate::batch::run::remembered::Remembered;
 use crate::batch::run::retry::RetryPolicy;
 use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::Upstream;
@@ -87,6 +88,7 @@ async fn world() -> World {
         blobs: Arc::clone(&blobs),
         paces: Paces::new(pace, 1024),
         storage: Storage::default(),
+        remembered: Remembered::default(),
         memory: Arc::new(Semaphore::new(1024)),
         retry: RetryPolicy {
             attempts_max: 1,

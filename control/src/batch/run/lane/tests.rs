@@ -75,11 +75,25 @@ impl Log {
 
 /// Lets a tenant's batch run for as long as it takes, or for so long.
 async fn fly(paces: &Paces, tenant: &str, count: usize, play: Play, at_most: Duration) -> Log {
+    let failed = HashMap::new();
+    fly_on(paces, tenant, count, failed, play, at_most).await.0
+}
+
+/// The same for one of which some requests have failed before; tells those that then have.
+async fn fly_on(
+    paces: &Paces,
+    tenant: &str,
+    count: usize,
+    failed: HashMap<u32, Failures>,
+    play: Play,
+    at_most: Duration,
+) -> (Log, HashMap<u32, Failures>) {
     let policy = RetryPolicy {
         attempts_max: ATTEMPTS,
         backoff: Duration::from_millis(500),
     };
-    let lane = Arc::new(Lane::new(paces.of("m", tenant), entries(count), policy));
+    let pace = paces.of("m", tenant);
+    let lane = Arc::new(Lane::new(pace, entries(count), failed, policy));
     let log = Arc::new(Mutex::new(Log::default()));
     let began = Instant::now();
     let flying = async {
@@ -112,7 +126,8 @@ async fn fly(paces: &Paces, tenant: &str, count: usize, play: Play, at_most: Dur
         }
     };
     tokio::time::timeout(at_most, flying).await.ok();
-    std::mem::take(&mut *log.lock().unwrap())
+    let log = std::mem::take(&mut *log.lock().unwrap());
+    (log, lane.failures())
 }
 
 /// Time that passes by itself.
@@ -219,6 +234,24 @@ fn the_last_requests_of_a_batch_outlast_an_upstream_that_goes_away_and_comes_bac
         .values()
         .filter(|(how, at)| *how != Verdict::Success && *at < 3600 * SECOND);
     assert_eq!(early.count(), 0, "{log:?}");
+}
+
+#[test]
+fn a_batch_that_is_stopped_again_and_again_ends_all_the_same() {
+    let play: Play = |line, _| (QUICK, if line == 7 { NOBODY } else { Verdict::Success });
+    in_virtual_time(async {
+        let paces = paces();
+        let mut failed = HashMap::new();
+        for stint in 0.. {
+            assert!(stint < 10, "it begins anew each time");
+            let fly = fly_on(&paces, "a", 20, failed, play, 3 * SECOND);
+            let (log, left) = fly.await;
+            failed = left;
+            if log.count(NOBODY) == 1 {
+                break;
+            }
+        }
+    });
 }
 
 #[test]
