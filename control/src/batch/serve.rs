@@ -20,7 +20,7 @@ use crate::batch::blobs::{Blobs, Local, Objects};
 use crate::batch::http::{Access, App, HttpLimits, Refusals, Reservations, listen, router};
 use crate::batch::id;
 use crate::batch::run::{
-    Bell, JobOptions, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream, sweep_for_ever,
+    Bell, JobOptions, LineOrder, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream, sweep_for_ever,
 };
 use crate::batch::store::{Metadata, Places, Postgres, Sqlite};
 use crate::batch::tls::Trust;
@@ -108,6 +108,10 @@ pub struct ServeArgs {
     /// Let one batch name several models.
     #[arg(long, env = "KVTIDE_BATCH_MIXED_MODELS")]
     pub mixed_models: bool,
+    /// Let the lines of output and error files stand in the order of the input; takes scratch space for
+    /// all of them when a batch ends.
+    #[arg(long, env = "KVTIDE_BATCH_ORDERED_OUTPUT")]
+    pub ordered_output: bool,
     /// Seconds that requests in flight may go on after a cancellation.
     #[arg(long, env = "KVTIDE_BATCH_CANCEL_GRACE_S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=600))]
     pub cancel_grace_s: u64,
@@ -164,6 +168,11 @@ impl ServeArgs {
             job: JobOptions {
                 requests_at_once: self.requests_per_job as usize,
                 mixed_models: self.mixed_models,
+                line_order: if self.ordered_output {
+                    LineOrder::Input
+                } else {
+                    LineOrder::Answers
+                },
                 cancel_grace: Duration::from_secs(self.cancel_grace_s),
                 drain: Duration::from_secs(self.drain_s),
             },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,7 +24,6 @@ from rig import (
     submit,
     wait_until,
 )
-from test_tenancy import keys  # noqa: F401
 
 ATTEMPTS = 5
 
@@ -71,10 +72,16 @@ def test_sick_requests_that_come_first_hold_up_nothing(data: Path) -> None:
             assert (batch.status, counts(batch)) == ("completed", (200, 30))
 
 
-def test_sick_requests_hold_up_no_other_tenant(data: Path, keys: Path) -> None:  # noqa: F811
+def test_sick_requests_hold_up_no_other_tenant(data: Path, tmp_path: Path) -> None:
+    entries = [
+        {"tenant": name, "sha256": hashlib.sha256(name.encode()).hexdigest()}
+        for name in ("ann", "bob")
+    ]
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": entries}))
     options = ["--keys", str(keys), "--jobs", "8", "--backoff-ms", "4000"]
     with mock_upstream() as mock, server(data, mock.url, *options) as running:
-        ann, bob = running.client("ann-1"), running.client("bob-1")
+        ann, bob = running.client("ann"), running.client("bob")
         sick = [submit(ann, [line("sick", "[status 503 -1]"), line("ok")]) for _ in range(6)]
         wait_until("six failures", lambda: mock.contents().count("[status 503 -1]") >= 6)
         batch = ended(bob, submit(bob, [line(str(n)) for n in range(200)]))

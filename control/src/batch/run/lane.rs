@@ -139,6 +139,9 @@ impl Lane {
             // of one from spinning.
             let nth = if held { failures.count() } else { 1 };
             let due = Instant::now() + self.policy.pause(nth, random, asked);
+            if !is_witness {
+                self.pace.load.to_repeat(1);
+            }
             self.lock().failed(sending, failures, due);
         }
         self.changed.notify_one();
@@ -146,7 +149,6 @@ impl Lane {
             (true, _) => Step::Nothing,
             (false, true) => Step::Result,
             (false, false) => {
-                self.pace.load.to_repeat(1);
                 metrics::counter!("kvtide_batch_retries_total", "verdict" => verdict.as_str())
                     .increment(1);
                 Step::Again

@@ -18,6 +18,7 @@ mod queue;
 mod recorder;
 mod remembered;
 mod retry;
+mod sorter;
 mod storage;
 mod sweep;
 mod upstream;
@@ -43,6 +44,7 @@ use pace::Paces;
 use remembered::Remembered;
 use storage::Storage;
 
+pub use assemble::LineOrder;
 pub use bell::Bell;
 pub use job::JobOptions;
 pub use pace::{Condition, PaceOptions, Standing};

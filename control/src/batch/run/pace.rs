@@ -85,7 +85,8 @@ impl Known {
     }
 
     /// Forgets what no job uses, so that the number of paces stays bounded by that of the jobs; what is
-    /// paused is remembered until the pause is over.
+    /// paused is remembered until the pause is over, and for how long a key was refused for as long
+    /// again as that is waited for: also of a batch that makes way in between.
     fn forget_unused(&mut self) {
         let mut remembered = 0;
         self.paces.retain(|_, pace| {
@@ -93,7 +94,7 @@ impl Known {
                 return true;
             }
             remembered += 1;
-            pace.paused_for().is_some() && remembered <= REMEMBERED_MAX
+            (pace.paused_for().is_some() || pace.is_refused()) && remembered <= REMEMBERED_MAX
         });
         self.engines
             .retain(|_, engine| Arc::strong_count(engine) > 1);
@@ -149,7 +150,9 @@ impl Paces {
     /// How the requests for each model fare.
     pub(super) fn standings(&self) -> Vec<Standing> {
         let known = self.lock();
-        let paces = known.paces.iter().map(|((model, _), pace)| Standing {
+        let paces = known.paces.iter();
+        let in_use = paces.filter(|(_, pace)| Arc::strong_count(pace) > 1);
+        let each = in_use.map(|((model, _), pace)| Standing {
             model: model.clone(),
             condition: pace.condition(),
             tenants: 1,
@@ -157,7 +160,7 @@ impl Paces {
             to_repeat: pace.load.to_repeat.load(Ordering::Relaxed),
             paused_for_s: pace.paused_for().map(|pause| pause.as_secs()),
         });
-        Standing::together(paces)
+        Standing::together(each)
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -290,8 +293,18 @@ impl Pace {
 
     /// Whether the key was refused to everybody for longer than anybody waits.
     pub(super) fn gave_up(&self) -> bool {
-        let refused_for = self.lock().presence.refused_for(Instant::now());
-        refused_for.is_some_and(|refused_for| refused_for >= self.refused_for)
+        self.refused_for()
+            .is_some_and(|refused_for| refused_for >= self.refused_for)
+    }
+
+    /// Whether the key was refused to everybody, and not too long ago for that to matter.
+    fn is_refused(&self) -> bool {
+        self.refused_for()
+            .is_some_and(|refused_for| refused_for < 2 * self.refused_for)
+    }
+
+    fn refused_for(&self) -> Option<Duration> {
+        self.lock().presence.refused_for(Instant::now())
     }
 
     /// For how long nothing will be asked, if that is so.

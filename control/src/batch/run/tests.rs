@@ -18,6 +18,7 @@ fn options() -> RunOptions {
         job: JobOptions {
             requests_at_once: 1,
             mixed_models: false,
+            line_order: LineOrder::Answers,
             cancel_grace: Duration::ZERO,
             drain: Duration::ZERO,
         },

@@ -105,6 +105,7 @@ async fn world() -> World {
         options: JobOptions {
             requests_at_once: 1,
             mixed_models: false,
+            line_order: LineOrder::Answers,
             cancel_grace: Duration::ZERO,
             drain: Duration::ZERO,
         },

@@ -300,6 +300,21 @@ async fn a_model_that_never_answers_is_asked_ever_less_often() {
     assert!(paces.stalled().is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn how_long_a_key_was_refused_is_remembered_while_its_batch_makes_way() {
+    let paces = paces(8, 8);
+    end(paces.of("m", "a").turn().await, REFUSED, None);
+    tokio::time::advance(59 * SECOND).await;
+    paces.of("n", "a");
+    assert!(!paces.of("m", "a").gave_up());
+    tokio::time::advance(2 * SECOND).await;
+    assert!(paces.of("m", "a").gave_up());
+    assert!(paces.standings().is_empty(), "nobody uses it");
+    tokio::time::advance(60 * SECOND).await;
+    paces.of("o", "a");
+    assert!(!paces.of("m", "a").gave_up(), "long ago");
+}
+
 #[test]
 fn so_many_models_have_labels_of_their_own() {
     let mut known = Known::default();
