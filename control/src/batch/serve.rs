@@ -20,7 +20,8 @@ use crate::batch::blobs::{Blobs, Local, Objects};
 use crate::batch::http::{Access, App, HttpLimits, Refusals, Reservations, listen, router};
 use crate::batch::id;
 use crate::batch::run::{
-    Bell, JobOptions, LineOrder, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream, sweep_for_ever,
+    Bell, JobOptions, LineOrder, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream,
+    sweep_for_ever,
 };
 use crate::batch::store::{Metadata, Places, Postgres, Sqlite};
 use crate::batch::tls::Trust;

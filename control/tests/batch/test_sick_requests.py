@@ -59,7 +59,7 @@ def test_requests_that_nobody_ever_answers_end_after_their_attempts(
 
 
 def test_sick_requests_that_come_first_hold_up_nothing(data: Path) -> None:
-    """What has one prompt is sent together: in one of these batches or another the sick come first."""
+    """What has one prompt is sent together: in one of these batches, the sick come first."""
     with mock_upstream() as mock, server(data, mock.url) as running:
         client = running.client()
         sick = [line(f"sick-{n}", "[status 503 -1]") for n in range(30)]

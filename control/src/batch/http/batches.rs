@@ -59,12 +59,7 @@ pub(super) async fn create(
 }
 
 /// Adds a batch, unless an earlier attempt at the same create has.
-async fn add(
-    app: &App,
-    batch: Batch,
-    digest: String,
-    is_retry: bool,
-) -> Result<Batch, ApiError> {
+async fn add(app: &App, batch: Batch, digest: String, is_retry: bool) -> Result<Batch, ApiError> {
     let (tenant, id) = (batch.tenant.clone(), batch.id.clone());
     let refused = match app.refusals.of(&tenant, &digest) {
         Some(refused) if is_retry => {

@@ -81,7 +81,10 @@ mod tests {
         for n in 0..REMEMBERED_MAX {
             refusals.note("b", &n.to_string(), "batch_3");
         }
-        assert!(refusals.of("a", "same").is_some(), "another's are no matter");
+        assert!(
+            refusals.of("a", "same").is_some(),
+            "another's are no matter"
+        );
         refusals.note("b", "one more", "batch_3");
         assert_eq!(refusals.of("b", "0"), None);
         assert!(refusals.of("b", "1").is_some());

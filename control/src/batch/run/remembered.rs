@@ -47,9 +47,7 @@ impl Remembered {
         let position =
             of_these.position(|stopped| stopped.batch == batch && stopped.model == model);
         let stopped = position.and_then(|position| all.remove(position));
-        stopped
-            .map(|stopped| stopped.failures)
-            .unwrap_or_default()
+        stopped.map(|stopped| stopped.failures).unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Stopped>> {

@@ -104,9 +104,7 @@ impl Leases for Postgres {
         let last: Vec<String> = last.iter().map(Share::key).collect();
         let (seqs, beats) = self.run_out().await?;
         let limit = i64::from(limit);
-        let values: Values<'_> = &[
-            &server, &lease_ms, &run, &limit, &end, &last, &seqs, &beats,
-        ];
+        let values: Values<'_> = &[&server, &lease_ms, &run, &limit, &end, &last, &seqs, &beats];
         let rows = self.rows(&sql, values).await?;
         rows.iter()
             .map(|row| leased(&column::<String>(row, 0)?, column(row, 1)?))
