@@ -25,7 +25,7 @@ def criterion_ms(benchmark: str) -> float:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Lookups, what a full pool costs, then copies."""
+    """Lookups, a request that waits, what a full pool costs, then copies."""
     plain = criterion_ms("host_copy/plain")
     gbs = COPIED_BYTES / 1e6
     copies = [
@@ -68,6 +68,18 @@ def rows() -> list[dict[str, Any]]:
             "must": "",
         },
     ]
+    waiting = [
+        {
+            "name": f"a request of 4,000 matched tokens that waits for 100 steps, {name}",
+            "value": criterion_ms(f"waiting_100_steps/{benchmark}"),
+            "unit": "ms",
+            "must": "",
+        }
+        for name, benchmark in (
+            ("not verified", "unverified"),
+            ("verified at the match", "verified"),
+        )
+    ]
     full_pool = [
         {
             "name": f"full pool of 65,536 rows: {name}",
@@ -82,7 +94,7 @@ def rows() -> list[dict[str, Any]]:
         )
     ]
     where = provenance()
-    return [row | where for row in (*lookups, *full_pool, *copies, *fused)]
+    return [row | where for row in (*lookups, *waiting, *full_pool, *copies, *fused)]
 
 
 def main() -> None:

@@ -17,8 +17,7 @@ def measure() -> dict[str, float]:
     from kvtide import _native
 
     settings = _native.Settings('{"host_capacity_gb": 0.1, "scrub_mib_per_s": 0}', {})
-    segment = _native.Segment(settings, f"bench-{os.getpid()}", 1, 1, 64, 1)
-    pool = _native.Pool(settings, segment, False)
+    segment = _native.Segment(settings, f"bench-{os.getpid()}", 1, 1, 64, 0, lambda *_: None)
     namespace = _native.Namespace(
         model="bench",
         weights_revision="",
@@ -29,6 +28,7 @@ def measure() -> dict[str, float]:
         ranks=1,
         shard_bytes=64,
     )
+    pool = _native.Pool(settings, segment, namespace, False)
     tokens = [(i * 2_654_435_761) % 128_000 for i in range(TOKENS)]
     blocks = TOKENS // BLOCK_TOKENS
 
@@ -49,6 +49,7 @@ def measure() -> dict[str, float]:
         from_tokens.append(time.perf_counter() - start)
         assert found == blocks
         fresh.release()
+        warm.release()
         start = time.perf_counter()
         warm.match_blocks(pool, 0, blocks, False)
         hashed.append(time.perf_counter() - start)

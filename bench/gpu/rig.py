@@ -102,10 +102,11 @@ class Rig:
         row_layer_bytes = self.settings.row_layer_bytes(layout.layer_bytes(), layout.scales)
         self.row_layer_bytes = row_layer_bytes
         name = f"gpu-{os.getpid()}-{next(_numbers)}"
-        # One holder more than there are, so that the file keeps its name.
-        self.segment = _native.Segment(self.settings, name, 1, layers, row_layer_bytes, 3)
+        # No scheduler's side comes, so the file keeps its name.
+        self.segment = _native.Segment(
+            self.settings, name, 1, layers, row_layer_bytes, 0, lambda *_: None
+        )
         self.segment.populate(lambda _done, _total: None)
-        self.pool = _native.Pool(self.settings, self.segment, False)
         views = [self._view(i, tensor) for i, tensor in enumerate(self.tensors)]
         self.worker = _native.Worker(
             self.settings,
@@ -130,6 +131,7 @@ class Rig:
             ranks=1,
             shard_bytes=layers * row_layer_bytes,
         )
+        self.pool = _native.Pool(self.settings, self.segment, self.namespace, False)
         self._jobs = itertools.count(1 << 40)
 
     def __enter__(self) -> Rig:

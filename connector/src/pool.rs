@@ -1,15 +1,18 @@
 //! The shared segment and the pool over it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, available_memory_bytes};
-use kvtide_kernels::segment::{LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
+use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, Session, available_memory_bytes};
 use kvtide_model::SlotRef;
+use kvtide_segment::{Holder, LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::fence::{config_error, enter, kvtide_error};
+use crate::sequence::Namespace;
 use crate::settings::Settings;
 
 /// The shared host segment of one engine.
@@ -18,8 +21,11 @@ pub(crate) struct Segment(pub(crate) Arc<SharedSegment>);
 
 #[pymethods]
 impl Segment {
-    /// Attaches to the segment of `instance`, or creates it; `holders` do so in all.
+    /// Attaches to the segment of `instance`, or creates it, as the worker of `rank` or, without one,
+    /// as the scheduler's side. `on_wait(path, seconds)` is called now and then while another process
+    /// holds it up.
     #[new]
+    #[expect(clippy::too_many_arguments, reason = "one call from one place")]
     fn new(
         py: Python<'_>,
         settings: &Settings,
@@ -27,9 +33,10 @@ impl Segment {
         ranks: u32,
         layers: u32,
         layer_bytes: usize,
-        holders: u32,
+        rank: Option<u32>,
+        on_wait: Py<PyAny>,
     ) -> PyResult<Self> {
-        let config = &settings.0;
+        let config = &settings.config;
         let capacity = usize::try_from(config.host_capacity_bytes).unwrap_or(usize::MAX);
         let geometry = RowGeometry::fit(ranks, layers, layer_bytes, capacity).map_err(|error| {
             let error = format!("host_capacity_gb: {error}; raise it");
@@ -38,11 +45,17 @@ impl Segment {
         let options = SegmentOptions {
             directory: config.segment_directory.clone(),
             instance,
+            holder: rank.map_or(Holder::Scheduler, Holder::Worker),
             huge_pages: config.huge_pages,
-            holders,
             available_bytes: available_memory_bytes(),
         };
-        enter(py, || SharedSegment::create_or_attach(&options, geometry))
+        let on_wait = |path: &Path, waited: Duration| {
+            let line = (path.display().to_string(), waited.as_secs());
+            // A line that cannot be written must not keep the engine from starting.
+            Python::attach(|py| drop(on_wait.call1(py, line)));
+        };
+        let open = || SharedSegment::create_or_attach(&options, geometry, &on_wait);
+        enter(py, open)
             .map(|segment| Self(Arc::new(segment)))
             .map_err(config_error)
     }
@@ -51,20 +64,26 @@ impl Segment {
     /// tenth of it.
     fn populate(&self, py: Python<'_>, progress: Py<PyAny>) -> PyResult<()> {
         let segment = &self.0;
-        let told = AtomicUsize::new(0);
-        let tell = |done: usize, total: usize| {
-            if total > 0 && told.fetch_max(done * 10 / total, Ordering::Relaxed) < done * 10 / total
-            {
+        let reported = AtomicUsize::new(0);
+        let report = |done: usize, total: usize| {
+            let tenths = (done * 10).checked_div(total).unwrap_or(0);
+            if reported.fetch_max(tenths, Ordering::Relaxed) < tenths {
                 // A progress line that cannot be written must not keep the engine from starting.
                 Python::attach(|py| drop(progress.call1(py, (done, total))));
             }
         };
-        enter(py, || segment.populate(&tell)).map_err(kvtide_error)
+        enter(py, || segment.populate(&report)).map_err(kvtide_error)
     }
 
     #[getter]
     fn path(&self) -> String {
         self.0.path().display().to_string()
+    }
+
+    /// A number that no other segment has.
+    #[getter]
+    fn nonce(&self) -> u64 {
+        self.0.nonce()
     }
 
     #[getter]
@@ -117,30 +136,35 @@ impl Segment {
     }
 }
 
-/// The pool of one engine.
+/// A pool in this process, and its only engine's session.
 #[pyclass(frozen, module = "kvtide._native")]
 pub(crate) struct Pool {
-    pub(crate) pool: Arc<kvtide_engine::Pool>,
+    pub(crate) session: Session,
     pub(crate) config: kvtide_engine::Config,
     _scrubber: Option<Scrubber>,
 }
 
 #[pymethods]
 impl Pool {
-    /// A pool over all rows of `segment`, with its background scrub.
+    /// A pool over all rows of `segment`, with its background scrub, for an engine of `namespace`.
     #[new]
-    fn new(settings: &Settings, segment: &Segment, events: bool) -> PyResult<Self> {
-        let config = settings.0.clone();
+    fn new(
+        settings: &Settings,
+        segment: &Segment,
+        namespace: &Namespace,
+        events: bool,
+    ) -> PyResult<Self> {
+        let config = settings.config.clone();
         let options = PoolOptions {
             eviction: config.eviction,
             lease_ttl: config.lease_ttl,
-            events,
         };
         let pool = Arc::new(kvtide_engine::Pool::new(Arc::clone(&segment.0), options));
         let scrubber =
             Scrubber::start(&pool, config.scrub_bytes_per_second).map_err(kvtide_error)?;
+        let session = Session::open(&pool, namespace.id(), events).map_err(kvtide_error)?;
         Ok(Self {
-            pool,
+            session,
             config,
             _scrubber: scrubber,
         })
@@ -148,12 +172,12 @@ impl Pool {
 
     /// Takes note of finished saves; returns the blocks still in flight.
     fn poll(&self, py: Python<'_>) -> usize {
-        enter(py, || self.pool.poll())
+        enter(py, || self.session.poll())
     }
 
     /// Save jobs that still read one of the engine's `blocks`.
     fn saves_reading(&self, blocks: Vec<u32>) -> Vec<u64> {
-        self.pool.saves_reading(&blocks)
+        self.session.saves_reading(&blocks)
     }
 
     /// Drops blocks whose bytes were found damaged, given as (slot, generation).
@@ -162,12 +186,12 @@ impl Pool {
             .into_iter()
             .map(|(slot, generation)| SlotRef { slot, generation })
             .collect();
-        enter(py, || self.pool.drop_damaged(&damaged));
+        enter(py, || self.session.pool().drop_damaged(&damaged));
     }
 
-    /// Drops every block.
+    /// Drops every block of the engine's namespace.
     fn clear(&self, py: Python<'_>) {
-        enter(py, || self.pool.clear());
+        enter(py, || self.session.clear());
     }
 
     /// What happened since the last call: ("stored" | "removed", key) or ("cleared", b"").
@@ -177,25 +201,26 @@ impl Pool {
             PoolEvent::Removed(key) => ("removed", PyBytes::new(py, key.as_bytes())),
             PoolEvent::Cleared => ("cleared", PyBytes::new(py, b"")),
         };
-        self.pool.take_events().into_iter().map(name).collect()
+        self.session.take_events().into_iter().map(name).collect()
     }
 
     /// Totals since the pool was made.
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counters = self.pool.counters();
+        let counters = self.session.pool().counters();
         let dict = PyDict::new(py);
         dict.set_item("saved_blocks", counters.saved_blocks)?;
         dict.set_item("failed_blocks", counters.failed_blocks)?;
         dict.set_item("throttled_blocks", counters.throttled_blocks)?;
         dict.set_item("evicted_blocks", counters.evicted_blocks)?;
         dict.set_item("damaged_blocks", counters.damaged_blocks)?;
+        dict.set_item("verified_blocks", counters.verified_blocks)?;
         dict.set_item("scrubbed_blocks", counters.scrubbed_blocks)?;
         Ok(dict)
     }
 
     /// What the pool holds now.
     fn gauges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let gauges = self.pool.gauges();
+        let gauges = self.session.pool().gauges();
         let dict = PyDict::new(py);
         dict.set_item("slots", gauges.slots)?;
         dict.set_item("free", gauges.free)?;

@@ -2,8 +2,7 @@
 
 use std::time::Instant;
 
-use kvtide_engine::Verify;
-use kvtide_model::{BlockMove, MediaItem, Scope};
+use kvtide_model::{BlockMove, Lora, MediaItem, Scope};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -13,6 +12,12 @@ use crate::pool::Pool;
 /// What all requests of one engine have in common.
 #[pyclass(frozen, module = "kvtide._native")]
 pub(crate) struct Namespace(kvtide_model::Namespace);
+
+impl Namespace {
+    pub(crate) fn id(&self) -> kvtide_model::NamespaceId {
+        self.0.id()
+    }
+}
 
 #[pymethods]
 impl Namespace {
@@ -41,18 +46,19 @@ impl Namespace {
         })
     }
 
-    /// An empty sequence. `media` are (identifier, offset in tokens, length in tokens).
+    /// An empty sequence. `lora` is (name, path); `media` are (identifier, offset in tokens, length in
+    /// tokens).
     fn sequence(
         &self,
         tenant: Option<String>,
         cache_salt: Option<String>,
-        lora: Option<String>,
+        lora: Option<(String, String)>,
         media: Vec<(String, usize, usize)>,
     ) -> Sequence {
         let root = self.0.root(&Scope {
             tenant,
             cache_salt,
-            lora,
+            lora: lora.map(|(name, path)| Lora { name, path }),
         });
         let media = media
             .into_iter()
@@ -91,8 +97,13 @@ impl Sequence {
             .collect()
     }
 
+    /// Whether the pool has the block `place`, and complete if it is `certain` that it must load.
+    fn is_held(&self, py: Python<'_>, pool: &Pool, place: usize, certain: bool) -> bool {
+        enter(py, || self.0.is_held(pool.session.pool(), place, certain))
+    }
+
     /// Pins what the pool has of the blocks from `start` up to `end`: (blocks, whether complete).
-    /// If it is `certain` that what is matched must load, every byte of it is verified now.
+    /// If it is `certain` that what is matched must load, only complete blocks are matched.
     fn match_blocks(
         &mut self,
         py: Python<'_>,
@@ -101,20 +112,22 @@ impl Sequence {
         end: usize,
         certain: bool,
     ) -> (usize, bool) {
-        let verify = if certain {
-            Verify::Always
-        } else {
-            pool.config.verify
-        };
         let matched = enter(py, || {
-            self.0.match_blocks(&pool.pool, start, end, verify, certain)
+            self.0
+                .match_blocks(pool.session.pool(), start, end, certain)
         });
         (matched.blocks, matched.complete)
     }
 
+    /// Compares the first `blocks` of the match with their checksums, unless that was done before;
+    /// how many of them are whole. The match ends before one that is not.
+    fn verify(&mut self, py: Python<'_>, pool: &Pool, blocks: usize) -> usize {
+        enter(py, || self.0.verify(pool.session.pool(), blocks))
+    }
+
     /// Turns the last match into a load into the engine's `blocks`.
-    fn begin_load(&mut self, start: usize, blocks: Vec<u32>) -> Option<Load> {
-        self.0.begin_load(start, blocks).map(Load)
+    fn begin_load(&mut self, py: Python<'_>, start: usize, blocks: Vec<u32>) -> Option<Load> {
+        enter(py, || self.0.begin_load(start, blocks)).map(Load)
     }
 
     /// Lets go of the last match.
@@ -136,7 +149,7 @@ impl Sequence {
         start: usize,
         blocks: Vec<u32>,
     ) -> (u64, Bound<'py, PyBytes>, usize) {
-        let plan = enter(py, || self.0.plan_save(&pool.pool, start, &blocks));
+        let plan = enter(py, || self.0.plan_save(&pool.session, start, &blocks));
         (
             plan.job,
             PyBytes::new(py, &BlockMove::encode_all(&plan.moves)),
@@ -146,7 +159,7 @@ impl Sequence {
 
     /// Tells the pool that the request has ended: its last blocks are given up before its first.
     fn settle(&self, py: Python<'_>, pool: &Pool) {
-        enter(py, || self.0.settle(&pool.pool));
+        enter(py, || self.0.settle(pool.session.pool()));
     }
 }
 

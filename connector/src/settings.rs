@@ -1,8 +1,9 @@
 //! The configuration.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 
-use kvtide_engine::{Config, LoadMode, available_memory_bytes};
+use kvtide_engine::{Config, LoadMode, Verify, available_memory_bytes};
 use kvtide_kernels::Codec;
 use pyo3::prelude::*;
 
@@ -10,27 +11,50 @@ use crate::fence::{ConfigError, config_error};
 
 /// The settings of one engine, read and checked.
 #[pyclass(frozen, module = "kvtide._native")]
-pub(crate) struct Settings(pub(crate) Config);
+pub(crate) struct Settings {
+    pub(crate) config: Config,
+    notices: Vec<String>,
+}
 
 #[pymethods]
 impl Settings {
-    /// Reads settings from a JSON object and an environment.
+    /// Reads settings of an engine of so many ranks from a JSON object and an environment.
     #[new]
-    fn new(extra_json: &str, environment: BTreeMap<String, String>) -> PyResult<Self> {
+    #[pyo3(signature = (extra_json, environment, ranks=1))]
+    fn new(
+        extra_json: &str,
+        environment: BTreeMap<OsString, OsString>,
+        ranks: u32,
+    ) -> PyResult<Self> {
         let extra = serde_json::from_str(extra_json).map_err(|error| {
             ConfigError::new_err(format!(
                 "kv_connector_extra_config: {error}; give a JSON object"
             ))
         })?;
-        Config::read(&extra, &environment, available_memory_bytes())
-            .map(Self)
-            .map_err(config_error)
+        let read = Config::read(&extra, &environment, ranks, available_memory_bytes())
+            .map_err(config_error)?;
+        Ok(Self {
+            config: read.config,
+            notices: read.notices,
+        })
+    }
+
+    /// What the user should know of how settings came about, one sentence each.
+    #[getter]
+    fn notices(&self) -> Vec<String> {
+        self.notices.clone()
+    }
+
+    /// How long an async load may take, in seconds.
+    #[getter]
+    fn load_timeout_s(&self) -> f64 {
+        self.config.load_timeout.as_secs_f64()
     }
 
     /// "auto", "layered", "async" or "sync".
     #[getter]
     fn load(&self) -> &'static str {
-        match self.0.load_mode {
+        match self.config.load_mode {
             LoadMode::Auto => "auto",
             LoadMode::Layered => "layered",
             LoadMode::Async => "async",
@@ -38,10 +62,19 @@ impl Settings {
         }
     }
 
+    /// "load" or "always".
+    #[getter]
+    fn verify(&self) -> &'static str {
+        match self.config.verify {
+            Verify::Load => "load",
+            Verify::Always => "always",
+        }
+    }
+
     /// "none" or "fp8".
     #[getter]
     fn codec(&self) -> &'static str {
-        match self.0.codec {
+        match self.config.codec {
             Codec::None => "none",
             Codec::Fp8 => "fp8",
         }
@@ -50,25 +83,25 @@ impl Settings {
     /// Bytes of a block in one layer of a row, where it has `layer_bytes` in the paged KV cache and
     /// `scales` heads, keys and values counted apart.
     fn row_layer_bytes(&self, layer_bytes: usize, scales: usize) -> usize {
-        self.0.codec.row_layer_bytes(layer_bytes, scales)
+        self.config.codec.row_layer_bytes(layer_bytes, scales)
     }
 
     #[getter]
     fn save_generated(&self) -> bool {
-        self.0.save_generated
+        self.config.save_generated
     }
 
     #[getter]
     fn tenant(&self) -> Option<&str> {
-        self.0.tenant.as_deref()
+        self.config.tenant.as_deref()
     }
 
     #[getter]
     fn weights_revision(&self) -> Option<&str> {
-        self.0.weights_revision.as_deref()
+        self.config.weights_revision.as_deref()
     }
 
     fn __repr__(&self) -> String {
-        format!("{:?}", self.0)
+        format!("{:?}", self.config)
     }
 }

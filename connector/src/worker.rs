@@ -149,7 +149,7 @@ impl Worker {
         let registration =
             unsafe { Registration::new(layout, Arc::clone(&segment.0), rank, Box::new(owner)) };
         let registration = Arc::new(registration.map_err(kvtide_error)?);
-        let options = settings.0.gpu_routes;
+        let options = settings.config.gpu_routes;
         let (device, load_rate, copy_rates): (Arc<dyn Device>, Option<f64>, _) = match gpu {
             None => (Arc::new(HostDevice::new(registration)), None, Vec::new()),
             Some(ordinal) => {
@@ -243,15 +243,13 @@ impl Worker {
     /// Waits until `jobs` have ended.
     fn finish_saves(&self, py: Python<'_>, jobs: Vec<u64>) -> PyResult<()> {
         let worker = self.open()?;
-        enter(py, || worker.finish_saves(&jobs));
-        Ok(())
+        enter(py, || worker.finish_saves(&jobs)).map_err(kvtide_error)
     }
 
     /// Holds back the engine until `jobs` do not read its blocks any more.
     fn wait_saves(&self, py: Python<'_>, jobs: Vec<u64>) -> PyResult<()> {
         let worker = self.open()?;
-        enter(py, || worker.wait_saves(&jobs));
-        Ok(())
+        enter(py, || worker.wait_saves(&jobs)).map_err(kvtide_error)
     }
 
     /// Loads blocks for the step beginning now, layer by layer, and behind those that have begun if
@@ -299,6 +297,13 @@ impl Worker {
         let (worker, moves) = (self.open()?, decode(moves)?);
         enter(py, || worker.load_async(job, place, moves, behind_steps));
         Ok(())
+    }
+
+    /// The blocks of an async load will be computed: as little of it as can be is copied from now on.
+    /// Whether its end is still to be taken; until then it may write into its blocks.
+    fn cancel_load(&self, py: Python<'_>, job: u64) -> PyResult<bool> {
+        let worker = self.open()?;
+        Ok(enter(py, || worker.cancel_load(job)))
     }
 
     /// Loads that have ended since the last call.

@@ -6,10 +6,11 @@ mod cost;
 mod memory;
 mod pool;
 mod sequence;
+mod session;
 mod sync;
 mod worker;
 
-pub use config::{Config, ConfigError, Eviction, LoadMode, Verify};
+pub use config::{Config, ConfigError, Eviction, LoadMode, Settings, Verify};
 pub use cost::CostModel;
 pub use memory::available_memory_bytes;
 pub use pool::scrub::Scrubber;
@@ -17,4 +18,5 @@ pub use pool::{
     Lease, Match, Pool, PoolCounters, PoolEvent, PoolGauges, PoolOptions, Readiness, SavePlan,
 };
 pub use sequence::{Load, LoadPlan, Matched, Sequence};
-pub use worker::{LayerError, LoadOutcome, SaveJob, StartError, Worker, WorkerCounters};
+pub use session::{Session, SessionError, SessionId};
+pub use worker::{LoadOutcome, SaveJob, StartError, StepError, Worker, WorkerCounters};

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use kvtide_model::{BlockKey, BlockMove, ChainHasher, ChainRoot, MediaItem};
 
-use crate::config::Verify;
 use crate::pool::{Lease, Pool, Readiness, SavePlan};
+use crate::session::Session;
 
 /// A run of blocks that the pool can supply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,38 @@ pub struct Matched {
 #[derive(Debug)]
 pub struct Sequence {
     chain: ChainHasher,
-    matched: Option<(usize, Lease)>,
+    held: Option<Held>,
+}
+
+/// A match, kept until it is used, for a request that waits may be asked about in every step.
+#[derive(Debug)]
+struct Held {
+    /// Place of its first block in the chain.
+    from: usize,
+    lease: Lease,
+    /// Leading blocks whose bytes were found to have their checksums.
+    verified: usize,
+}
+
+impl Held {
+    /// What of it is still right for a request that asks for the blocks from `from` on.
+    fn still_right(mut self, from: usize, now: Instant) -> Option<Self> {
+        let had = from.checked_sub(self.from)?;
+        if had >= self.lease.len() || self.lease.is_expired(now) || !self.lease.is_current() {
+            return None;
+        }
+        if had > 0 {
+            self.from = from;
+            self.lease.skip(had);
+            self.verified = self.verified.saturating_sub(had);
+        }
+        Some(self)
+    }
+
+    fn truncate(&mut self, blocks: usize) {
+        self.lease.truncate(blocks);
+        self.verified = self.verified.min(blocks);
+    }
 }
 
 impl Sequence {
@@ -29,7 +60,7 @@ impl Sequence {
     pub fn new(root: ChainRoot, block_tokens: u32, media: Vec<MediaItem>) -> Self {
         Self {
             chain: ChainHasher::new(root, block_tokens, media),
-            matched: None,
+            held: None,
         }
     }
 
@@ -50,50 +81,76 @@ impl Sequence {
         self.chain.keys()
     }
 
-    /// Asks the pool for the blocks from `from` on, up to `to` (exclusive), and holds what it has
-    /// in place of what was held before.
+    /// Whether the pool has the block at `place` of the chain; see [`Sequence::match_blocks`] for
+    /// `certain`.
+    #[must_use]
+    pub fn is_held(&self, pool: &Pool, place: usize, certain: bool) -> bool {
+        let key = self.chain.keys().get(place);
+        key.is_some_and(|&key| pool.holds(key, certain))
+    }
+
+    /// Asks the pool for the blocks from `from` on, up to `to` (exclusive), and holds what it has.
     ///
-    /// Under [`Verify::Always`] the bytes of complete blocks are checked here. If it is `certain`
-    /// that what is matched must be loadable, blocks that are still being saved are not matched.
-    pub fn match_blocks(
-        &mut self,
-        pool: &Pool,
-        from: usize,
-        to: usize,
-        verify: Verify,
-        certain: bool,
-    ) -> Matched {
-        self.matched = None; // Pins of the former attempt go back first.
-        let keys = self.chain.keys().get(from..to).unwrap_or_default();
-        let found = pool.lookup(keys);
-        let (mut lease, mut complete) = (found.lease, found.complete);
-        if certain && !complete {
-            lease.truncate(lease.complete_blocks());
-            complete = true;
-        }
-        if verify == Verify::Always
-            && complete
-            && let Some(place) = pool.first_damaged(&lease)
-        {
-            lease.truncate(place);
-        }
-        let matched = Matched {
-            blocks: lease.len(),
-            complete,
+    /// What is held of the last match and still right stays so, with its deadline, and only what
+    /// follows it is looked up. If it is `certain` that what is matched must be loadable, blocks
+    /// that are still being saved are not matched.
+    pub fn match_blocks(&mut self, pool: &Pool, from: usize, to: usize, certain: bool) -> Matched {
+        let last = self.held.take(); // If it is not right any more, its pins go back first.
+        let kept = last.and_then(|held| held.still_right(from, Instant::now()));
+        let next = from + kept.as_ref().map_or(0, |held| held.lease.len());
+        let keys = self.chain.keys().get(next..to).unwrap_or_default();
+        let found = pool.lookup(keys).lease;
+        let mut held = match kept {
+            Some(mut kept) => {
+                kept.lease.append(found);
+                kept
+            }
+            None => Held {
+                from,
+                lease: found,
+                verified: 0,
+            },
         };
-        if matched.blocks > 0 {
-            self.matched = Some((from, lease));
+        let complete_blocks = held.lease.complete_blocks();
+        let limit = if certain { complete_blocks } else { usize::MAX };
+        held.truncate(to.saturating_sub(from).min(limit));
+        let blocks = held.lease.len();
+        self.held = Some(held);
+        Matched {
+            blocks,
+            complete: complete_blocks >= blocks,
         }
-        matched
+    }
+
+    /// Compares the bytes of the first `blocks` of the match with their checksums, as far as that
+    /// was not done before; returns how many of them are whole. The match ends before one that is
+    /// not.
+    pub fn verify(&mut self, pool: &Pool, blocks: usize) -> usize {
+        let Some(held) = &mut self.held else {
+            return 0;
+        };
+        let blocks = blocks.min(held.lease.len());
+        let damaged = pool.first_damaged(&held.lease, held.verified..blocks);
+        let whole = damaged.unwrap_or(blocks);
+        held.verified = held.verified.max(whole);
+        if damaged.is_some() {
+            held.lease.truncate(whole);
+        }
+        whole
     }
 
     /// Turns the last match into a load of its first blocks into the engine's `blocks`; `None` when
     /// the match is not held any more, began elsewhere, or is shorter.
     #[must_use]
     pub fn begin_load(&mut self, from: usize, blocks: Vec<u32>) -> Option<Load> {
-        let (start, mut lease) = self.matched.take()?;
+        let Held {
+            from: start,
+            mut lease,
+            ..
+        } = self.held.take()?;
         (start == from && lease.len() >= blocks.len()).then(|| {
             lease.truncate(blocks.len());
+            lease.mark_used();
             Load {
                 lease,
                 blocks,
@@ -104,20 +161,20 @@ impl Sequence {
 
     /// Lets go of the last match.
     pub fn release(&mut self) {
-        self.matched = None;
+        self.held = None;
     }
 
     /// Lets go of a match whose deadline has passed; whether there was one.
     pub fn expire(&mut self, now: Instant) -> bool {
-        self.matched
-            .take_if(|(_, lease)| lease.is_expired(now))
+        self.held
+            .take_if(|held| held.lease.is_expired(now))
             .is_some()
     }
 
     /// Plans the save of the blocks from `from` on, which lie in the engine's `blocks`.
     #[must_use]
-    pub fn plan_save(&self, pool: &Pool, from: usize, blocks: &[u32]) -> SavePlan {
-        pool.begin_save(self.chain.keys(), from, blocks)
+    pub fn plan_save(&self, session: &Session, from: usize, blocks: &[u32]) -> SavePlan {
+        session.begin_save(self.chain.keys(), from, blocks)
     }
 
     /// The request has ended; see [`Pool::settle`].

@@ -3,24 +3,25 @@
 use std::sync::Arc;
 
 use kvtide_kernels::copy::{CopyError, Device, Direction, HostDevice, Registration};
-use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_kernels::{Codec, Float, KvLayout, TensorView};
+use kvtide_segment::{Holder, HugePages, RowGeometry, SegmentOptions, SharedSegment};
 
 const BLOCKS: u32 = 4;
 const LAYER_BYTES: usize = 1024;
 
 /// A layout of one layer with one scale, its memory, and a segment for rows of `row_layer_bytes`.
 fn registration(row_layer_bytes: usize) -> Option<Registration> {
-    let directory = tempfile::tempdir().expect("a directory");
+    let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
     let options = SegmentOptions {
         directory: directory.path().to_owned(),
         instance: "encoded".to_owned(),
         huge_pages: HugePages::Off,
-        holders: 1,
+        holder: Holder::Worker(0),
         available_bytes: u64::MAX,
     };
     let geometry = RowGeometry::fit(1, 1, row_layer_bytes, 1 << 20).expect("a geometry");
-    let segment = SharedSegment::create_or_attach(&options, geometry).expect("a segment");
+    let segment =
+        SharedSegment::create_or_attach(&options, geometry, &|_, _| {}).expect("a segment");
     let memory: Box<[u128]> = vec![0; BLOCKS as usize * LAYER_BYTES / size_of::<u128>()].into();
     let views = [TensorView {
         name: "layer".into(),

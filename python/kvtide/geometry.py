@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvtide._native import ConfigError, Namespace, Segment, Settings
 from kvtide.encoding import float_of, scales_of
-from kvtide.log import describe_segment, progress_logger
+from kvtide.log import describe_segment, log_waiting, progress_logger
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -63,11 +63,17 @@ class Geometry:
             layout=f"{getattr(kv_cache, 'kv_cache_layout', None)} {spec}",
         )
 
-    def segment(self, settings: Settings) -> Segment:
-        """The engine's shared segment, mapped; whoever creates it says what it is."""
-        holders = self.ranks + 1  # Every worker, and the scheduler.
+    def segment(self, settings: Settings, rank: int | None = None) -> Segment:
+        """The engine's shared segment, mapped, for the worker of `rank` or the scheduler's side;
+        whoever creates it logs what it is."""
         segment = Segment(
-            settings, self.instance, self.ranks, self.layers, self.row_layer_bytes, holders
+            settings,
+            self.instance,
+            self.ranks,
+            self.layers,
+            self.row_layer_bytes,
+            rank,
+            log_waiting,
         )
         segment.populate(progress_logger(segment))
         describe_segment(segment)
@@ -94,7 +100,8 @@ class Geometry:
 def read_settings(config: VllmConfig) -> Settings:
     """The settings in `kv_connector_extra_config` and the environment."""
     extra = dict(config.kv_transfer_config.kv_connector_extra_config)
-    return Settings(json.dumps(extra, default=str), dict(os.environ))
+    ranks = config.parallel_config.tensor_parallel_size
+    return Settings(json.dumps(extra, default=str), dict(os.environ), ranks)
 
 
 def refuse_flags(config: VllmConfig) -> None:
@@ -170,8 +177,8 @@ def one_group(kv_cache: KVCacheConfig) -> tuple[int, KVCacheSpec]:
     for each in specs:
         if kind(each) not in ATTENTION_SPECS:
             raise ConfigError(
-                f"model: its KV cache is of kind {kind(each)}, whose blocks do not keep what they "
-                f"once held; kvtide carries {' and '.join(ATTENTION_SPECS)}"
+                f"model: KV cache type {kind(each)} is not supported: its blocks are overwritten. "
+                f"Supported: {', '.join(ATTENTION_SPECS)}"
             )
     if len({each.page_size_bytes for each in specs}) != 1:
         raise ConfigError(

@@ -17,7 +17,7 @@ GIB = 1 << 30
 
 
 def progress_logger(segment: Segment) -> Callable[[int, int], None]:
-    """Tells of the time that a large segment takes to be mapped."""
+    """Logs the progress of mapping a large segment, which takes time."""
 
     def log(done: int, total: int) -> None:
         if segment.created and total >= 8 * GIB:
@@ -26,8 +26,13 @@ def progress_logger(segment: Segment) -> Callable[[int, int], None]:
     return log
 
 
+def log_waiting(path: str, seconds: int) -> None:
+    """Logs that another process makes the segment, or hangs while it does."""
+    logger.info("waited %d s for %s: another process makes the pool", seconds, path)
+
+
 def describe_segment(segment: Segment) -> None:
-    """Says what memory the pool has, and what was done to get it; once for each segment."""
+    """Logs what memory the pool has, and what was done to get it; once for each segment."""
     for path in segment.reclaimed:
         logger.info("removed %s, which a crashed engine had left behind", path)
     if not segment.created:

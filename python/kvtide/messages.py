@@ -27,13 +27,22 @@ class AsyncLoad:
 
     job: int
     place: int
-    """Of the segment's board, where workers tell that it has ended."""
+    """Of the segment's board, where workers publish that it has ended."""
     request_id: str
     moves: bytes
     lost_blocks: list[int]
     """Blocks that will not be loaded, because the pool lost them after the match."""
     behind_steps: bool
     """Whether steps that have begun may still use the blocks that it overwrites."""
+
+
+class CancelledLoad(NamedTuple):
+    """An async load that has not ended in time."""
+
+    job: int
+    request_id: str
+    blocks: list[int]
+    """All blocks that it was to bring. They will be computed."""
 
 
 class LayeredLoad(NamedTuple):
@@ -57,11 +66,12 @@ class StepPlan(KVConnectorMetadata):
     """(job, moves) of blocks that are complete once this step has computed them."""
     layered: LayeredLoad | None = None
     loads: list[AsyncLoad] = field(default_factory=list)
+    cancelled: list[CancelledLoad] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class WorkerReport(KVConnectorWorkerMetadata):
-    """What a worker tells the scheduler's side, besides what vLLM itself collects."""
+    """What a worker reports to the scheduler's side, besides what vLLM itself collects."""
 
     ended: dict[int, int] = field(default_factory=dict)
     """Layered load job → number of ranks on which it has ended."""
@@ -70,18 +80,23 @@ class WorkerReport(KVConnectorWorkerMetadata):
     failed: dict[str, int] = field(default_factory=dict)
     """Request → number of ranks on which its async load failed in part, and whose bad blocks come
     with this report."""
+    cancelled: dict[int, int] = field(default_factory=dict)
+    """Cancelled load job → number of ranks that write into its blocks no more, and that give all of
+    them as bad with this report."""
+    segments: set[int] = field(default_factory=set)
+    """Nonces of the segments that ranks have; each rank reports its own once."""
     loading: bool = False
     """Whether async loads run. vLLM asks the scheduler's side for ended ones only when workers have
-    told something."""
+    reported something."""
     spoiled: bool = False
     """Whether a layered load has put damaged bytes into the engine's KV cache."""
     load_rate: float | None = None
-    """Bytes per second of layered loads, told once; of several ranks the lowest."""
+    """Bytes per second of layered loads, reported once; of several ranks the lowest."""
 
     def is_empty(self) -> bool:
-        """Whether there is nothing to tell."""
-        told = self.ended or self.damaged or self.failed or self.spoiled or self.loading
-        return not told and self.load_rate is None
+        """Whether there is nothing to report."""
+        lists = self.ended or self.damaged or self.failed or self.cancelled or self.segments
+        return not (lists or self.spoiled or self.loading) and self.load_rate is None
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """The reports of two ranks as one."""
@@ -90,6 +105,8 @@ class WorkerReport(KVConnectorWorkerMetadata):
             ended=dict(Counter(self.ended) + Counter(other.ended)),
             damaged=self.damaged | other.damaged,
             failed=dict(Counter(self.failed) + Counter(other.failed)),
+            cancelled=dict(Counter(self.cancelled) + Counter(other.cancelled)),
+            segments=self.segments | other.segments,
             loading=self.loading or other.loading,
             spoiled=self.spoiled or other.spoiled,
             load_rate=min(filter(None, (self.load_rate, other.load_rate)), default=None),

@@ -26,6 +26,7 @@ from kvtide._native import LOAD_PLACES, CostModel, Load, Pool, Sequence
 from kvtide.containment import Containment
 from kvtide.events import EventLog
 from kvtide.geometry import Geometry, read_settings
+from kvtide.loads import PendingLoad
 from kvtide.log import logger
 from kvtide.messages import AsyncLoad, LayeredLoad, StepPlan, WorkerReport
 from kvtide.stats import Stats
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 GAUGES_PERIOD_S = 1.0
-"""Gauges change slowly and cost a message each time they are told."""
+"""Gauges change slowly and cost a message each time they are reported."""
 EXPIRY_PERIOD_S = 1.0
 """Between looks for matches that were never used."""
 
@@ -67,23 +68,10 @@ class RequestState:
     resident: int = 0
     """Leading tokens that the engine had itself when it last asked."""
 
-
-@dataclass(slots=True)
-class PendingLoad:
-    """An async load from allocation until every rank has reported its end."""
-
-    load: Load
-    first: int
-    job: int = 0
-    """0 until workers are told of it."""
-    place: int = 0
-    """Of the segment's board."""
-    lost: bool = False
-    """Whether blocks were lost before it began: then it fails on every rank."""
-    delayed: bool = False
-    """Whether it was not begun in the step that gave it its blocks."""
-    failures_told: int = 0
-    """Ranks that have said which blocks failed."""
+    def let_go(self) -> None:
+        """Nothing is to be loaded for it now."""
+        self.match = None
+        self.sequence.release()
 
 
 class SchedulerSide:
@@ -99,9 +87,9 @@ class SchedulerSide:
         self._step_tokens, self._prompt_tokens = step_limits(config.scheduler_config)
         self._cost = CostModel()
         self._segment = geometry.segment(settings)
-        self._events = EventLog.of(config, geometry.block_tokens)
-        self._pool = Pool(settings, self._segment, self._events is not None)
+        self._events = EventLog.of(config, kv_cache, geometry.block_tokens)
         self._namespace = geometry.namespace(config, settings)
+        self._pool = Pool(settings, self._segment, self._namespace, self._events is not None)
         self._requests: dict[str, RequestState] = {}
         self._loads: dict[str, PendingLoad] = {}
         self._places = list(range(LOAD_PLACES))
@@ -121,18 +109,22 @@ class SchedulerSide:
         self._epoch = 0
         """Grows when what live requests compute must not be saved any more."""
         self._containment = Containment(geometry.block_tokens)
+        self._strangers = False
+        """Whether the workers have another segment: then nothing is loaded or saved."""
         self._next_job = 1
         self._stats = Stats()
-        self._told_counters: dict[str, int] = {}
+        self._reported_counters: dict[str, int] = {}
         self._next_gauges = 0.0
         self._next_expiry = 0.0
         self._hands_out_idle = hands_out_idle_blocks(kv_cache)
         self._certain = config.kv_transfer_config.kv_load_failure_policy != "recompute"
         """Whether a load that fails would fail its request: then only verified blocks match."""
+        self._verifies = self._certain or settings.verify == "always"
         if self._certain:
             logger.warning(
-                'kv_load_failure_policy is not "recompute": every block is verified when it is '
-                "matched, and blocks that are still being saved are not matched"
+                'kv_load_failure_policy is not "recompute": every match is verified on the '
+                "scheduler's thread, and blocks still being saved are not used. Set it to "
+                '"recompute" to avoid both'
             )
 
     def bind_gpu_block_pool(self, block_pool: BlockPool) -> None:
@@ -151,7 +143,7 @@ class SchedulerSide:
         sequence = self._namespace.sequence(
             self._settings.tenant,
             request.cache_salt,
-            None if lora is None else f"{lora.lora_name}\n{lora.lora_path}",
+            None if lora is None else (lora.lora_name, lora.lora_path),
             [
                 (item.identifier, item.mm_position.offset, item.mm_position.length)
                 for item in request.mm_features
@@ -165,7 +157,7 @@ class SchedulerSide:
     ) -> tuple[int | None, bool]:
         """Tokens that can be loaded behind the `num_computed_tokens` that the engine has itself."""
         state = self._requests.get(request.request_id)
-        if state is None:
+        if state is None or self._strangers:
             return 0, False
         state.resident = num_computed_tokens
         state.epoch = self._epoch  # It begins anew: nothing that it holds is from before.
@@ -173,42 +165,68 @@ class SchedulerSide:
         if self._containment.doubts(num_computed_tokens):
             return None, False
         if request.skip_reading_prefix_cache or state.load_failed:
+            state.let_go()
             return 0, False
-        self._hash_known_tokens(state)
         first = num_computed_tokens // self._block_tokens
-        # At least one token must be computed, for its logits.
-        last = (request.num_tokens - 1) // self._block_tokens
-        state.match = None
-        if first >= last:
-            state.sequence.release()
-            return 0, False
-        # An async load may bring the last token's block too: vLLM computes that token again when
-        # the load has ended, in a step of one token, which a decode graph can run.
-        end = request.num_tokens // self._block_tokens
-        blocks, complete = state.sequence.match_blocks(self._pool, first, end, self._certain)
-        if blocks == 0:
-            state.sequence.release()
-            return 0, False
-        layered = min(blocks, last - first)
-        rest = request.num_tokens - num_computed_tokens - layered * self._block_tokens
-        asynchronous = not complete or self._prefers_async(layered, rest)
-        if asynchronous and len(self._loads) >= LOAD_PLACES:
-            # More would only queue behind each other while holding blocks. It is asked again in the
-            # next step.
-            state.sequence.release()
+        answer = self._match(state, first)
+        if answer is None:
+            # More loads would only queue behind each other while holding blocks. It is asked again
+            # in the next step.
+            state.let_go()
             self._stats.count("deferred_lookups", 1)
             return None, False
-        if not asynchronous:
-            blocks = layered
+        blocks, asynchronous = answer
+        if blocks == 0:
+            state.let_go()
+            return 0, False
         state.match = (first, blocks, asynchronous)
         return blocks * self._block_tokens, asynchronous
 
-    def _prefers_async(self, blocks: int, rest: int) -> bool:
-        """How to load so many blocks of a prompt of which `rest` tokens are to be computed."""
+    def _match(self, state: RequestState, first: int) -> tuple[int, bool] | None:
+        """How many blocks can be loaded from `first` on, and whether async; None if the request has
+        to wait for a place to load.
+
+        vLLM asks for the request at the head of its queue in every step. The sequence keeps what it
+        has matched and verified for the last answer; what has to wait anyway is not verified.
+        """
+        tokens = state.request.num_tokens
+        # At least one token must be computed, for its logits.
+        last = (tokens - 1) // self._block_tokens
+        if first >= last:
+            return 0, False
+        self._hash_known_tokens(state)
+        pool, certain = self._pool, self._certain
+        places = len(self._loads) < LOAD_PLACES
+        if not places and self._loads_only_async():
+            # Many may wait like this, and all of them are asked.
+            return None if state.sequence.is_held(pool, first, certain) else (0, False)
+        # An async load may bring the last token's block too: vLLM computes that token again when
+        # the load has ended, in a step of one token, which a decode graph can run.
+        end = tokens // self._block_tokens
+        blocks, complete = state.sequence.match_blocks(pool, first, end, certain)
+        layered = min(blocks, last - first)
+        rest = tokens - (first + layered) * self._block_tokens
+        asynchronous = not complete or self._prefers_async(layered, rest)
+        if asynchronous and not places and blocks:
+            return None
+        if not asynchronous:
+            blocks = layered
+        if self._verifies and complete:
+            blocks = state.sequence.verify(pool, blocks)
+        return blocks, asynchronous
+
+    def _loads_only_async(self) -> bool:
+        """Whether anything that is loaded now is loaded async."""
         if self._settings.load != "auto":
             return self._settings.load == "async"
-        if self._loads:
-            return True  # It would share the link with those.
+        return bool(self._loads)  # It would share the link with those.
+
+    def _prefers_async(self, blocks: int, rest: int) -> bool:
+        """How to load so many blocks of a prompt of which `rest` tokens are to be computed."""
+        if self._loads_only_async():
+            return True
+        if self._settings.load != "auto":
+            return False
         # Others would wait with the request for what the step does not hide: those that run, and
         # those that were admitted to the same step.
         alone = not self._running and not self._admitted
@@ -250,7 +268,7 @@ class SchedulerSide:
         assert load is not None, "a match is held until it is used"
         self._loading_into.extend(targets)
         if asynchronous:
-            self._loads[request.request_id] = PendingLoad(load, first)
+            self._loads[request.request_id] = PendingLoad(load, targets)
         else:
             self._layered_now.append(load)
             self._layered_blocks += count
@@ -347,7 +365,7 @@ class SchedulerSide:
         self, state: RequestState, computed_tokens: int, jobs: list[tuple[int, bytes]]
     ) -> None:
         """Appends the save of the blocks that are complete with `computed_tokens`."""
-        if state.epoch != self._epoch:
+        if state.epoch != self._epoch or self._strangers:
             return
         # Under async scheduling a token is computed before the scheduler knows it.
         known = min(computed_tokens, state.request.num_tokens)
@@ -385,8 +403,13 @@ class SchedulerSide:
             behind = behind_steps or self._settings.load == "sync"
             plan.layered = LayeredLoad(job, moves, behind)
             self._layered[job] = (loads, self._ranks)
+        now = time.monotonic()
         for request_id, pending in self._loads.items():
             if pending.job:
+                if now >= pending.deadline and not pending.cancelled:
+                    plan.cancelled.append(pending.cancel(request_id))
+                    if request_id in self._requests:
+                        self._requests[request_id].load_failed = True
                 continue
             planned = pending.load.plan(pool)
             if planned is None:
@@ -396,6 +419,7 @@ class SchedulerSide:
             if lost and request_id in self._requests:
                 self._requests[request_id].load_failed = True
             pending.job, pending.place = self._take_job(), self._places.pop()
+            pending.deadline = now + self._settings.load_timeout_s
             pending.lost = bool(lost)
             behind = behind_all or pending.delayed
             plan.loads.append(
@@ -414,39 +438,45 @@ class SchedulerSide:
         """Requests whose async load has ended, well or not, on all ranks."""
         ended = set()
         for request_id, pending in self._loads.items():
-            if not pending.job:
-                continue
-            failures = self._segment.load_failures(pending.place, pending.job)
-            if failures is None:
-                continue
-            # vLLM has to know of all bad blocks before the load counts as ended.
-            if pending.failures_told < (self._ranks if pending.lost else failures):
-                continue
-            ended.add(request_id)
-            self._places.append(pending.place)
+            if pending.job and pending.has_ended(self._segment, self._ranks):
+                ended.add(request_id)
+                self._places.append(pending.place)
         for request_id in ended:
             del self._loads[request_id]
         return ended
 
     def _take_report(self, report: WorkerReport) -> None:
+        self._check_segments(report.segments)
+        if report.cancelled:
+            for pending in self._loads.values():
+                pending.cancelled_ranks += report.cancelled.get(pending.job, 0)
         for job, ranks in report.ended.items():
             loads, missing = self._layered.pop(job)
             if missing > ranks:
                 self._layered[job] = (loads, missing - ranks)
         for request_id, ranks in report.failed.items():
             if request_id in self._loads:
-                self._loads[request_id].failures_told += ranks
+                self._loads[request_id].failures_reported += ranks
             if request_id in self._requests:
                 self._requests[request_id].load_failed = True
         if report.damaged:
             self._pool.drop_damaged(sorted(report.damaged))
-            logger.warning(
-                "%d rows did not have their checksum and were dropped", len(report.damaged)
-            )
+            logger.warning("dropped %d corrupt rows (checksum mismatch)", len(report.damaged))
         if report.load_rate is not None:
             self._cost.set_load_rate(report.load_rate)
         if report.spoiled:
             self._contain()
+
+    def _check_segments(self, nonces: set[int]) -> None:
+        """Workers that have another segment load nothing that was saved, and nobody sees what they
+        save. Opening a segment excludes it; this notices it all the same."""
+        if not nonces <= {self._segment.nonce} and not self._strangers:
+            self._strangers = True
+            logger.error(
+                "engine_id: the workers do not have this scheduler's pool %s, so nothing is loaded "
+                "or saved from now on. Give each engine its own `engine_id` and start it again",
+                self._segment.path,
+            )
 
     def _contain(self) -> None:
         """Damaged bytes have reached the engine's KV cache, by a layered load. Everything that may
@@ -499,8 +529,8 @@ class SchedulerSide:
             self._next_gauges = now + GAUGES_PERIOD_S
             counters = self._pool.counters()
             for name, value in counters.items():
-                self._stats.count(name, value - self._told_counters.get(name, 0))
-            self._told_counters = counters
+                self._stats.count(name, value - self._reported_counters.get(name, 0))
+            self._reported_counters = counters
             self._stats.gauge(self._pool.gauges() | {"loads": len(self._loads)})
         if self._stats.is_empty():
             return None

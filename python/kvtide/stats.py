@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ COUNTERS = {
     "deferred_lookups": ("kvtide_deferred_lookups", {}),
     "evicted_blocks": ("kvtide_evicted_blocks", {}),
     "damaged_blocks": ("kvtide_damaged_blocks", {}),
+    "verified_blocks": ("kvtide_verified_blocks", {}),
     "scrubbed_blocks": ("kvtide_scrubbed_blocks", {}),
 }
 """Count → metric and its labels."""
@@ -63,13 +65,35 @@ DESCRIPTIONS = {
     "kvtide_deferred_lookups": "Lookups put off because too many loads were in flight.",
     "kvtide_evicted_blocks": "Blocks given up to make room.",
     "kvtide_damaged_blocks": "Blocks dropped because their bytes did not have their checksum.",
+    "kvtide_verified_blocks": "Blocks compared with their checksums before they were offered.",
     "kvtide_scrubbed_blocks": "Blocks that the background scrub has checked.",
 }
 
 COPY_RATE = "kvtide_copy_rate_bytes_per_second"
-"""Told once, when a worker has measured its routes."""
+"""Set once, when a worker has measured its routes."""
 
 LOAD_SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+
+_collectors: dict[tuple[type, str], Any] = {}
+"""By class and name; as many as there are metrics, whatever the number of engines."""
+_collectors_lock = threading.Lock()
+
+
+def collector(kind: type, name: str, **about: Any) -> Any:
+    """The collector `name` of this process, which the first engine in it has made.
+
+    A process may start several engines. vLLM then takes its own collectors, `vllm:…`, from the
+    registry and makes new ones; ours stay, so that the engines before are still counted.
+    """
+    with _collectors_lock:
+        try:
+            made = _collectors[kind, name] = kind(name=name, **about)
+        except ValueError:  # It is registered already.
+            made = _collectors.get((kind, name))
+            if made is None:
+                raise
+        return made
 
 
 @dataclass
@@ -87,7 +111,7 @@ class Stats(KVConnectorStats):
         """Sets gauges."""
         self.data["gauges"] = values
 
-    def tell_copy_rates(self, rates: list[tuple[str, str, float, bool]]) -> None:
+    def set_copy_rates(self, rates: list[tuple[str, str, float, bool]]) -> None:
         """Sets what the routes to and from a GPU reached: purpose, route, bytes per second, and
         whether the route is in use."""
         if rates:
@@ -147,7 +171,8 @@ class Stats(KVConnectorStats):
 
 
 class PromMetrics(KVConnectorPromMetrics):
-    """The counts as Prometheus metrics, one set for each engine."""
+    """The counts as Prometheus metrics: vLLM's labels tell engines apart, and what has the same
+    labels adds up."""
 
     def __init__(
         self,
@@ -160,27 +185,31 @@ class PromMetrics(KVConnectorPromMetrics):
         metrics: dict[str, Any] = {}
         for name, labels in COUNTERS.values():
             if name not in metrics:
-                metrics[name] = self._counter_cls(
-                    name=name,
+                metrics[name] = collector(
+                    self._counter_cls,
+                    name,
                     documentation=DESCRIPTIONS[name],
                     labelnames=labelnames + list(labels),
                 )
         for name, description in GAUGES.values():
             # The newest value is the true one, also when several API servers report.
-            metrics[name] = self._gauge_cls(
-                name=name,
+            metrics[name] = collector(
+                self._gauge_cls,
+                name,
                 documentation=description,
                 labelnames=labelnames,
                 multiprocess_mode="mostrecent",
             )
-        load_seconds = self._histogram_cls(
-            name="kvtide_load_seconds",
+        load_seconds = collector(
+            self._histogram_cls,
+            "kvtide_load_seconds",
             documentation="From the acceptance of a load by a worker to its end.",
             buckets=LOAD_SECONDS_BUCKETS,
             labelnames=labelnames,
         )
-        self._copy_rate = self._gauge_cls(
-            name=COPY_RATE,
+        self._copy_rate = collector(
+            self._gauge_cls,
+            COPY_RATE,
             documentation="What a route to or from the GPU reached when it was measured.",
             labelnames=[*labelnames, "purpose", "route", "used"],
             multiprocess_mode="mostrecent",

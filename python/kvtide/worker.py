@@ -17,6 +17,7 @@ import torch
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
 from kvtide._native import KvtideError, Worker
+from kvtide.cancelled import CancelledLoads
 from kvtide.encoding import scaled_dimensions
 from kvtide.geometry import Geometry, read_settings, refuse_shared_layers
 from kvtide.log import logger
@@ -37,9 +38,13 @@ class WorkerSide:
     """See the module's documentation."""
 
     def __init__(self, config: VllmConfig, kv_cache: KVCacheConfig) -> None:
+        self._rank: int = get_tensor_model_parallel_rank()
         self._settings = read_settings(config)
+        if self._rank == 0:
+            for notice in self._settings.notices:
+                logger.warning("%s", notice)
         self._geometry = Geometry.of(config, kv_cache, self._settings)
-        self._segment = self._geometry.segment(self._settings)
+        self._segment = self._geometry.segment(self._settings, self._rank)
         self._by_layer = self._settings.load != "sync"
         self._worker: Worker | None = None
         self._gpu: int | None = None
@@ -54,16 +59,17 @@ class WorkerSide:
         self._async: dict[int, tuple[str, bytes, list[int]]] = {}
         """Async load job → request, moves, blocks known lost before it began."""
         self._layered: dict[int, bytes] = {}
+        self._cancelled = CancelledLoads()
         self._bad_blocks: set[int] = set()
-        self._report = WorkerReport()
+        self._report = WorkerReport(segments={self._segment.nonce})
         self._stats = Stats()
-        self._told_counters: dict[str, int] = {}
+        self._reported_counters: dict[str, int] = {}
         self._next_error = 0.0
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Takes the engine's KV cache into use."""
         refuse_shared_layers({name: tensor.data_ptr() for name, tensor in kv_caches.items()})
-        rank = get_tensor_model_parallel_rank()
+        rank = self._rank
         self._gpu = gpu_of(kv_caches)
         views = [view_of(name, tensor) for name, tensor in kv_caches.items()]
         encoding = None
@@ -90,7 +96,7 @@ class WorkerSide:
         )
         logger.info("rank %d: %s", rank, self._worker.about)
         self._report.load_rate = self._worker.load_rate
-        self._stats.tell_copy_rates(self._worker.copy_rates)
+        self._stats.set_copy_rates(self._worker.copy_rates)
         self._layers = {name: index for index, name in enumerate(kv_caches)}
 
     # ---- one step, in the order in which vLLM calls
@@ -137,6 +143,10 @@ class WorkerSide:
         for load in plan.loads:
             self._async[load.job] = (load.request_id, load.moves, load.lost_blocks)
             worker.load_async(load.job, load.place, load.moves, load.behind_steps)
+        for cancelled in plan.cancelled:
+            self._cancelled.add(cancelled)
+            if not worker.cancel_load(cancelled.job):
+                self._end_cancelled(cancelled.job)
 
     def _hooks_will_run(self, context: ForwardContext) -> bool:
         """Whether `wait_for_layer_load` will be called for every layer of this step.
@@ -178,7 +188,7 @@ class WorkerSide:
 
     def collect_loads(self) -> None:
         """Takes note of loads that have ended. The scheduler's side knows from the board that an
-        async one has; what failed, it must be told here."""
+        async one has; what failed is reported here."""
         for job, failed, damaged, size, seconds in self._open().take_loads():
             self._report.damaged.update(damaged)
             self._stats.count("load_bytes", size)
@@ -195,12 +205,24 @@ class WorkerSide:
                 continue
             request_id, moves, lost = self._async.pop(job)
             self._report.loading = True  # Until just now.
+            if job in self._cancelled:
+                self._end_cancelled(job)
+                continue
             bad = [block_of(moves, place) for place in failed] + lost
             if bad:
                 self._bad_blocks.update(bad)
                 self._report.failed[request_id] = 1
                 self._stats.count("load_failures", len(bad))
                 logger.warning("%d blocks of request %s failed to load", len(bad), request_id)
+
+    def _end_cancelled(self, job: int) -> None:
+        """Nothing writes into the blocks of a cancelled load any more, on this rank: it has ended,
+        well or not, or it never came here. They can be computed when all ranks have said so."""
+        blocks = self._cancelled.pop(job).blocks
+        self._async.pop(job, None)
+        self._bad_blocks.update(blocks)
+        self._report.cancelled[job] = 1
+        self._stats.count("load_failures", len(blocks))
 
     def take_bad_blocks(self) -> set[int]:
         """Blocks that must be recomputed, of the requests that the report names as failed."""
@@ -209,6 +231,7 @@ class WorkerSide:
 
     def take_report(self) -> WorkerReport | None:
         """What the scheduler's side has to know."""
+        self._cancelled.check()
         self._report.loading |= bool(self._async)
         if self._report.is_empty():
             return None
@@ -218,25 +241,26 @@ class WorkerSide:
     def take_stats(self) -> Stats | None:
         """What was counted since the last call, or None."""
         counters = self._open().counters()
-        if counters != self._told_counters:
+        if counters != self._reported_counters:
             for name, value in counters.items():
-                self._stats.count(name, value - self._told_counters.get(name, 0))
-            if counters["copy_errors"] != self._told_counters.get("copy_errors", 0):
-                self._tell_error(counters["copy_errors"])
-            self._told_counters = counters
+                self._stats.count(name, value - self._reported_counters.get(name, 0))
+            if counters["copy_errors"] != self._reported_counters.get("copy_errors", 0):
+                self._log_error(counters["copy_errors"])
+            self._reported_counters = counters
         if self._stats.is_empty():
             return None
         stats, self._stats = self._stats, Stats()
         return stats
 
-    def _tell_error(self, count: int) -> None:
+    def _log_error(self, count: int) -> None:
         """A device that fails, fails often: one line a minute says so."""
         now = time.monotonic()
         if now >= self._next_error:
             self._next_error = now + ERROR_PERIOD_S
             error = self._open().take_error()
             logger.error(
-                "copies fail (%d so far): %s; their blocks are not saved, or are computed",
+                "%d copies failed so far (%s); affected saves are skipped, affected loads "
+                "recomputed",
                 count,
                 error,
             )

@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("vllm", reason="no vLLM here: use the Python of provision.py vllm VERSION")
 
 from kvtide import ConfigError
-from kvtide._native import Settings
+from kvtide._native import Namespace, Settings
 from kvtide.encoding import float_of, scaled_dimensions, scales_of
 from kvtide.geometry import Geometry, one_group, refuse_flags, refuse_shared_layers
+from kvtide.scheduler import SchedulerSide
 
 PARALLEL = {
     "tensor_parallel_size": 2,
@@ -154,3 +155,36 @@ def test_heads_are_found_in_every_order_of_memory() -> None:
     assert scaled_dimensions("l", (9, 16, 576), (18432, 1152, 2), 2, 1) == []
     with pytest.raises(ConfigError, match=r"codec: .*heads of layer l"):
         scaled_dimensions("l", (2, 9, 16, 4, 128), (1, 1, 1, 1, 1), 2, 8)
+
+
+def test_the_name_and_the_path_of_a_lora_adapter_are_kept_apart() -> None:
+    """As the scheduler's side passes them; either may have line ends in it."""
+
+    def first_key(name: str, path: str) -> bytes:
+        side = object.__new__(SchedulerSide)
+        side._settings = Settings("{}", {})
+        side._requests = {}
+        side._namespace = Namespace(
+            model="m",
+            weights_revision="",
+            compute_dtype="",
+            kv_dtype="",
+            layout="",
+            block_tokens=32,
+            ranks=1,
+            shard_bytes=4096,
+        )
+        request: Any = SimpleNamespace(
+            request_id="r",
+            prompt_token_ids=list(range(32)),
+            resumable=False,
+            lora_request=SimpleNamespace(lora_name=name, lora_path=path),
+            cache_salt=None,
+            mm_features=[],
+        )
+        side.on_new_request(request)
+        [key] = side._requests["r"].sequence.keys(0, 1)
+        return key
+
+    assert first_key("a\nb", "c") != first_key("a", "b\nc")
+    assert first_key("a", "b") == first_key("a", "b")

@@ -38,6 +38,7 @@ def side(load: str = "auto", **state: Any) -> SchedulerSide:
     made._requests = {}
     made._running = set()
     made._loads = {}
+    made._strangers = False
     made._layered_now = []
     made._layered_blocks = 0
     made._admitted = []
@@ -221,15 +222,15 @@ def behind_steps(made: SchedulerSide, pending: PendingLoad, **plan: Any) -> bool
 
 def test_an_async_load_waits_for_steps_only_where_they_may_use_its_blocks() -> None:
     idle = {"hands_out_idle": True, "layered": {}}
-    assert not behind_steps(side(**idle), PendingLoad(Planned(), 0))
+    assert not behind_steps(side(**idle), PendingLoad(Planned(), []))
     # A save still reads blocks that are overwritten; the step's stream waits for it.
-    assert behind_steps(side(**idle), PendingLoad(Planned(), 0), wait_saves=[3])
+    assert behind_steps(side(**idle), PendingLoad(Planned(), []), wait_saves=[3])
     # The same, but the load begins in a later step, which does not name the save any more.
-    assert behind_steps(side(**idle), PendingLoad(Planned(after=1), 0), wait_saves=[3])
+    assert behind_steps(side(**idle), PendingLoad(Planned(after=1), []), wait_saves=[3])
     # The digests of a layered load are read from blocks that may have been handed on.
-    assert behind_steps(side(hands_out_idle=True, layered={5: ([], 1)}), PendingLoad(Planned(), 0))
+    assert behind_steps(side(hands_out_idle=True, layered={5: ([], 1)}), PendingLoad(Planned(), []))
     # This vLLM frees blocks while a step may use them.
-    assert behind_steps(side(hands_out_idle=False, layered={}), PendingLoad(Planned(), 0))
+    assert behind_steps(side(hands_out_idle=False, layered={}), PendingLoad(Planned(), []))
 
 
 def layered_behind_steps(made: SchedulerSide, **plan: Any) -> bool:
@@ -255,7 +256,7 @@ def test_a_layered_load_waits_for_steps_only_where_they_may_use_its_blocks() -> 
 def test_an_async_load_waits_for_steps_that_a_layered_one_of_its_own_step_is_part_of() -> None:
     made = side(hands_out_idle=True, layered={})
     made._layered_now, made._ranks = [Planned()], 1
-    assert behind_steps(made, PendingLoad(Planned(), 0))
+    assert behind_steps(made, PendingLoad(Planned(), []))
 
 
 def test_a_vllm_that_zeroes_blocks_in_the_step_that_reads_them_does_not_hand_out_idle_ones() -> (

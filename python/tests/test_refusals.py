@@ -34,8 +34,9 @@ def refusal(config: EngineConfig, model: Path, nursery: Nursery) -> str:
         ({"host_capacity_gb": 1e5}, ["host_capacity_gb: ", "are available"]),
         ({"eviction": "clock"}, ["eviction: ", '"s3fifo" or "lru"']),
         ({"load": "sometimes"}, ["load: ", '"auto", "layered", "async" or "sync"']),
+        ({"segment_directory": "/proc"}, ["segment_directory: ", "type proc", "/dev/shm"]),
     ],
-    ids=["unknown-key", "less-than-a-row", "more-than-the-host-has", "eviction", "load"],
+    ids=["unknown-key", "less-than-a-row", "more-than-the-host-has", "eviction", "load", "disk"],
 )
 @pytest.mark.usefixtures("no_engine")
 def test_wrong_settings_are_refused_at_start(
@@ -47,6 +48,39 @@ def test_wrong_settings_are_refused_at_start(
     assert "kvtide" in last or "Error" in last
     for part in expected:
         assert part in last, error
+
+
+NOT_UTF_8 = "\udce9t\udce9"
+"""How Python has bytes in the environment that are not UTF-8."""
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_an_environment_that_others_use_too_does_not_keep_an_engine_from_starting(
+    tiny_model: Path, nursery: Nursery
+) -> None:
+    variables = {
+        "GREETING": NOT_UTF_8,
+        "KVTIDE_LOG": "info",
+        "KVTIDE_BATCH_UPSTREAM": "http://engine:8000",
+        "KVTIDE_EVICTION": "",
+        "AIBRIX_KV_CACHE_OL_L1_CACHE_EVICTION_POLICY": "FIFO",
+        "AIBRIX_KV_CACHE_OL_L2_CACHE_BACKEND": "INFINISTORE",
+    }
+    engine = EngineProcess(V1_ASYNC, tiny_model, nursery, more_environment=variables)
+    try:
+        notices = [line for line in engine.log.read_text().splitlines() if "AIBRIX" in line]
+        assert len([line for line in notices if "WARNING" in line]) == 1, notices
+        assert "AIBRIX_KV_CACHE_OL_L2_CACHE_BACKEND" in notices[0]
+    finally:
+        assert engine.close() == []
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_setting_that_is_not_utf_8_is_refused_by_its_name(
+    tiny_model: Path, nursery: Nursery
+) -> None:
+    with pytest.raises(EngineError, match=r"KVTIDE_TENANT: .* is not UTF-8"):
+        EngineProcess(V1_ASYNC, tiny_model, nursery, more_environment={"KVTIDE_TENANT": NOT_UTF_8})
 
 
 def with_windows(model: Path, folder: Path, kinds: list[str]) -> Path:
@@ -107,7 +141,7 @@ def test_a_model_whose_layers_all_forget_is_refused(
 ) -> None:
     model = with_windows(tiny_model, tmp_path / "model", ["sliding_attention"] * 8)
     error = refusal(V1_ASYNC, model, nursery)
-    assert "model: its KV cache is of kind SlidingWindowSpec" in error, error
+    assert "model: KV cache type SlidingWindowSpec is not supported" in error, error
 
 
 @pytest.mark.usefixtures("no_engine")

@@ -9,7 +9,16 @@ import pytest
 
 pytest.importorskip("vllm", reason="no vLLM here: use the Python of provision.py vllm VERSION")
 
-from kvtide.stats import COPY_RATE, COUNTERS, DESCRIPTIONS, GAUGES, LOADS_KEPT, PromMetrics, Stats
+from kvtide.stats import (
+    COPY_RATE,
+    COUNTERS,
+    DESCRIPTIONS,
+    GAUGES,
+    LOADS_KEPT,
+    PromMetrics,
+    Stats,
+    collector,
+)
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 
@@ -48,14 +57,19 @@ def test_nothing_counted_is_empty_and_can_be_reduced() -> None:
     assert stats.is_empty()
 
 
-def test_every_count_reaches_its_metric() -> None:
+def prom_metrics(engines: dict[int, list[object]]) -> PromMetrics:
+    """What vLLM makes for so many engines, given their labels."""
     config: Any = SimpleNamespace(kv_transfer_config=None)
     metric_types: dict[Any, Any] = {Counter: Counter, Gauge: Gauge, Histogram: Histogram}
-    metrics = PromMetrics(config, metric_types, ["engine"], {0: ["0"], 1: ["1"]})
+    return PromMetrics(config, metric_types, ["engine"], engines)
+
+
+def test_every_count_reaches_its_metric() -> None:
+    metrics = prom_metrics({0: ["0"], 1: ["1"]})
     gauges = dict.fromkeys(GAUGES, 5)
     durations = {"load_seconds": [0.01, 3.0]}
     worker = Stats()
-    worker.tell_copy_rates([("load", "kernel:4", 5e10, True)])
+    worker.set_copy_rates([("load", "kernel:4", 5e10, True)])
     told = Stats().aggregate(worker).data
     counts = dict.fromkeys(COUNTERS, 2)
     metrics.observe(counts | {"gauges": gauges} | durations | told, engine_idx=1)
@@ -71,3 +85,36 @@ def test_every_count_reaches_its_metric() -> None:
     assert (
         REGISTRY.get_sample_value("kvtide_hit_tokens_total", {"engine": "0", "tier": "host"}) == 0
     )
+
+
+def test_engines_of_one_process_share_metrics_and_are_told_apart_by_their_labels() -> None:
+    def saved(engine: str) -> float | None:
+        return REGISTRY.get_sample_value("kvtide_saved_blocks_total", {"engine": engine})
+
+    def held(engine: str) -> float | None:
+        return REGISTRY.get_sample_value("kvtide_pool_held_blocks", {"engine": engine})
+
+    first, second, other = (prom_metrics({0: [name]}) for name in ("same", "same", "other"))
+    first.observe({"saved_blocks": 3, "gauges": {"held": 7}})
+    second.observe({"saved_blocks": 4, "gauges": {"held": 2}})
+    other.observe({"saved_blocks": 1})
+    first.observe({"saved_blocks": 1})
+    assert (saved("same"), saved("other")) == (8, 1)
+    assert (held("same"), held("other")) == (2, 0)
+
+
+def test_a_registry_that_was_emptied_gets_its_metrics_from_the_next_engine() -> None:
+    prom_metrics({0: ["lost"]}).observe({"saved_blocks": 3})
+    for registered in {*REGISTRY._collector_to_names}:
+        if getattr(registered, "_name", "").startswith("kvtide_"):
+            REGISTRY.unregister(registered)
+    for _ in range(2):
+        prom_metrics({0: ["found"]}).observe({"saved_blocks": 3})
+    assert REGISTRY.get_sample_value("kvtide_saved_blocks_total", {"engine": "found"}) == 6
+    assert REGISTRY.get_sample_value("kvtide_saved_blocks_total", {"engine": "lost"}) is None
+
+
+def test_a_metric_of_somebody_else_with_our_name_is_still_an_error() -> None:
+    Gauge("kvtide_foreign", "Not ours.")
+    with pytest.raises(ValueError, match="kvtide_foreign"):
+        collector(Counter, "kvtide_foreign", documentation="Ours.", labelnames=[])

@@ -133,8 +133,8 @@ mod tests {
     }
 
     const KNOWN: [&str; 2] = [
-        "6f17d8eefbd57883444e6a0443f5e35e",
-        "e45d3676a1aa3d3afb20bb0f9d3ca8c3",
+        "a392842e7784d0c58454bddd22c69b2b",
+        "e5a68e02b58e0cd259d0a28553ac7b13",
     ];
 
     #[test]

@@ -32,9 +32,23 @@ pub struct Scope {
     pub tenant: Option<String>,
     /// The request's `cache_salt`.
     pub cache_salt: Option<String>,
-    /// The LoRA adapter's identity: name and path, since an adapter can be replaced under its name.
-    pub lora: Option<String>,
+    /// The LoRA adapter.
+    pub lora: Option<Lora>,
 }
+
+/// A LoRA adapter's identity. An adapter can be replaced under its name, and two can have one path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lora {
+    /// The name under which requests ask for it.
+    pub name: String,
+    /// Where it was loaded from.
+    pub path: String,
+}
+
+/// Which namespace a block belongs to, for whoever accounts for it or drops it: the digest of all of a
+/// [`Namespace`]'s fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamespaceId([u8; 16]);
 
 /// The state from which the first block of a chain is hashed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,12 +61,32 @@ impl std::fmt::Debug for ChainRoot {
 }
 
 impl Namespace {
+    /// The namespace's identity, from which no block key can be computed.
+    #[must_use]
+    pub fn id(&self) -> NamespaceId {
+        let digest = blake3::derive_key("kvtide namespace identity, format 1", &self.encode());
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest[..16]);
+        NamespaceId(id)
+    }
+
     /// The root of every chain in this namespace and `scope`.
     ///
     /// Computed with BLAKE3 in `derive_key` mode, whose context string is the domain separator
     /// (BLAKE3 specification, section 2.3), then keyed with the encoded scope.
     #[must_use]
     pub fn root(&self, scope: &Scope) -> ChainRoot {
+        let namespace_key = blake3::derive_key("kvtide block identity, format 2", &self.encode());
+        let mut encoded = Vec::with_capacity(256);
+        encode::optional(&mut encoded, "tenant", scope.tenant.as_deref());
+        encode::optional(&mut encoded, "cache_salt", scope.cache_salt.as_deref());
+        let lora = scope.lora.as_ref();
+        encode::optional(&mut encoded, "lora name", lora.map(|l| l.name.as_str()));
+        encode::optional(&mut encoded, "lora path", lora.map(|l| l.path.as_str()));
+        ChainRoot(*blake3::keyed_hash(&namespace_key, &encoded).as_bytes())
+    }
+
+    fn encode(&self) -> Vec<u8> {
         let mut encoded = Vec::with_capacity(256);
         encode::field(&mut encoded, "model", self.model.as_bytes());
         encode::field(
@@ -70,19 +104,20 @@ impl Namespace {
         );
         encode::field(&mut encoded, "ranks", &self.ranks.to_le_bytes());
         encode::field(&mut encoded, "shard_bytes", &self.shard_bytes.to_le_bytes());
-        let namespace_key = blake3::derive_key("kvtide block identity, format 1", &encoded);
-
-        encoded.clear();
-        encode::optional(&mut encoded, "tenant", scope.tenant.as_deref());
-        encode::optional(&mut encoded, "cache_salt", scope.cache_salt.as_deref());
-        encode::optional(&mut encoded, "lora", scope.lora.as_deref());
-        ChainRoot(*blake3::keyed_hash(&namespace_key, &encoded).as_bytes())
+        encoded
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lora(name: &str, path: &str) -> Lora {
+        Lora {
+            name: name.into(),
+            path: path.into(),
+        }
+    }
 
     #[test]
     fn every_field_changes_the_root() {
@@ -129,6 +164,7 @@ mod tests {
         ];
         for variant in variants {
             assert_ne!(variant.root(&open), base.root(&open), "{variant:?}");
+            assert_ne!(variant.id(), base.id(), "{variant:?}");
         }
         let scopes = [
             Scope {
@@ -140,7 +176,20 @@ mod tests {
                 ..Scope::default()
             },
             Scope {
-                lora: Some("t".into()),
+                lora: Some(lora("t", "")),
+                ..Scope::default()
+            },
+            Scope {
+                lora: Some(lora("", "t")),
+                ..Scope::default()
+            },
+            // Line ends may stand in either.
+            Scope {
+                lora: Some(lora("a\nb", "c")),
+                ..Scope::default()
+            },
+            Scope {
+                lora: Some(lora("a", "b\nc")),
                 ..Scope::default()
             },
             Scope {

@@ -13,6 +13,8 @@ pub struct PoolCounters {
     pub evicted_blocks: u64,
     /// Blocks dropped because their bytes did not have their checksum.
     pub damaged_blocks: u64,
+    /// Blocks whose bytes were compared with their checksums when they were matched.
+    pub verified_blocks: u64,
     /// Blocks that the background scrub has checked.
     pub scrubbed_blocks: u64,
 }

@@ -7,6 +7,7 @@ use kvtide_model::SlotRef;
 
 use super::Shared;
 use super::slot_table::SlotState;
+use crate::sync::lock;
 
 /// Whether leased blocks can be loaded now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,29 @@ impl Lease {
     #[must_use]
     pub fn is_expired(&self, now: Instant) -> bool {
         now >= self.expires
+    }
+
+    /// Whether a new lookup would find the same blocks: none has been lost or cleared since.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.slots.iter().all(|&slot| self.shared.slots.holds(slot))
+    }
+
+    /// Adds the blocks of `next`, which follow these. The deadline stays.
+    pub fn append(&mut self, mut next: Self) {
+        self.slots.append(&mut next.slots);
+    }
+
+    /// Gives back the pins on the first `blocks`.
+    pub fn skip(&mut self, blocks: usize) {
+        let skipped: Vec<SlotRef> = self.slots.drain(..blocks.min(self.slots.len())).collect();
+        self.shared.unpin(&skipped);
+    }
+
+    /// Marks the blocks as used, so that they are given up later.
+    pub fn mark_used(&self) {
+        let mut state = lock(&self.shared.state);
+        state.used_by_lease(&self.shared.slots, &self.slots);
     }
 
     /// Gives back the pins behind the first `blocks`.

@@ -1,14 +1,15 @@
 //! The pool: which blocks are held, where, and who is using them.
 //!
-//! One pool serves all ranks of an engine. It lives in the process of vLLM's scheduler and is called
-//! on its thread, without the GIL; leases are dropped and rows are scrubbed from other threads. All
+//! One pool serves all ranks of an engine, and any number of engines, each with a
+//! [`crate::Session`]. It lives in the process of vLLM's scheduler and is called on its thread,
+//! without the GIL; leases are dropped and rows are scrubbed from other threads. All
 //! structure is behind one lock that is held for microseconds, some hundred for the longest prompts;
 //! what a worker or a lease changes is atomic (`slot_table`) or lies in the shared segment.
 //!
-//! A block enters with [`Pool::begin_save`], which hands out a slot and a plan for the workers; it
+//! A block enters with [`crate::Session::begin_save`], which hands out a slot and a plan for the workers; it
 //! can be matched from that moment on ([`Pool::lookup`]), is known complete as soon as every rank
 //! has published its shard ([`Pool::poll`]), and leaves when it is evicted, found damaged
-//! ([`Pool::drop_damaged`]) or cleared. Every count here is bounded by the number of slots.
+//! ([`Pool::drop_damaged`]) or cleared ([`crate::Session::clear`]). Every count here is bounded by the number of slots.
 
 mod counters;
 mod eviction;
@@ -17,31 +18,35 @@ mod index;
 mod lease;
 mod saves;
 pub(crate) mod scrub;
+mod sessions;
 pub(crate) mod slot_table;
 mod state;
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use kvtide_kernels::segment::{ShardStatus, SharedSegment};
-use kvtide_model::{BlockKey, BlockMove, SlotRef};
+use kvtide_model::{BlockKey, BlockMove, NamespaceId, SlotRef};
+use kvtide_segment::{ShardStatus, SharedSegment};
 
 use crate::config::Eviction;
+use crate::session::{SessionError, SessionId};
 use crate::sync::{Mutex, lock};
-use slot_table::{FillingSlot, SealedSlot, SlotTable};
+use saves::InFlightSaves;
+use slot_table::{FillingSlot, SealedSlot, SlotState, SlotTable};
 use state::State;
 
 pub use counters::{PoolCounters, PoolGauges};
 pub use lease::{Lease, Readiness};
 
-/// What happened to a block, for those who mirror the pool's content.
+/// What happened to a block of a session's namespace, for those who mirror what the pool has of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolEvent {
     /// The block is held and complete.
     Stored(BlockKey),
     /// The block is no longer held.
     Removed(BlockKey),
-    /// No block is held any more.
+    /// No block of the namespace is held any more.
     Cleared,
 }
 
@@ -73,8 +78,6 @@ pub struct PoolOptions {
     pub eviction: Eviction,
     /// How long a match is held for a request that is not scheduled.
     pub lease_ttl: Duration,
-    /// Whether [`Pool::take_events`] is used.
-    pub events: bool,
 }
 
 /// Everything that a lease needs to outlive the pool's handle.
@@ -113,7 +116,8 @@ impl Pool {
     /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving.
     ///
     /// The run ends at the first block that is missing, because what follows cannot be used
-    /// without it.
+    /// without it. A lookup does not count as a use of the blocks, a load does
+    /// ([`Lease::mark_used`]): many a lookup is put off or asked again.
     #[must_use]
     pub fn lookup(&self, keys: &[BlockKey]) -> Match {
         let mut pinned = Vec::with_capacity(keys.len());
@@ -132,22 +136,52 @@ impl Pool {
                 complete &= sealed;
                 pinned.push(slot);
             }
-            let slots: Vec<u32> = pinned.iter().map(|slot| slot.slot).collect();
-            state.used(&slots);
         }
         let lease = Lease::new(Arc::clone(&self.shared), pinned, self.lease_ttl);
         Match { lease, complete }
     }
 
-    /// Plans the save of `chain`'s blocks from `from` on, which lie in the engine's `blocks`, as far
-    /// as the pool does not hold them already; those that it holds are marked as used.
+    /// Whether the pool holds `key` or, unless it has to be `complete`, is saving it.
     #[must_use]
-    pub fn begin_save(&self, chain: &[BlockKey], from: usize, blocks: &[u32]) -> SavePlan {
+    pub fn holds(&self, key: BlockKey, complete: bool) -> bool {
         let mut state = lock(&self.shared.state);
+        state.poll(&self.shared);
+        state.index.find(key).is_some_and(|slot| {
+            let slot = self.shared.slots.current(slot);
+            !complete || self.shared.slots.state(slot) == Some(SlotState::Sealed)
+        })
+    }
+
+    pub(crate) fn open_session(
+        &self,
+        namespace: NamespaceId,
+        events: bool,
+    ) -> Result<SessionId, SessionError> {
+        let mut state = lock(&self.shared.state);
+        state.sessions.open(namespace, events)
+    }
+
+    pub(crate) fn close_session(&self, session: SessionId) {
+        lock(&self.shared.state).close(&self.shared, session);
+    }
+
+    /// See [`crate::Session::begin_save`].
+    pub(crate) fn begin_save(
+        &self,
+        session: SessionId,
+        chain: &[BlockKey],
+        from: usize,
+        blocks: &[u32],
+    ) -> SavePlan {
+        let mut state = lock(&self.shared.state);
+        let Some(namespace) = state.sessions.namespace(session) else {
+            return SavePlan::default();
+        };
         let end = chain.len().min(from + blocks.len());
         let (held, missing) = state.divide(chain, from, blocks);
         state.used(&held);
-        let filling = state.fill(&self.shared.slots, &chain[..from.min(end)], &held, &missing);
+        let earlier = &chain[..from.min(end)];
+        let filling = state.fill(&self.shared.slots, namespace, earlier, &held, &missing);
         state.counters.throttled_blocks += (missing.len() - filling.len()) as u64;
         let refused = missing.get(filling.len()).map(|missing| missing.at);
         let move_into = |(slot, block): &(FillingSlot, u32)| BlockMove {
@@ -157,10 +191,9 @@ impl Pool {
         SavePlan {
             moves: filling.iter().map(move_into).collect(),
             covered: refused.unwrap_or(end).saturating_sub(from),
-            job: if filling.is_empty() {
-                0
-            } else {
-                state.saves.begin(filling)
+            job: match state.sessions.saves_mut(session) {
+                Some(saves) if !filling.is_empty() => saves.begin(filling),
+                _ => 0,
             },
         }
     }
@@ -171,31 +204,26 @@ impl Pool {
         lock(&self.shared.state).settle(chain);
     }
 
-    /// Jobs that still read one of the engine's `blocks` and must end before it is overwritten.
-    #[must_use]
-    pub fn saves_reading(&self, blocks: &[u32]) -> Vec<u64> {
-        lock(&self.shared.state).saves.reading(blocks)
+    /// See [`crate::Session::saves_reading`].
+    pub(crate) fn saves_reading(&self, session: SessionId, blocks: &[u32]) -> Vec<u64> {
+        let state = lock(&self.shared.state);
+        let saves = state.sessions.saves(session);
+        saves.map_or_else(Vec::new, |saves| saves.reading(blocks))
     }
 
-    /// Takes note of the saves that workers have finished since the last call. Returns the blocks
-    /// that are still in flight.
-    pub fn poll(&self) -> usize {
+    /// Takes note of the saves that workers have finished since the last call.
+    pub fn poll(&self) {
+        lock(&self.shared.state).poll(&self.shared);
+    }
+
+    /// See [`crate::Session::poll`].
+    pub(crate) fn poll_session(&self, session: SessionId) -> usize {
         let mut state = lock(&self.shared.state);
         state.poll(&self.shared);
-        state.saves.blocks()
-    }
-
-    /// Waits until no save is in flight, at most for `limit`; returns whether that was reached.
-    #[must_use]
-    pub fn drain(&self, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        while self.poll() > 0 {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        true
+        state
+            .sessions
+            .saves(session)
+            .map_or(0, InFlightSaves::blocks)
     }
 
     /// Drops blocks whose bytes were found damaged. Stale references are ignored.
@@ -223,46 +251,39 @@ impl Pool {
         }
     }
 
-    /// Place of the first leased block whose bytes do not have their checksum.
+    /// The first of `places` in `lease` whose block does not have its checksum.
     ///
     /// The block is dropped, unless a match that vLLM was told of holds it as well and cannot be
     /// taken back.
     #[must_use]
-    pub fn first_damaged(&self, lease: &Lease) -> Option<usize> {
-        let at = lease
-            .slots()
+    pub fn first_damaged(&self, lease: &Lease, places: Range<usize>) -> Option<usize> {
+        let unverified = lease.slots().get(places.clone()).unwrap_or_default();
+        let intact = unverified
             .iter()
-            .position(|&slot| !self.shared.bytes_match(slot))?;
-        let slot = lease.slots()[at];
+            .take_while(|&&slot| self.shared.bytes_match(slot))
+            .count();
+        let damaged = unverified.get(intact).copied();
         let mut state = lock(&self.shared.state);
+        state.counters.verified_blocks += intact as u64 + u64::from(damaged.is_some());
+        let slot = damaged?;
         if self.shared.slots.doom_if_pinned_once(slot) {
             state.forget(slot.slot);
             state.counters.damaged_blocks += 1;
         }
-        Some(at)
+        Some(places.start + intact)
     }
 
-    /// Drops every block. Blocks that are pinned or being saved go as soon as they no longer are.
-    pub fn clear(&self) {
+    /// See [`crate::Session::clear`].
+    pub(crate) fn clear_namespace_of(&self, session: SessionId) {
         let mut state = lock(&self.shared.state);
-        state.poll(&self.shared);
-        for slot in state.index.clear() {
-            state.policy.remove(slot);
-            let slot = self.shared.slots.current(slot);
-            self.shared.slots.doom(slot);
-            state.release(&self.shared.slots, slot);
+        if let Some(namespace) = state.sessions.namespace(session) {
+            state.clear(&self.shared, namespace);
         }
-        state.record(PoolEvent::Cleared);
     }
 
-    /// What happened since the last call, oldest first.
-    #[must_use]
-    pub fn take_events(&self) -> Vec<PoolEvent> {
-        lock(&self.shared.state)
-            .events
-            .as_mut()
-            .map(std::mem::take)
-            .unwrap_or_default()
+    /// See [`crate::Session::take_events`].
+    pub(crate) fn take_events(&self, session: SessionId) -> Vec<PoolEvent> {
+        lock(&self.shared.state).sessions.take_events(session)
     }
 
     /// Totals since the pool was made.
@@ -278,7 +299,7 @@ impl Pool {
         PoolGauges {
             slots: self.shared.slots.len(),
             free: state.free.len(),
-            saving: state.saves.blocks(),
+            saving: state.sessions.saving_blocks(),
             held: state.index.len(),
             index_bytes: state.index.allocated_bytes()
                 + state.policy.allocated_bytes()

@@ -149,6 +149,14 @@ impl SlotTable {
         (word.generation == slot.generation).then_some(word.state)
     }
 
+    /// Whether `slot` still holds or awaits the block that is meant.
+    pub(crate) fn holds(&self, slot: SlotRef) -> bool {
+        matches!(
+            self.state(slot),
+            Some(SlotState::Filling | SlotState::Sealed)
+        )
+    }
+
     /// Whether `slot` is sealed, in any generation, and unpinned; the generation it has.
     pub(crate) fn evictable(&self, slot: u32) -> Option<SealedSlot> {
         let word = Word::unpack(self.0.get(slot as usize)?.load(Ordering::Acquire));

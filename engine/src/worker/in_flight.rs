@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 
-use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+use super::patience::{Patience, Stuck};
+use crate::sync::{Condvar, Mutex, lock};
 
 type Entries<R, O, M> = HashMap<u64, Entry<R, O, M>>;
 
@@ -15,6 +16,7 @@ enum Entry<R, O, M> {
     Running {
         resources: R,
         detached: bool,
+        cancelled: bool,
         mark: Option<M>,
     },
     Done(O),
@@ -42,6 +44,7 @@ impl<R, O, M: Clone> InFlight<R, O, M> {
             Entry::Running {
                 resources,
                 detached: false,
+                cancelled: false,
                 mark: None,
             },
         );
@@ -87,34 +90,56 @@ impl<R, O, M: Clone> InFlight<R, O, M> {
         }
     }
 
+    /// Nobody wants the job's result any more: it may end early. It goes on to use its memory until
+    /// [`InFlight::complete`]. Whether its outcome is still to be taken.
+    pub(crate) fn cancel(&self, job: u64) -> bool {
+        let mut entries = lock(&self.entries);
+        if let Some(Entry::Running { cancelled, .. }) = entries.get_mut(&job) {
+            *cancelled = true;
+        }
+        entries.contains_key(&job)
+    }
+
+    /// Jobs that run although they were cancelled.
+    pub(crate) fn cancelled(&self) -> Vec<u64> {
+        let entries = lock(&self.entries);
+        let runs_cancelled = |entry: &Entry<R, O, M>| {
+            matches!(
+                entry,
+                Entry::Running {
+                    cancelled: true,
+                    ..
+                }
+            )
+        };
+        let found = entries.iter().filter(|(_, entry)| runs_cancelled(entry));
+        found.map(|(&job, _)| job).collect()
+    }
+
     /// Waits until the job is not running.
-    pub(crate) fn wait(&self, job: u64) {
+    pub(crate) fn wait(&self, job: u64, mut patience: Patience) -> Result<(), Stuck> {
         let mut entries = lock(&self.entries);
         while matches!(entries.get(&job), Some(Entry::Running { .. })) {
-            entries = self.sleep(entries);
+            entries = patience.wait(&self.changed, entries)?;
         }
+        Ok(())
     }
 
     /// Waits until all of the job is enqueued, for the mark behind which it has ended; `None` if it
     /// is not running.
-    pub(crate) fn wait_enqueued(&self, job: u64) -> Option<M> {
+    pub(crate) fn wait_enqueued(
+        &self,
+        job: u64,
+        mut patience: Patience,
+    ) -> Result<Option<M>, Stuck> {
         let mut entries = lock(&self.entries);
         while let Some(Entry::Running { mark, .. }) = entries.get(&job) {
             if mark.is_some() {
-                return mark.clone();
+                return Ok(mark.clone());
             }
-            entries = self.sleep(entries);
+            entries = patience.wait(&self.changed, entries)?;
         }
-        None
-    }
-
-    fn sleep<'a>(
-        &self,
-        entries: MutexGuard<'a, Entries<R, O, M>>,
-    ) -> MutexGuard<'a, Entries<R, O, M>> {
-        self.changed
-            .wait(entries)
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        Ok(None)
     }
 
     /// Takes the outcomes of all jobs that have ended.
@@ -160,7 +185,33 @@ mod tests {
         table.complete(1, 7);
         assert_eq!(table.take_done(), [(1, 7)]);
         assert!(table.take_done().is_empty());
-        table.wait(1);
+        table.wait(1, Patience::COPY).unwrap();
+    }
+
+    #[test]
+    fn a_cancelled_job_keeps_its_memory_until_it_ends() {
+        let table = InFlight::<Arc<()>, u8>::new();
+        let memory = Arc::new(());
+        table.begin(1, Arc::clone(&memory));
+        table.begin(2, Arc::clone(&memory));
+        assert!(table.cancel(1));
+        assert_eq!(table.cancelled(), [1]);
+        assert_eq!(Arc::strong_count(&memory), 3);
+        table.complete(1, 7);
+        assert!(table.cancelled().is_empty());
+        assert!(table.cancel(1), "its outcome was not taken");
+        assert_eq!(table.take_done(), [(1, 7)]);
+        assert!(!table.cancel(1));
+        assert!(!table.cancel(3), "it never began");
+    }
+
+    #[test]
+    fn a_job_that_does_not_end_is_not_waited_for_for_ever() {
+        let table = InFlight::<(), (), u8>::new();
+        table.begin(1, ());
+        let short = Patience::of(3, std::time::Duration::from_millis(1));
+        assert_eq!(table.wait(1, short), Err(Stuck));
+        assert_eq!(table.wait_enqueued(1, short), Err(Stuck));
     }
 
     #[test]
@@ -168,9 +219,9 @@ mod tests {
         let table = InFlight::<(), (), u8>::new();
         table.begin(1, ());
         table.enqueued(1, 7);
-        assert_eq!(table.wait_enqueued(1), Some(7));
+        assert_eq!(table.wait_enqueued(1, Patience::COPY), Ok(Some(7)));
         table.complete(1, ());
-        assert_eq!(table.wait_enqueued(1), None);
+        assert_eq!(table.wait_enqueued(1, Patience::COPY), Ok(None));
     }
 }
 
@@ -237,7 +288,7 @@ mod models {
                 let table = Arc::clone(&table);
                 thread::spawn(move || table.complete(1, ()))
             };
-            table.wait(1);
+            table.wait(1, Patience::COPY).unwrap();
             device.join().unwrap();
         });
     }
@@ -254,7 +305,10 @@ mod models {
                     table.complete(1, ());
                 })
             };
-            assert!(matches!(table.wait_enqueued(1), None | Some(7)));
+            assert!(matches!(
+                table.wait_enqueued(1, Patience::COPY),
+                Ok(None | Some(7))
+            ));
             device.join().unwrap();
         });
     }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 
-use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Device, Direction, Mark, Registration};
-use kvtide_kernels::segment::LoadEnd;
-use kvtide_model::BlockMove;
+use kvtide_kernels::copy::{
+    Batch, CopyBackend, CopyError, Device, Direction, Mark, Registration, RowMove,
+};
+use kvtide_segment::LoadEnd;
 
 use super::outcome::{LoadOutcome, Progress};
 use super::step::Layers;
@@ -35,7 +36,7 @@ struct Load {
 }
 
 impl Load {
-    fn moves(&self) -> &[BlockMove] {
+    fn moves(&self) -> &[RowMove] {
         self.progress.as_ref().map_or(&[], Progress::moves)
     }
 
@@ -43,11 +44,11 @@ impl Load {
     fn end(mut self, outcome: impl FnOnce(Progress, &Registration) -> LoadOutcome) {
         if let Some(progress) = self.progress.take() {
             let outcome = outcome(progress, &self.registration);
-            self.tell(outcome);
+            self.publish(outcome);
         }
     }
 
-    fn tell(&self, outcome: LoadOutcome) {
+    fn publish(&self, outcome: LoadOutcome) {
         let end = if outcome.failed.is_empty() {
             LoadEnd::Whole
         } else {
@@ -55,7 +56,7 @@ impl Load {
         };
         if let How::Async { place, .. } = self.how {
             let (segment, rank) = (self.registration.segment(), self.registration.rank());
-            segment.tell_load_end(place, rank, self.job, end);
+            segment.publish_load_end(place, rank, self.job, end);
         }
         self.loads.complete(self.job, outcome);
     }
@@ -64,7 +65,7 @@ impl Load {
 impl Drop for Load {
     fn drop(&mut self) {
         if let Some(progress) = self.progress.take() {
-            self.tell(progress.into_failure());
+            self.publish(progress.into_failure());
         }
         if let How::Layered(layers) = &self.how {
             layers.abort(); // Layers that are done by now stay so.
@@ -121,6 +122,7 @@ impl LoadThread {
             active: HashMap::new(),
             turns: Turns::default(),
             device: Arc::clone(&device),
+            loads: Arc::clone(&loads),
             counters,
         };
         let work = move || runner.run(&layered_loads, &beside_loads, &woken);
@@ -221,6 +223,7 @@ struct Runner {
     active: HashMap<u64, Active>,
     turns: Turns,
     device: Arc<dyn Device>,
+    loads: Arc<Loads>,
     counters: Arc<Counters>,
 }
 
@@ -239,6 +242,7 @@ impl Runner {
                     }
                 }
             }
+            self.end_cancelled();
             if !self.idle.is_empty()
                 && let Some(job) = self.turns.next(self.device.slice_blocks())
             {
@@ -302,6 +306,17 @@ impl Runner {
         self.active.insert(job, active);
     }
 
+    /// Copies no more of cancelled loads, and ends those of which nothing is on the device.
+    fn end_cancelled(&mut self) {
+        for job in self.loads.cancelled() {
+            self.turns.remove(job);
+            if let Some(active) = self.active.get_mut(&job) {
+                active.next = active.load.moves().len();
+            }
+            self.end_if_done(job);
+        }
+    }
+
     /// Puts the next slice of a load on the device.
     fn begin_slice(&mut self, job: u64) {
         let Some(active) = self.active.get_mut(&job) else {
@@ -335,7 +350,8 @@ impl Runner {
         });
     }
 
-    /// Waits for a slice, and ends its load if it was the last.
+    /// Waits for a slice, and ends its load if it was the last. Without a deadline: the device copies
+    /// behind steps, and what keeps it from doing so keeps the engine from computing.
     fn end_slice(&mut self, slice: Slice) {
         let Slice {
             job,
@@ -358,14 +374,21 @@ impl Runner {
                 }
             }
         }
-        let ended = active.slices == 0 && active.next == active.load.moves().len();
-        if ended && let Some(active) = self.active.remove(&job) {
+        self.end_if_done(job);
+    }
+
+    /// Ends a load of which no slice is left to be copied.
+    fn end_if_done(&mut self, job: u64) {
+        let done = |active: &Active| active.slices == 0 && active.next == active.load.moves().len();
+        if self.active.get(&job).is_some_and(done)
+            && let Some(active) = self.active.remove(&job)
+        {
             active.load.end(Progress::end);
         }
     }
 }
 
-fn load_of(moves: &[BlockMove]) -> Batch<'_> {
+fn load_of(moves: &[RowMove]) -> Batch<'_> {
     Batch {
         direction: Direction::Load,
         moves,

@@ -8,6 +8,7 @@
 mod in_flight;
 mod load;
 mod outcome;
+mod patience;
 mod save;
 mod step;
 mod turns;
@@ -23,6 +24,7 @@ use kvtide_model::BlockMove;
 use in_flight::InFlight;
 use load::LoadThread;
 use outcome::Progress;
+use patience::{Patience, Stuck};
 use save::{SaveBatch, SaveThread};
 use step::Layers;
 
@@ -80,15 +82,25 @@ pub enum StartError {
     Device(#[from] CopyError),
 }
 
-/// Why the step must not go on: the model would compute with bytes that were not loaded.
+/// Why the step must not go on: the model would compute with bytes that were not loaded, or over such
+/// as are not saved.
 #[derive(Debug, thiserror::Error)]
-pub enum LayerError {
+pub enum StepError {
     /// The thread that copies has stopped.
     #[error("a layered load ended early: the thread that copies has stopped")]
     Stopped,
+    /// The thread that copies does not get on.
+    #[error("a copy thread has made no progress for 5 minutes; the step cannot go on without it")]
+    Stuck,
     /// The device failed.
     #[error("a layered load failed: {0}")]
     Device(#[from] CopyError),
+}
+
+impl From<Stuck> for StepError {
+    fn from(_: Stuck) -> Self {
+        Self::Stuck
+    }
 }
 
 /// The layered load of the step that is running.
@@ -240,10 +252,13 @@ impl Worker {
 
     /// Holds back the engine until `jobs` do not read its blocks any more: this thread in host
     /// memory; the engine's stream on a GPU, and this thread only until the jobs are enqueued.
-    pub fn wait_saves(&self, jobs: &[u64]) {
+    ///
+    /// # Errors
+    /// [`StepError`] if the thread that copies does not get on.
+    pub fn wait_saves(&self, jobs: &[u64]) -> Result<(), StepError> {
         let mut held: Option<Arc<Mark>> = None;
         for &job in jobs {
-            let Some(end) = self.saves.wait_enqueued(job) else {
+            let Some(end) = self.saves.wait_enqueued(job, Patience::COPY)? else {
                 continue;
             };
             if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &end)) {
@@ -251,15 +266,22 @@ impl Worker {
             }
             if let Err(error) = self.device.hold_back(self.stream, &end) {
                 self.counters.note_error(error);
-                self.saves.wait(job);
+                self.saves.wait(job, Patience::COPY)?;
             }
             held = Some(end);
         }
+        Ok(())
     }
 
     /// Waits until `jobs` have ended, and the segment says how.
-    pub fn finish_saves(&self, jobs: &[u64]) {
-        jobs.iter().for_each(|&job| self.saves.wait(job));
+    ///
+    /// # Errors
+    /// As for [`Worker::wait_saves`].
+    pub fn finish_saves(&self, jobs: &[u64]) -> Result<(), StepError> {
+        for &job in jobs {
+            self.saves.wait(job, Patience::COPY)?;
+        }
+        Ok(())
     }
 
     fn enqueue(&self, jobs: Vec<SaveJob>) -> Option<Arc<SaveBatch>> {
@@ -290,7 +312,7 @@ impl Worker {
     /// Loads blocks for the step beginning now, layer by layer; see [`Worker::wait_layer`].
     /// `behind_steps` as in [`Worker::load_async`].
     pub fn load_layered(&mut self, job: u64, moves: Vec<BlockMove>, behind_steps: bool) {
-        let progress = Progress::new(self.registration(), moves);
+        let progress = Progress::new(self.registration(), &moves);
         self.loads
             .begin(job, Arc::clone(self.device.registration()));
         let begin = if behind_steps {
@@ -328,15 +350,16 @@ impl Worker {
     /// `layer`: this thread in host memory, the engine's stream on a GPU.
     ///
     /// # Errors
-    /// [`LayerError`] if the layer never will be loaded.
-    pub fn wait_layer(&self, layer: usize) -> Result<(), LayerError> {
+    /// [`StepError`] if the layer never will be loaded.
+    pub fn wait_layer(&self, layer: usize) -> Result<(), StepError> {
         match &self.layered {
             None => Ok(()),
             Some(Layered::Thread(layers)) => {
-                layers.wait(layer).then_some(()).ok_or(LayerError::Stopped)
+                let loaded = layers.wait(layer, Patience::COPY)?;
+                loaded.then_some(()).ok_or(StepError::Stopped)
             }
             Some(Layered::Stream) => {
-                let streaming = self.streaming.last().ok_or(LayerError::Stopped)?;
+                let streaming = self.streaming.last().ok_or(StepError::Stopped)?;
                 Ok(streaming.load.hold_back(self.stream, layer)?)
             }
             Some(Layered::Failed(error)) => Err(error.clone().into()),
@@ -347,7 +370,7 @@ impl Worker {
     ///
     /// # Errors
     /// As there.
-    pub fn wait_all_layers(&self) -> Result<(), LayerError> {
+    pub fn wait_all_layers(&self) -> Result<(), StepError> {
         (0..self.registration().layout().layers()).try_for_each(|layer| self.wait_layer(layer))
     }
 
@@ -355,7 +378,7 @@ impl Worker {
     ///
     /// # Errors
     /// As for [`Worker::wait_layer`].
-    pub fn finish_layers(&self) -> Result<(), LayerError> {
+    pub fn finish_layers(&self) -> Result<(), StepError> {
         match (&self.layered, self.streaming.last()) {
             (Some(Layered::Stream), Some(streaming)) => Ok(streaming.load.wait()?),
             _ => self.wait_all_layers(),
@@ -364,10 +387,10 @@ impl Worker {
 
     /// Loads blocks beside the steps; `behind_steps` if earlier ones, or what they wait for, may still
     /// use the blocks. How that ends is also told at `place` of the segment's board
-    /// ([`kvtide_kernels::segment::SharedSegment::load_end`]). Full queues fail the load, which is
+    /// ([`kvtide_segment::SharedSegment::load_end`]). Full queues fail the load, which is
     /// then recomputed.
     pub fn load_async(&self, job: u64, place: u32, moves: Vec<BlockMove>, behind_steps: bool) {
-        let progress = Progress::new(self.registration(), moves);
+        let progress = Progress::new(self.registration(), &moves);
         self.loads
             .begin(job, Arc::clone(self.device.registration()));
         let begin = match &self.earlier_steps {
@@ -377,6 +400,14 @@ impl Worker {
         };
         let begin = begin.map_err(|error| self.counters.note_error(error)).ok();
         self.load_thread.load_async(job, place, progress, begin);
+    }
+
+    /// The blocks of async load `job` will be computed: as little of it as can be is copied from now
+    /// on, and it ends as failed. Returns whether its end is still to be taken. Until then it may
+    /// write into its blocks; if this returns `false`, it does not.
+    #[must_use]
+    pub fn cancel_load(&self, job: u64) -> bool {
+        self.loads.cancel(job)
     }
 
     /// Loads that have ended since the last call, layered ones included.

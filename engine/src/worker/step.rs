@@ -1,9 +1,12 @@
 //! Progress of one step through the model's layers, shared by the forward pass and a copy thread.
 
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use kvtide_kernels::copy::Mark;
+
+use super::patience::{Patience, Stuck};
+use crate::sync::{Condvar, Mutex, lock};
 
 /// Which layers have been done, by whoever produces them.
 #[derive(Debug)]
@@ -39,7 +42,7 @@ impl Layers {
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut lock(&self.state));
         self.changed.notify_all();
     }
 
@@ -68,27 +71,27 @@ impl Layers {
     }
 
     /// Waits until `layer` is done; `false` if it never will be.
-    pub(super) fn wait(&self, layer: usize) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn wait(&self, layer: usize, mut patience: Patience) -> Result<bool, Stuck> {
+        let mut state = lock(&self.state);
         loop {
             if state.done.get(layer).is_none_or(Option::is_some) {
-                return true;
+                return Ok(true);
             }
             if state.aborted {
-                return false;
+                return Ok(false);
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = patience.wait(&self.changed, state)?;
         }
     }
 
     /// Waits until `at_once` neighbouring layers that are not in `taken` are done, or fewer that are
     /// the last, and returns them with those behind them that are done too; `None` when all are
     /// taken or no more will be done.
+    ///
+    /// The copy thread waits here without a deadline, for the forward pass: each ends in `finish_all`
+    /// or `abort`, one that failed when the next begins, and the last when the worker is dropped.
     pub(super) fn next(&self, taken: &[bool], at_once: usize) -> Option<Done> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         loop {
             let ready = |layer: usize| state.done[layer].is_some() && !taken[layer];
             let count = state.done.len();
@@ -151,12 +154,19 @@ mod tests {
     }
 
     #[test]
+    fn a_layer_that_nobody_loads_is_not_waited_for_for_ever() {
+        let short = Patience::of(3, std::time::Duration::from_millis(1));
+        assert_eq!(Layers::new(1).wait(0, short), Err(Stuck));
+    }
+
+    #[test]
     fn after_an_abort_only_what_was_done_is_taken() {
         let layers = Layers::new(2);
         layers.finish(0, Mark::passed());
         layers.abort();
         assert_eq!(layers.next(&[false; 2], 2).unwrap().layers, 0..1);
         assert!(layers.next(&[true, false], 1).is_none());
-        assert!(layers.wait(0) && !layers.wait(1));
+        assert_eq!(layers.wait(0, Patience::COPY), Ok(true));
+        assert_eq!(layers.wait(1, Patience::COPY), Ok(false));
     }
 }

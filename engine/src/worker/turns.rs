@@ -24,6 +24,11 @@ impl Turns {
         self.waiting.push(Waiting { job, left: blocks });
     }
 
+    /// No more of a load is copied.
+    pub(super) fn remove(&mut self, job: u64) {
+        self.waiting.retain(|waiting| waiting.job != job);
+    }
+
     /// The load whose next slice, of up to `slice` blocks, is copied now.
     pub(super) fn next(&mut self, slice: usize) -> Option<u64> {
         let shortest = || {
@@ -80,6 +85,15 @@ mod tests {
         assert_eq!(slices.len(), 20);
         let own = slices.chunks(2).take_while(|pair| pair.contains(&1));
         assert!(own.count() >= 9, "{slices:?}");
+    }
+
+    #[test]
+    fn a_load_that_was_removed_gets_no_turn() {
+        let mut turns = Turns::default();
+        turns.push(1, 2);
+        turns.push(2, 2);
+        turns.remove(1);
+        assert_eq!(order(&mut turns), [2, 2]);
     }
 
     #[test]

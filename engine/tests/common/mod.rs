@@ -8,10 +8,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SaveJob, SavePlan, Worker};
+use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SaveJob, SavePlan, Session, Worker};
 use kvtide_kernels::copy::{Device, HostCache, HostDevice, Registration};
-use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
-use kvtide_model::{BlockKey, BlockMove};
+use kvtide_model::{BlockKey, BlockMove, Namespace, NamespaceId, SlotRef};
+use kvtide_segment::{Holder, HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use tempfile::TempDir;
 
 pub const LAYERS: u32 = 3;
@@ -20,6 +20,7 @@ pub const BLOCKS: u32 = 16;
 
 pub struct Node {
     pub pool: Arc<Pool>,
+    pub session: Session,
     pub segment: Arc<SharedSegment>,
     pub caches: Vec<Arc<HostCache>>,
     pub workers: Vec<Worker>,
@@ -33,14 +34,31 @@ pub fn key(n: u32) -> BlockKey {
     BlockKey::from_bytes(bytes)
 }
 
+pub fn namespace(model: &str) -> NamespaceId {
+    let model = model.to_owned();
+    Namespace {
+        model,
+        ..Namespace::default()
+    }
+    .id()
+}
+
 pub fn keys(range: std::ops::Range<u32>) -> Vec<BlockKey> {
     range.map(key).collect()
+}
+
+pub fn moves(slots: &[SlotRef], blocks: std::ops::Range<u32>) -> Vec<BlockMove> {
+    slots
+        .iter()
+        .zip(blocks)
+        .map(|(&slot, block)| BlockMove { slot, block })
+        .collect()
 }
 
 impl Node {
     /// A pool of exactly `rows` rows over `ranks` ranks.
     pub fn new(rows: u32, ranks: u32, eviction: Eviction) -> Self {
-        let directory = tempfile::tempdir().expect("temporary directory");
+        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory on shared memory");
         let many = RowGeometry::fit(ranks, LAYERS, LAYER_BYTES, 1 << 30).expect("geometry");
         // Header, board and padding, which every segment has.
         let least = many.total_bytes()
@@ -54,17 +72,18 @@ impl Node {
             directory: directory.path().to_owned(),
             instance: "test".into(),
             huge_pages: HugePages::Off,
-            holders: 9,
+            holder: Holder::Worker(0),
             available_bytes: u64::MAX,
         };
-        let segment =
-            Arc::new(SharedSegment::create_or_attach(&options, geometry).expect("segment"));
+        let segment = Arc::new(
+            SharedSegment::create_or_attach(&options, geometry, &|_, _| {}).expect("segment"),
+        );
         let options = PoolOptions {
             eviction,
             lease_ttl: Duration::from_secs(60),
-            events: true,
         };
         let pool = Arc::new(Pool::new(Arc::clone(&segment), options));
+        let session = Session::open(&pool, namespace("model"), true).expect("the first");
         let mut caches = Vec::new();
         let mut workers = Vec::new();
         for rank in 0..ranks {
@@ -79,6 +98,7 @@ impl Node {
         }
         Self {
             pool,
+            session,
             segment,
             caches,
             workers,
@@ -115,7 +135,7 @@ impl Node {
 
     /// Saves the engine's `blocks`, which are those of `chain` from `from` on, and waits for it.
     pub fn save_from(&self, chain: &[BlockKey], from: usize, blocks: &[u32]) -> SavePlan {
-        let plan = self.pool.begin_save(chain, from, blocks);
+        let plan = self.session.begin_save(chain, from, blocks);
         for worker in &self.workers {
             if plan.job != 0 {
                 worker.save_now(vec![SaveJob {
@@ -124,7 +144,7 @@ impl Node {
                 }]);
             }
         }
-        assert!(self.pool.drain(Duration::from_secs(10)));
+        assert!(self.session.drain(Duration::from_secs(10)));
         plan
     }
 

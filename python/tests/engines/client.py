@@ -61,14 +61,22 @@ class Nursery:
 class EngineProcess:
     """A vLLM engine in a process of its own; methods of `engines.server.Engine` can be called."""
 
-    def __init__(self, config: EngineConfig, model: Path, nursery: Nursery) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: Path,
+        nursery: Nursery,
+        engine_id: str | None = None,
+        more_environment: dict[str, str] | None = None,
+    ) -> None:
         self.config = config
-        self.engine_id = new_engine_id()
+        self.engine_id = engine_id or new_engine_id()
         self.named_segment = named_segment(self.engine_id)
         self.log = Path(tempfile.mkstemp(prefix="kvtide-engine-", suffix=".log")[1])
         self._connection = nursery.connect()
         self._lines = self._connection.makefile("rw")
-        environment = Environment(config.runner, config.async_scheduling).variables()
+        more = more_environment or {}
+        environment = Environment(config.runner, config.async_scheduling, more).variables()
         birth = {"log": str(self.log), "environment": environment}
         self.pid = int(self._ask(birth, EXIT_LIMIT_S))
         self._process = psutil.Process(self.pid)

@@ -26,6 +26,8 @@ V1_SMALL_POOL = EngineConfig(
 V1_STRICT_SMALL_POOL = replace(V1_SMALL_POOL, async_scheduling=True, load="async", policy="fail")
 """The same with async scheduling and vLLM's default policy: a load that fails fails its request."""
 V2_STRICT_SMALL_POOL = replace(V1_STRICT_SMALL_POOL, runner="v2")
+V1_STRICT = replace(V1_ASYNC, policy="fail")
+V2_STRICT = replace(V2_ASYNC, policy="fail")
 V1_UNVERIFIED = EngineConfig(load="layered")
 """Layered loads are compared with their checksums too late."""
 V2_UNVERIFIED = replace(V1_UNVERIFIED, runner="v2")
@@ -34,6 +36,11 @@ V1_JOINING = EngineConfig(
     load="async", prefix_caching=False, blocks=64, settings='{"join_timeout_ms": 30}'
 )
 """Without prefix caching, a repeated prompt meets its own save; there are blocks for both."""
+V1_IMPATIENT = replace(V1_ASYNC, settings='{"load_timeout_ms": 1000}')
+"""Loads that have not ended in a second are given up."""
+V2_IMPATIENT = replace(V1_IMPATIENT, runner="v2")
+V1_IMPATIENT_STRICT = replace(V1_IMPATIENT, policy="fail")
+TP2_IMPATIENT = replace(V1_IMPATIENT, tensor_parallel=2)
 V2_SCRUBBED = EngineConfig("v2", load="auto", prefix_caching=False, scrub_mib_per_s=512)
 """Rows are checked all the time in the background."""
 TP2 = EngineConfig(load="auto", tensor_parallel=2)

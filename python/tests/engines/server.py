@@ -188,16 +188,28 @@ class Engine:
 
     # ---- step by step
 
-    def submit(self, prompt: Json, max_tokens: int = 1) -> str:
-        """Adds a request and returns its id."""
+    def submit(
+        self,
+        prompt: Json,
+        max_tokens: int = 1,
+        lora: str | None = None,
+        session_id: str | None = None,
+    ) -> str:
+        """Adds a request, if need be for the LoRA adapter in the folder `lora`; returns its id."""
         from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
 
         self._request_number += 1
         request_id = f"r{self._request_number}"
         sampling = SamplingParams(
             temperature=0, max_tokens=max_tokens, ignore_eos=True, logprobs=0, detokenize=False
         )
-        self._engine.add_request(request_id, dict(prompt), sampling)
+        more: dict[str, Any] = {}
+        if lora is not None:
+            more["lora_request"] = LoRARequest("adapter", 1, lora)
+        if session_id is not None:  # Only newer versions of vLLM have it.
+            more["session_id"] = session_id
+        self._engine.add_request(request_id, dict(prompt), sampling, **more)
         return request_id
 
     def step(self, times: int = 1, until_done: bool = False) -> int:
@@ -245,6 +257,15 @@ class Engine:
         """From now on, ended loads are not reported, or are reported again."""
         self._holding = hold
 
+    def limit_loads(self, places: int) -> None:
+        """From now on, so many async loads may be in flight; none is."""
+        import kvtide.scheduler
+
+        planner = self._scheduler.connector._as_scheduler
+        assert not planner._loads, "loads are in flight"
+        kvtide.scheduler.LOAD_PLACES = places
+        planner._places = list(range(places))
+
     def starve_copies(self, starve: bool) -> int:
         """Puts the copy threads on the one core that computes, with whatever it leaves over.
 
@@ -262,6 +283,21 @@ class Engine:
                 )
             os.sched_setaffinity(tid, mine)
         return found
+
+    def spoil_loads(self, fault: str | None) -> None:
+        """From now on, async loads are `lost` on their way to the copy thread, or end `misplaced`:
+        not where the scheduler's side looks."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        worker: Any = get_kv_transfer_group()
+        worker._as_worker._worker.fault = fault
+
+    def report_another_segment(self) -> None:
+        """The worker reports a segment that is not the scheduler's."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        worker: Any = get_kv_transfer_group()
+        worker._as_worker._report.segments.add(1)
 
     def break_layer(self, layer: int) -> None:
         """The next step fails when it has computed this layer."""
@@ -318,11 +354,13 @@ class Engine:
 
 
 class CountingWorker:
-    """kvtide's native worker, which also counts the loads that it was given."""
+    """kvtide's native worker, which also counts the loads that it was given, and loses them or
+    publishes their ends elsewhere if it is told to."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
         self.loads = 0
+        self.fault: str | None = None
 
     def load_layered(self, *args: Any) -> Any:
         self.loads += 1
@@ -330,6 +368,11 @@ class CountingWorker:
 
     def load_async(self, *args: Any) -> Any:
         self.loads += 1
+        if self.fault == "lost":
+            return None
+        if self.fault == "misplaced":
+            job, place, *rest = args
+            return self._worker.load_async(job, place ^ 128, *rest)
         return self._worker.load_async(*args)
 
     def __getattr__(self, name: str) -> Any:
@@ -355,9 +398,8 @@ def output_as_json(output: Any) -> Json:
 
 
 def as_json(event: Any) -> Json:
-    """One KV event."""
-    fields = {name: getattr(event, name, None) for name in ("block_hashes", "medium", "token_ids")}
-    fields["parent"] = getattr(event, "parent_block_hash", None)
+    """One KV event, with all that is published of it."""
+    fields = {name: getattr(event, name) for name in event.__struct_fields__}
     fields["kind"] = type(event).__name__
     return json.loads(json.dumps(fields, default=lambda value: value.hex()))
 

@@ -285,7 +285,7 @@ def open_again(worker: Any, extra: str) -> list[Any]:
     torch.cuda.synchronize()
     side._worker.close()
     side._settings = _native.Settings(extra, {})
-    side._told_counters = {}
+    side._reported_counters = {}
     side.register_kv_caches(tensors)
     return list(side._worker.copy_rates)
 

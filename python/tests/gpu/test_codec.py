@@ -79,6 +79,7 @@ def test_rows_are_what_the_format_says_and_come_back_within_a_step(
         moves = rig.save(sequence, source, by_layer=layered)
         # The row's bytes have the checksum that the GPU computed, by the CPU's reckoning.
         assert sequence.match_blocks(rig.pool, 0, len(source), True) == (len(source), True)
+        assert sequence.verify(rig.pool, len(source)) == len(source)
         sequence.release()
         assert all(torch.equal(raw(a), raw(b)) for a, b in zip(saved, rig.tensors, strict=True))
         for at in range(0, len(moves), 12):

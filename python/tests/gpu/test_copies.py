@@ -45,6 +45,7 @@ def test_blocks_come_back_whole_and_nothing_else_changes(
         rig.save(sequence, source, by_layer=layered)
         # The row's bytes have the checksum that the GPU computed, by the CPU's reckoning.
         assert sequence.match_blocks(rig.pool, 0, len(source), True) == (len(source), True)
+        assert sequence.verify(rig.pool, len(source)) == len(source)
         sequence.release()
         assert all(map(torch.equal, before, rig.snapshot())), "a save changed the KV cache"
 

@@ -1,8 +1,9 @@
 //! Sizes and offsets inside a segment.
 
-use super::board::{LOAD_PLACES, PLACE_BYTES};
-use super::shard::SHARD_HEADER_BYTES;
-use super::size::size;
+use crate::board::{LOAD_PLACES, PLACE_BYTES};
+use crate::header::RANKS_MAX;
+use crate::shard::SHARD_HEADER_BYTES;
+use crate::size::size;
 
 /// Rows begin on this boundary, so that they can be read and written with `O_DIRECT`.
 pub(crate) const ROW_ALIGN_BYTES: usize = 4096;
@@ -22,7 +23,8 @@ pub struct RowGeometry {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GeometryError {
-    /// A count or size is zero, or the product does not fit in memory.
+    /// A count or size is zero, there are more ranks than the header has places for, or the product
+    /// does not fit in memory.
     #[error("{ranks} ranks × {layers} layers × {layer_bytes} bytes do not make a row")]
     Impossible {
         /// Ranks.
@@ -34,7 +36,7 @@ pub enum GeometryError {
     },
     /// Not even one row fits.
     #[error(
-        "a capacity of {} holds no row, of which one needs {}",
+        "{} is less than the {} that one row needs",
         size(*capacity_bytes), size(*needed_bytes)
     )]
     TooSmall {
@@ -71,7 +73,7 @@ impl RowGeometry {
             .checked_mul(layers as usize)
             .and_then(|n| n.checked_mul(layer_bytes))
             .filter(|&bytes| bytes > 0 && bytes < usize::MAX / 4);
-        if product.is_none() {
+        if product.is_none() || ranks as usize > RANKS_MAX {
             return Err(impossible);
         }
         let needed_bytes = one.total_bytes();
@@ -224,6 +226,7 @@ mod tests {
             (1, 0, 1),
             (1, 1, 0),
             (u32::MAX, u32::MAX, 1 << 40),
+            (4032, 1, 1),
         ] {
             assert!(matches!(
                 RowGeometry::fit(ranks, layers, bytes, usize::MAX),

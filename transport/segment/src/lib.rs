@@ -7,27 +7,39 @@
 //!            └ [rank][place], 8 bytes each; begins and ends on a page
 //! ```
 //!
-//! The scheduler and every worker of an engine open it by the engine's instance id; whoever comes
-//! first creates it ([`SharedSegment::create_or_attach`]). A process that holds the segment holds a
+//! The scheduler's side and every worker of an engine open it by the engine's id; the first worker to
+//! come creates it ([`SharedSegment::create_or_attach`]). A process that holds the segment holds a
 //! shared `flock` on the file, so the kernel itself knows whether a segment is in use: a file that a
 //! crash left behind is found unlocked and removed by whoever creates the next segment, and a
-//! process that leaves last removes it. The last process of the engine to attach removes the name
-//! ([`SegmentOptions::holders`]): vLLM kills its processes at exit more often than it lets them clean
-//! up, and memory without a name is freed whichever way they end.
+//! process that leaves last removes it. The scheduler's side attaches last and removes the name: vLLM
+//! kills its processes at exit more often than it lets them clean up, and memory without a name is
+//! freed whichever way they end.
+//!
+//! Two engines with one id cannot share a segment: each [`Holder`] has one place in it.
 //!
 //! Rows are written by the worker of the rank they belong to and read by everyone. Who may touch
 //! which row when is decided by the pool; [`ShardState`] makes the outcome visible to it, so a save
 //! is seen complete the moment it is, without a message.
 
 mod board;
+mod checksum;
 mod directory;
+mod error;
 mod geometry;
+mod header;
+mod holder;
+mod name_lock;
+mod open;
 mod shard;
 mod shared;
 mod size;
 
 pub use board::{LOAD_PLACES, LoadEnd};
+pub use checksum::{CHECKSUM_KEYS, digest_piece, shard_checksum};
 pub use directory::HugePages;
+pub use error::SegmentError;
 pub use geometry::{GeometryError, RowGeometry};
+pub use holder::Holder;
+pub use open::SegmentOptions;
 pub use shard::{ShardState, ShardStatus};
-pub use shared::{SegmentError, SegmentOptions, SharedSegment};
+pub use shared::SharedSegment;

@@ -1,0 +1,61 @@
+"""The scheduler's side of async loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvtide.log import logger
+from kvtide.messages import CancelledLoad
+
+if TYPE_CHECKING:
+    from kvtide._native import Load, Segment
+
+
+@dataclass(slots=True)
+class PendingLoad:
+    """An async load from allocation until every rank has ended it."""
+
+    load: Load
+    blocks: list[int]
+    """The engine's blocks that it brings."""
+    job: int = 0
+    """0 until workers are given it."""
+    place: int = 0
+    """Of the segment's board."""
+    lost: bool = False
+    """Whether blocks were lost before it began: then it fails on every rank."""
+    delayed: bool = False
+    """Whether it was not begun in the step that gave it its blocks."""
+    failures_reported: int = 0
+    """Ranks that have reported which blocks failed."""
+    deadline: float = 0.0
+    """When it is cancelled, once workers have been given it."""
+    cancelled: bool = False
+    cancelled_ranks: int = 0
+    """Ranks that write into its blocks no more since it was cancelled."""
+
+    def cancel(self, request_id: str) -> CancelledLoad:
+        """Gives up a load that has not ended in time, whatever the cause.
+
+        From here on only the workers' answers end it. A rank answers when it writes into the blocks
+        no more, and gives all of them as bad with its answer; so when all ranks have answered, vLLM
+        knows of the bad blocks, and nothing is written behind what is computed in their place. A
+        worker that lives answers, or ends the engine (`kvtide.cancelled`).
+        """
+        self.cancelled = True
+        logger.warning(
+            "the load of %d blocks of request %s has not ended in time and counts as failed",
+            len(self.blocks),
+            request_id,
+        )
+        return CancelledLoad(self.job, request_id, self.blocks)
+
+    def has_ended(self, segment: Segment, ranks: int) -> bool:
+        """Whether every rank has ended it, and vLLM knows of all bad blocks."""
+        if self.cancelled:
+            return self.cancelled_ranks >= ranks
+        failures = segment.load_failures(self.place, self.job)
+        if failures is None:
+            return False
+        return self.failures_reported >= (ranks if self.lost else failures)
