@@ -11,6 +11,7 @@
 //! [huge 1000000]        answers with so many bytes
 //! [html 502 1]          answers 502 with a page instead of JSON, once
 //! [broken 1]            answers 200 with half a JSON object, once
+//! [error 1]             answers 200 with an error, once
 //! ```
 //!
 //! With `--step-us` it takes its time as an engine with continuous batching does ([`engine`]): a prompt
@@ -304,6 +305,10 @@ async fn misbehave(mock: &Mock, id: &str, words: &[&str]) -> Option<Response> {
             Some((status(1), "<html>bad\ngateway</html>").into_response())
         }
         "broken" if within(number(1)) => Some("{\"id\": ".into_response()),
+        "error" if within(number(1)) => {
+            let error = json!({"message": "as you wish", "type": "mock", "code": null});
+            Some(Json(json!({"error": error})).into_response())
+        }
         "slow" => {
             let pause = u64::try_from(number(1)).unwrap_or(0);
             tokio::time::sleep(Duration::from_millis(pause)).await;

@@ -17,10 +17,11 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::batch::blobs::{Blobs, Local, Objects};
-use crate::batch::http::{Access, App, HttpLimits, Reservations, listen, router};
+use crate::batch::http::{Access, App, HttpLimits, Refusals, Reservations, listen, router};
 use crate::batch::id;
 use crate::batch::run::{
-    Bell, JobOptions, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream, sweep_for_ever,
+    Bell, JobOptions, LineOrder, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream,
+    sweep_for_ever,
 };
 use crate::batch::store::{Metadata, Places, Postgres, Sqlite};
 use crate::batch::tls::Trust;
@@ -98,12 +99,20 @@ pub struct ServeArgs {
     /// Seconds that one attempt may take.
     #[arg(long, env = "KVTIDE_BATCH_REQUEST_TIMEOUT_S", default_value_t = 600, value_parser = count())]
     pub request_timeout_s: u32,
+    /// Seconds to wait for an upstream that refuses the key (401, 403) whatever it is asked; after that,
+    /// its answers are the results.
+    #[arg(long, env = "KVTIDE_BATCH_REFUSED_FOR_S", default_value_t = 900)]
+    pub refused_for_s: u64,
     /// A "priority" to put into every request, for engines that schedule by it (vLLM: higher waits).
     #[arg(long, env = "KVTIDE_BATCH_PRIORITY", allow_negative_numbers = true)]
     pub priority: Option<i64>,
     /// Let one batch name several models.
     #[arg(long, env = "KVTIDE_BATCH_MIXED_MODELS")]
     pub mixed_models: bool,
+    /// Let the lines of output and error files stand in the order of the input; takes scratch space for
+    /// all of them when a batch ends.
+    #[arg(long, env = "KVTIDE_BATCH_ORDERED_OUTPUT")]
+    pub ordered_output: bool,
     /// Seconds that requests in flight may go on after a cancellation.
     #[arg(long, env = "KVTIDE_BATCH_CANCEL_GRACE_S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=600))]
     pub cancel_grace_s: u64,
@@ -160,6 +169,11 @@ impl ServeArgs {
             job: JobOptions {
                 requests_at_once: self.requests_per_job as usize,
                 mixed_models: self.mixed_models,
+                line_order: if self.ordered_output {
+                    LineOrder::Input
+                } else {
+                    LineOrder::Answers
+                },
                 cancel_grace: Duration::from_secs(self.cancel_grace_s),
                 drain: Duration::from_secs(self.drain_s),
             },
@@ -167,6 +181,7 @@ impl ServeArgs {
                 initial: self.requests_at_first as usize,
                 most: self.requests_per_model as usize,
                 latency_tolerance: self.latency_tolerance,
+                refused_for: Duration::from_secs(self.refused_for_s),
             },
             retry: RetryPolicy {
                 attempts_max: self.attempts,
@@ -274,6 +289,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
         id::fresh("server_")?,
         shutdown.clone(),
     ));
+    let view = runner.view();
     parts.spawn(runner.run());
     parts.spawn(sweep_for_ever(
         Arc::clone(&metadata),
@@ -289,7 +305,9 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
         access,
         upstream,
         bell,
+        view,
         limits: args.http_limits(),
+        refusals: Refusals::default(),
         reservations: Reservations::default(),
         metrics,
     });

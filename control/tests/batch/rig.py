@@ -123,7 +123,9 @@ class Server:
                 self.preexec()
 
         command: list[str | Path] = [CONTROL, "batch", "--listen", f"{self.listen}:{self.port}"]
-        command += ["--data", self.data, "--backoff-ms", "20", *self.options]
+        command += ["--data", self.data, *self.options]
+        if "--backoff-ms" not in self.options:
+            command += ["--backoff-ms", "20"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

@@ -42,12 +42,15 @@ def test_what_another_attempt_mends_is_mended(client: OpenAI, upstream: Mock) ->
         "[reset 2]",
         "[html 502 2]",
         "[broken 1]",
+        "[error 2]",
         "[slow 200]",
     ]
-    batch = ended(client, submit(client, [line(c, f"{c} mended") for c in commands]))
+    # What is answered at once is asked again where it has to be seen whether anybody is there.
+    lines = [line("plain"), *(line(c, f"{c} mended") for c in commands)]
+    batch = ended(client, submit(client, lines))
     assert batch.status == "completed"
     assert batch.error_file_id is None
-    assert all_ids(client, batch) == sorted(commands)
+    assert all_ids(client, batch) == sorted([*commands, "plain"])
     attempts = Counter(content.removesuffix(" mended") for content in upstream.contents())
     assert attempts["[status 500 2]"] == 3
     assert attempts["[reset 2]"] == 3
@@ -196,6 +199,19 @@ def test_an_upstream_that_is_full_is_not_flooded(data: Path) -> None:
         assert batch.request_counts is not None
         assert batch.request_counts.completed == 300
         assert running.metric("kvtide_batch_concurrency_limit") < 16
+
+
+def test_results_stand_in_the_order_of_the_input_if_the_operator_says_so(data: Path) -> None:
+    options = ["--ordered-output", "--requests-at-first", "64"]
+    with mock_upstream() as mock, server(data, mock.url, *options) as running:
+        client = running.client()
+        commands = ["[slow 300]", "", "[huge 1500000]", "[status 400 -1]", "[status 500 2]"]
+        lines = [line(f"{n:03}", f"{commands[n % 5]} {n % 7}") for n in range(60)]
+        batch = ended(client, submit(client, lines))
+        for file, count in ((batch.output_file_id, 48), (batch.error_file_id, 12)):
+            ids = [item["custom_id"] for item in results(client, file)]
+            assert ids == sorted(ids)
+            assert len(ids) == count
 
 
 def test_what_is_left_when_the_window_ends_is_told(data: Path, tmp_path: Path) -> None:

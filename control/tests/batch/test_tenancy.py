@@ -198,9 +198,28 @@ def test_a_tenant_has_so_many_batches_at_once_and_others_still_have_places(
         first = ann.batches.create(input_file_id=file, **order)  # type: ignore[call-overload]
         with pytest.raises(openai.RateLimitError, match="1 of your batches"):
             ann.batches.create(input_file_id=file, **order)  # type: ignore[call-overload]
-        again = ann.batches.create(input_file_id=file, extra_headers=RETRIED, **order)  # type: ignore[call-overload]
-        assert again.id == first.id
+        # That was refused: sending it again does not make it the first one.
+        with pytest.raises(openai.RateLimitError):
+            ann.batches.create(input_file_id=file, extra_headers=RETRIED, **order)  # type: ignore[call-overload]
+        assert [batch.id for batch in ann.batches.list()] == [first.id]
         assert ended(bob, submit(bob, [line("b")])).status == "completed"
+
+
+def test_a_second_create_that_is_refused_is_refused_however_often_the_client_tries(
+    data: Path,
+) -> None:
+    """The client tries again by itself; what it then says must not make two orders one."""
+    with mock_upstream() as mock, server(data, mock.url, "--batches-per-tenant", "1") as running:
+        client = running.client()
+        order = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        file = upload(client, jsonl([line("a", "[slow 60000]")]))
+        first = client.batches.create(input_file_id=file, **order)  # type: ignore[call-overload]
+        with pytest.raises(openai.RateLimitError):
+            client.batches.create(input_file_id=file, **order)  # type: ignore[call-overload]
+        client.batches.cancel(first.id)
+        again = client.with_options(max_retries=20)
+        second = again.batches.create(input_file_id=file, **order)  # type: ignore[call-overload]
+        assert second.id != first.id
 
 
 def test_a_tenant_with_all_job_slots_makes_way_for_another(keys: Path, tmp_path: Path) -> None:
@@ -307,8 +326,10 @@ def test_what_cannot_be_served_is_refused_with_the_reason(
 RETRIED = {"x-stainless-retry-count": "1"}
 
 
-def test_a_create_that_is_sent_again_gives_the_same_batch(client: OpenAI) -> None:
-    file = upload(client, jsonl([line("a")]))
+def test_a_create_that_is_sent_again_gives_the_same_batch_while_that_goes_on(
+    client: OpenAI,
+) -> None:
+    file = upload(client, jsonl([line("a", "[slow 20000]")]))
 
     def create(retry: bool, **more: object) -> str:
         return client.batches.create(
@@ -324,6 +345,14 @@ def test_a_create_that_is_sent_again_gives_the_same_batch(client: OpenAI) -> Non
     assert create(True, metadata={"another": "order"}) != first
     deliberate = create(False)
     assert deliberate != first
+    assert create(True) == deliberate
+    client.batches.cancel(deliberate)
+    client.batches.cancel(first)
+    another = create(True)
+    assert another not in (first, deliberate), "they are cancelled, or about to be"
+    for batch in client.batches.list(limit=100):
+        if batch.input_file_id == file and batch.status in ("validating", "in_progress"):
+            client.batches.cancel(batch.id)
 
 
 def test_a_create_whose_answer_is_lost_is_one_batch_for_openai_s_client(shared: Server) -> None:
@@ -342,7 +371,7 @@ def test_a_create_whose_answer_is_lost_is_one_batch_for_openai_s_client(shared: 
             return answer
 
     client = shared.client(http_client=httpx.Client(transport=Lossy()))
-    file = upload(client, jsonl([line("a")]))
+    file = upload(client, jsonl([line("a", "[slow 5000]")]))
     batch = client.batches.create(
         input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
     )

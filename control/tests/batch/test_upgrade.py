@@ -19,11 +19,12 @@ ALTER TABLE kvtide_files DROP COLUMN gone_at;
 CREATE INDEX kvtide_files_deleted ON kvtide_files (seq) WHERE deleted;
 CREATE VIEW kvtide_files_there AS SELECT * FROM kvtide_files WHERE NOT deleted;
 ALTER TABLE kvtide_batches DROP COLUMN model, DROP COLUMN due_at;
+ALTER TABLE kvtide_batches DROP COLUMN lease_beat, DROP COLUMN lease_ms;
+ALTER TABLE kvtide_batches ADD COLUMN lease_until bigint NOT NULL DEFAULT 0;
 CREATE INDEX kvtide_batches_with_parts ON kvtide_batches (seq) WHERE has_parts;
-UPDATE kvtide_batches SET lease_until = 0;
 UPDATE kvtide_batch_schema SET version = 1;
 """
-"""Makes version 1 of version 2."""
+"""Makes version 1 of version 3."""
 SHAPE = """
 SELECT table_name, column_name, data_type, is_nullable, column_default
 FROM information_schema.columns
@@ -78,7 +79,7 @@ def test_a_database_of_the_first_version_is_upgraded_with_what_is_in_hand(
             assert psql(database, SHAPE) != shape
             running.start()
             assert psql(database, SHAPE) == shape
-            assert psql(database, "SELECT version FROM kvtide_batch_schema;").strip() == "2"
+            assert psql(database, "SELECT version FROM kvtide_batch_schema;").strip() == "3"
             for batch, status, ids in (
                 (goes_on, "completed", ["a", "b"]),
                 (cancelled, "cancelled", ["c"]),

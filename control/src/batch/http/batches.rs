@@ -50,16 +50,38 @@ pub(super) async fn create(
     }
     let digest = serde_json::to_vec(&order)
         .map_err(crate::batch::error::Failure::when("writing a document"))?;
-    let create = Create {
-        digest: blake3::hash(&digest).to_hex().to_string(),
-        is_retry: is_retry(&headers),
-    };
+    let digest = blake3::hash(&digest).to_hex().to_string();
     let batch = Batch::new(id::fresh("batch_")?, caller.tenant, order, clock::now());
-    let places = app.limits.places;
-    let batch = app.metadata.add_batch(batch, create, places).await?;
+    let batch = add(&app, batch, digest, is_retry(&headers)).await?;
     app.bell.batch_added();
     tracing::info!(batch = batch.id, tenant = batch.tenant, "batch created");
     Ok(Json(objects::batch(&batch)))
+}
+
+/// Adds a batch, unless an earlier attempt at the same create has.
+async fn add(app: &App, batch: Batch, digest: String, is_retry: bool) -> Result<Batch, ApiError> {
+    let (tenant, id) = (batch.tenant.clone(), batch.id.clone());
+    let refused = match app.refusals.of(&tenant, &digest) {
+        Some(refused) if is_retry => {
+            if let Some(there) = app.metadata.batch(&tenant, &refused).await? {
+                app.refusals.forget(&tenant, &digest);
+                return Ok(there);
+            }
+            true
+        }
+        _ => false,
+    };
+    let create = Create {
+        digest: digest.clone(),
+        is_retry: is_retry && !refused,
+    };
+    let places = app.limits.places;
+    let added = app.metadata.add_batch(batch, create, places).await;
+    match added {
+        Ok(_) => app.refusals.forget(&tenant, &digest),
+        Err(_) => app.refusals.note(&tenant, &digest, &id),
+    }
+    Ok(added?)
 }
 
 pub(super) async fn list(

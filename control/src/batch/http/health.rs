@@ -28,10 +28,16 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Ap
 /// The queue at a glance.
 pub(super) async fn status(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     let queue = app.metadata.queue().await?;
+    let models = app.view.standings();
     Ok(Json(json!({
         "status": "ok",
         "version": env!("CARGO_PKG_VERSION"),
         "batches": {"live": queue.live, "waiting": queue.waiting},
+        "requests": {
+            "in_flight": models.iter().map(|model| model.in_flight).sum::<usize>(),
+            "to_repeat": models.iter().map(|model| model.to_repeat).sum::<usize>(),
+        },
+        "models": models,
     })))
 }
 

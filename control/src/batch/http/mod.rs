@@ -9,6 +9,7 @@ mod listen;
 mod models;
 mod objects;
 mod page;
+mod refusals;
 mod reserve;
 mod upload;
 mod users;
@@ -23,12 +24,13 @@ use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::batch::blobs::Blobs;
-use crate::batch::run::{Bell, Upstream};
+use crate::batch::run::{Bell, Upstream, View};
 use crate::batch::store::{Metadata, Places};
 
 pub use auth::{Access, ONLY_TENANT};
 pub use error::ApiError;
 pub use listen::listen;
+pub use refusals::Refusals;
 pub use reserve::Reservations;
 
 /// Bytes of a JSON body; a create has a few hundred.
@@ -57,8 +59,12 @@ pub struct App {
     pub upstream: Arc<Upstream>,
     /// Tells the runner what has happened.
     pub bell: Arc<Bell>,
+    /// How the runner's requests fare.
+    pub view: View,
     /// Bounds.
     pub limits: HttpLimits,
+    /// Creates that were refused.
+    pub refusals: Refusals,
     /// Of uploads that are under way.
     pub reservations: Reservations,
     /// What `/metrics` shows.

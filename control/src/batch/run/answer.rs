@@ -1,6 +1,5 @@
 //! An answer of the upstream, read as it arrives: short ones into memory, long ones into a scratch
-//! file. Line feeds become spaces on the way, since a result is one line; in JSON they can only be
-//! white space.
+//! file; in one line ([`LineEnds`]).
 
 mod look;
 mod structure;
@@ -20,12 +19,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::batch::blobs::{Blobs, Piece};
 use crate::batch::error::Failure;
+use crate::batch::run::line_ends::{GROWTH_MAX, LineEnds, escaped};
 use crate::batch::run::retry::{Verdict, retry_after};
 use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::NoAnswer;
 use crate::batch::state::Usage;
 
-use look::{Seen, look, look_at_file};
+use look::{Fault, Seen, look, look_at_file};
 
 /// Bytes of an answer at most.
 pub(super) const ANSWER_BYTES_MAX: u64 = 32 << 20;
@@ -138,9 +138,21 @@ pub(super) async fn read(
         request_id: header("x-request-id").map(str::to_owned),
         body,
         usage: seen.usage,
-        verdict: Verdict::of_status(status, seen.quota_ended),
+        verdict: verdict(status, seen.fault),
         retry_after: after,
     })
+}
+
+/// What an answer means. One that says that all is well, and tells of an error in its body, is judged by
+/// that error.
+fn verdict(status: u16, fault: Option<Fault>) -> Verdict {
+    let quota_ended = fault == Some(Fault::QuotaEnded);
+    match (Verdict::of_status(status, quota_ended), fault) {
+        (Verdict::Success, Some(Fault::QuotaEnded)) => Verdict::Permanent,
+        (Verdict::Success, Some(Fault::Status(status))) => Verdict::of_status(status, false),
+        (Verdict::Success, Some(Fault::Other)) => Verdict::Transient,
+        (verdict, _) => verdict,
+    }
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -161,12 +173,13 @@ fn described(status: u16, body: &Piece) -> Piece {
         "param": null,
         "code": null,
     }});
-    Piece::Memory(Bytes::from(body.to_string()))
+    Piece::Memory(Bytes::from(escaped(body.to_string())))
 }
 
 /// Bytes on their way to memory or a scratch file.
 #[derive(Default)]
 struct Spool {
+    line_ends: LineEnds,
     memory: BytesMut,
     scratch: Option<Scratch>,
     bytes: u64,
@@ -178,27 +191,33 @@ impl Spool {
         if self.bytes > ANSWER_BYTES_MAX {
             return Err(NoAnswer::TooLarge(ANSWER_BYTES_MAX));
         }
-        let together = self.memory.len() + data.len();
+        // However much it grows, no piece is more than memory may hold.
+        for piece in data.chunks(MEMORY_BYTES / GROWTH_MAX) {
+            let mut flat = BytesMut::with_capacity(piece.len());
+            self.line_ends.flatten(piece, &mut flat);
+            self.put(flat, keep).await?;
+        }
+        Ok(())
+    }
+
+    async fn put(&mut self, flat: BytesMut, keep: &Keep<'_>) -> Result<(), NoAnswer> {
+        let together = self.memory.len() + flat.len();
         if together > MEMORY_BYTES {
-            if !self.memory.is_empty() {
-                let full = self.memory.split();
-                keep.put(&mut self.scratch, full).await?;
-            }
-            let mut data = BytesMut::from(data);
-            flatten(&mut data);
-            return keep.put(&mut self.scratch, data).await;
+            let full = std::mem::replace(&mut self.memory, flat);
+            return keep.put(&mut self.scratch, full).await;
         }
         // By powers of two, so that it never has more than it may.
         self.memory
             .reserve(together.next_power_of_two() - self.memory.len());
-        let before = self.memory.len();
-        self.memory.extend_from_slice(&data);
-        flatten(&mut self.memory[before..]);
+        self.memory.extend_from_slice(&flat);
         Ok(())
     }
 
     /// All bytes, and what they say if they are JSON.
     async fn finish(mut self, keep: &Keep<'_>) -> Result<(Piece, Result<Seen, String>), NoAnswer> {
+        let mut flat = BytesMut::new();
+        self.line_ends.end(&mut flat);
+        self.put(flat, keep).await?;
         if self.scratch.is_none() {
             let seen = look(&self.memory);
             return Ok((Piece::Memory(self.memory.freeze()), seen));
@@ -247,10 +266,28 @@ impl Scratch {
     }
 }
 
-fn flatten(bytes: &mut [u8]) {
-    for byte in bytes {
-        if matches!(byte, b'\n' | b'\r') {
-            *byte = b' ';
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::run::pace::Absence;
+
+    #[test]
+    fn an_error_under_a_status_that_says_that_all_is_well_is_judged_by_what_it_says() {
+        for (fault, expected) in [
+            (None, Verdict::Success),
+            (Some(Fault::Other), Verdict::Transient),
+            (Some(Fault::QuotaEnded), Verdict::Permanent),
+            (Some(Fault::Status(400)), Verdict::Permanent),
+            (Some(Fault::Status(429)), Verdict::Overloaded),
+            (
+                Some(Fault::Status(503)),
+                Verdict::Absent(Absence::Unavailable),
+            ),
+        ] {
+            assert_eq!(verdict(200, fault), expected, "{fault:?}");
         }
+        assert_eq!(verdict(400, Some(Fault::Status(503))), Verdict::Permanent);
+        assert_eq!(verdict(429, Some(Fault::QuotaEnded)), Verdict::Permanent);
+        assert_eq!(verdict(429, Some(Fault::Other)), Verdict::Overloaded);
     }
 }

@@ -8,6 +8,7 @@ use crate::batch::error::Failure;
 use crate::batch::file::{BATCH_FILE_KEPT_S, File, Purpose, blob_key};
 use crate::batch::id;
 use crate::batch::run::lease::Lease;
+use crate::batch::run::sorter::Sorter;
 use crate::batch::state::Batch;
 use crate::batch::store::{Part, Stream};
 
@@ -20,41 +21,53 @@ pub(super) enum Lost {
     LeftOut,
 }
 
+/// In which order the lines of a batch's files stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineOrder {
+    /// That in which the answers came.
+    Answers,
+    /// That of the input. All lines go through a scratch file first.
+    Input,
+}
+
 /// Writes the file for one stream; none where the stream has no lines.
 pub(super) async fn assemble(
     blobs: &dyn Blobs,
     lease: &Lease,
     batch: &Batch,
-    parts: &[Part],
-    stream: Stream,
+    of_stream: (&[Part], Stream),
     lost: Lost,
+    order: LineOrder,
 ) -> Result<Option<File>, Failure> {
-    // Where some may be lost, each is looked at for itself.
-    let extents = match lost {
-        Lost::Refused => joined(parts, stream),
-        Lost::LeftOut => there(blobs, batch, parts, stream).await?,
+    let (parts, stream) = of_stream;
+    let parts = parts.iter().filter(|part| part.stream == stream);
+    let parts = match lost {
+        Lost::Refused => parts.collect(),
+        // Where some may be lost, each is looked at for itself.
+        Lost::LeftOut => there(blobs, batch, parts).await?,
     };
-    if extents.is_empty() {
+    let bytes = parts.iter().map(|part| part.bytes).sum();
+    if bytes == 0 {
         return Ok(None);
     }
     let id = id::fresh("file-")?;
     let mut writer = blobs.create(&blob_key(&id)).await?;
-    let mut bytes = 0;
-    for extent in extents {
-        lease.check()?;
-        if let Err(failure) = copy(blobs, &extent, writer.as_mut()).await {
-            // What is too short is as good as not there, and stays so however often it is read.
-            return Err(if is_there(blobs, &extent).await? {
-                failure
-            } else {
-                Failure::Missing { key: extent.key }
-            });
+    match order {
+        LineOrder::Answers => {
+            for extent in joined(&parts) {
+                lease.check()?;
+                copy(blobs, extent, &mut Target::File(writer.as_mut())).await?;
+            }
         }
-        bytes += extent.bytes;
-    }
-    if bytes == 0 {
-        writer.abandon().await;
-        return Ok(None);
+        LineOrder::Input => {
+            let mut sorter = Sorter::new(blobs.scratch()?);
+            for part in parts {
+                lease.check()?;
+                sorter.announce(&part.lines);
+                copy(blobs, extent(part), &mut Target::Sorter(&mut sorter)).await?;
+            }
+            sorter.finish(lease, writer.as_mut()).await?;
+        }
     }
     lease.check()?;
     writer.finish().await?;
@@ -70,17 +83,38 @@ pub(super) async fn assemble(
     }))
 }
 
-async fn copy(
+/// Where results are copied to.
+enum Target<'a> {
+    File(&'a mut dyn BlobWriter),
+    Sorter(&'a mut Sorter),
+}
+
+async fn copy(blobs: &dyn Blobs, extent: Extent, target: &mut Target<'_>) -> Result<(), Failure> {
+    let Err(failure) = copy_all(blobs, &extent, target).await else {
+        return Ok(());
+    };
+    // What is too short is as good as not there, and stays so however often it is read.
+    Err(if is_there(blobs, &extent).await? {
+        failure
+    } else {
+        Failure::Missing { key: extent.key }
+    })
+}
+
+async fn copy_all(
     blobs: &dyn Blobs,
     extent: &Extent,
-    writer: &mut dyn BlobWriter,
+    target: &mut Target<'_>,
 ) -> Result<(), Failure> {
     let range = extent.offset..extent.offset + extent.bytes;
     let mut stream = blobs.read(&extent.key, range).await?;
     let mut read = 0;
     while let Some(piece) = stream.try_next().await? {
         read += piece.len() as u64;
-        writer.write(piece).await?;
+        match target {
+            Target::File(writer) => writer.write(piece).await?,
+            Target::Sorter(sorter) => sorter.write(piece).await?,
+        }
     }
     if read == extent.bytes {
         return Ok(());
@@ -99,18 +133,17 @@ async fn is_there(blobs: &dyn Blobs, extent: &Extent) -> Result<bool, Failure> {
     Ok(length.is_some_and(|length| extent.offset + extent.bytes <= length))
 }
 
-/// Where those lines of one stream are that are not lost.
-async fn there(
+/// Those that are not lost.
+async fn there<'a>(
     blobs: &dyn Blobs,
     batch: &Batch,
-    parts: &[Part],
-    stream: Stream,
-) -> Result<Vec<Extent>, Failure> {
+    parts: impl Iterator<Item = &'a Part>,
+) -> Result<Vec<&'a Part>, Failure> {
     let mut there = Vec::new();
-    for part in parts.iter().filter(|part| part.stream == stream) {
+    for part in parts {
         let extent = extent(part);
         if is_there(blobs, &extent).await? {
-            there.push(extent);
+            there.push(part);
         } else {
             let Extent { key, bytes, .. } = extent;
             tracing::error!(batch = batch.id, key, bytes, "results are lost");
@@ -127,10 +160,10 @@ fn extent(part: &Part) -> Extent {
     }
 }
 
-/// Where the lines of one stream are. What was appended piece by piece is read in one go.
-fn joined(parts: &[Part], stream: Stream) -> Vec<Extent> {
+/// Where the parts are. What was appended piece by piece is read in one go.
+fn joined(parts: &[&Part]) -> Vec<Extent> {
     let mut joined: Vec<Extent> = Vec::new();
-    for part in parts.iter().filter(|part| part.stream == stream) {
+    for part in parts {
         match joined.last_mut() {
             Some(last) if last.key == part.key && last.offset + last.bytes == part.offset => {
                 last.bytes += part.bytes;
@@ -152,9 +185,9 @@ fn kept_s(batch: &Batch) -> Seconds {
 mod tests {
     use super::*;
 
-    fn part(stream: Stream, key: &str, offset: u64, bytes: u64) -> Part {
+    fn part(key: &str, offset: u64, bytes: u64) -> Part {
         Part {
-            stream,
+            stream: Stream::Output,
             key: key.to_owned(),
             offset,
             bytes,
@@ -163,16 +196,16 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_joined_and_gaps_and_other_streams_are_not() {
+    fn neighbours_are_joined_and_gaps_are_not() {
         let parts = [
-            part(Stream::Output, "a", 0, 5),
-            part(Stream::Error, "e", 0, 9),
-            part(Stream::Output, "a", 5, 2),
+            part("a", 0, 5),
+            part("a", 5, 2),
             // What lies between was written under a lease that recorded it no more.
-            part(Stream::Output, "a", 9, 1),
-            part(Stream::Output, "b", 10, 1),
+            part("a", 9, 1),
+            part("b", 10, 1),
         ];
-        let joined: Vec<(String, u64, u64)> = joined(&parts, Stream::Output)
+        let parts: Vec<&Part> = parts.iter().collect();
+        let joined: Vec<(String, u64, u64)> = joined(&parts)
             .into_iter()
             .map(|extent| (extent.key, extent.offset, extent.bytes))
             .collect();

@@ -1,5 +1,5 @@
-//! Requests on their way: each is read from the input file when its turn has come, sent as often as
-//! it takes, and its result handed to the recorder.
+//! Requests on their way: each is read from the input file when its turn has come ([`Lane`] says when),
+//! sent, and its result handed to the recorder.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -19,9 +19,12 @@ use crate::batch::id;
 use crate::batch::input::{Entry, LINE_BYTES_MAX, Request};
 use crate::batch::run::answer::{self, Answer, Keep, MEMORY_BYTES, Patience};
 use crate::batch::run::body::with_priority;
+use crate::batch::run::lane::{Lane, Report, Step};
 use crate::batch::run::outcome::{Outcome, Unanswered};
-use crate::batch::run::pace::{Pace, Paces, Turn};
-use crate::batch::run::retry::{Failures, RetryPolicy, Verdict};
+use crate::batch::run::pace::{Paces, Turn};
+use crate::batch::run::queue::Sending;
+use crate::batch::run::remembered::Remembered;
+use crate::batch::run::retry::RetryPolicy;
 use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::{NoAnswer, READ_BUFFER_BYTES, Upstream};
 use crate::batch::state::Usage;
@@ -35,6 +38,7 @@ pub(super) struct Traffic {
     pub(super) blobs: Arc<dyn Blobs>,
     pub(super) paces: Paces,
     pub(super) storage: Storage,
+    pub(super) remembered: Remembered,
     /// Memory for requests and answers, in units of [`MEMORY_UNIT`].
     pub(super) memory: Arc<Semaphore>,
     pub(super) retry: RetryPolicy,
@@ -76,62 +80,86 @@ pub(super) struct Flight {
 
 /// A request that may be sent now.
 struct Ready {
+    sending: Sending,
     line: Bytes,
     turn: Turn,
     memory: Memory,
+    /// One of the batch's places for requests in flight.
+    slot: OwnedSemaphorePermit,
 }
 
 /// A request's share of the memory.
 pub(super) type Memory = [OwnedSemaphorePermit; 2];
 
 impl Flight {
-    /// Sends the requests for one model, in this order, and waits for their results.
+    /// Sends the requests for one model, and waits for their results.
     pub(super) async fn lane(
         self: Arc<Flight>,
         model: String,
         entries: Vec<Entry>,
     ) -> Result<(), Failure> {
         let pace = self.traffic.paces.of(&model, &self.tenant);
+        let remembered = &self.traffic.remembered;
+        let failed = remembered.take(&self.batch, &model);
+        let lane = Arc::new(Lane::new(pace, entries, failed, self.traffic.retry));
         let mut sent = JoinSet::new();
-        for entry in entries {
-            let prepare = async {
-                let slot = Arc::clone(&self.slots).acquire_owned().await;
-                let slot = slot.map_err(Failure::when("waiting for a request's turn"))?;
-                Ok::<_, Failure>((slot, self.prepare(&pace, entry).await?))
-            };
-            let (slot, ready) = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => break,
-                ready = prepare => ready?,
-            };
-            sent.spawn(Arc::clone(&self).request(Arc::clone(&pace), entry, ready, slot));
-            while let Some(ended) = sent.try_join_next() {
-                ended.map_err(Failure::when("a request's task"))??;
-            }
+        while let Some(ready) = self.prepare_beside(&lane, &mut sent).await? {
+            sent.spawn(Arc::clone(&self).request(Arc::clone(&lane), ready));
         }
         while let Some(ended) = sent.join_next().await {
             ended.map_err(Failure::when("a request's task"))??;
         }
+        remembered.keep(&self.batch, &model, lane.failures());
         Ok(())
     }
 
-    /// Waits until a request may be sent, and reads it.
-    async fn prepare(&self, pace: &Arc<Pace>, entry: Entry) -> Result<Ready, Failure> {
+    /// Waits until a request may be sent, and reads it; none if no more is to be sent. Those that were
+    /// `sent` may end meanwhile.
+    async fn prepare_beside(
+        &self,
+        lane: &Lane,
+        sent: &mut JoinSet<Result<(), Failure>>,
+    ) -> Result<Option<Ready>, Failure> {
+        let prepare = self.prepare(lane);
+        tokio::pin!(prepare);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ok(None),
+                Some(ended) = sent.join_next() => {
+                    ended.map_err(Failure::when("a request's task"))??;
+                }
+                ready = &mut prepare => return ready,
+            }
+        }
+    }
+
+    async fn prepare(&self, lane: &Lane) -> Result<Option<Ready>, Failure> {
         const WHAT: &str = "waiting for a request's turn";
         let traffic = &self.traffic;
-        traffic.storage.well().await;
-        // Memory only with the turn: what waits for its turn, perhaps for hours, takes none. Whoever has
-        // memory is being answered or recorded, and waits for no turn.
-        let turn = pace.turn().await;
-        let units = memory_units(self.bytes_of(entry));
-        let of_model = Arc::clone(pace.memory()).acquire_many_owned(units).await;
-        let of_all = Arc::clone(&traffic.memory).acquire_many_owned(units).await;
-        let memory = [
-            of_model.map_err(Failure::when(WHAT))?,
-            of_all.map_err(Failure::when(WHAT))?,
-        ];
-        let line = read_line(&self.input, entry).await?;
-        Ok(Ready { line, turn, memory })
+        while lane.has_more().await {
+            let slot = Arc::clone(&self.slots).acquire_owned().await;
+            let slot = slot.map_err(Failure::when(WHAT))?;
+            traffic.storage.well().await;
+            // Memory only with the turn: what waits for its turn, perhaps for hours, takes none. Whoever
+            // has memory is being answered or recorded, and waits for no turn.
+            let Some((sending, turn)) = lane.take().await else {
+                continue;
+            };
+            let units = memory_units(self.bytes_of(sending.entry));
+            let of_model = Arc::clone(lane.pace.memory()).acquire_many_owned(units);
+            let of_model = of_model.await.map_err(Failure::when(WHAT))?;
+            let of_all = Arc::clone(&traffic.memory).acquire_many_owned(units);
+            let of_all = of_all.await.map_err(Failure::when(WHAT))?;
+            return Ok(Some(Ready {
+                line: read_line(&self.input, sending.entry).await?,
+                sending,
+                turn,
+                memory: [of_model, of_all],
+                slot,
+            }));
+        }
+        Ok(None)
     }
 
     /// Memory that a request takes while it is sent and answered.
@@ -145,21 +173,14 @@ impl Flight {
         u64::from(entry.bytes) * copies + ANSWER_UNITS_BYTES
     }
 
-    async fn request(
-        self: Arc<Flight>,
-        pace: Arc<Pace>,
-        entry: Entry,
-        ready: Ready,
-        slot: OwnedSemaphorePermit,
-    ) -> Result<(), Failure> {
+    async fn request(self: Arc<Flight>, lane: Arc<Lane>, ready: Ready) -> Result<(), Failure> {
         let in_flight = metrics::gauge!("kvtide_batch_requests_in_flight");
         in_flight.increment(1.0);
         let outcome = tokio::select! {
-            outcome = self.attempts(&pace, entry, ready) => outcome,
+            outcome = self.attempt(&lane, ready) => outcome,
             () = self.abort.cancelled() => Ok(None),
         };
         in_flight.decrement(1.0);
-        drop(slot);
         match outcome? {
             // Whoever closed the channel knows why.
             Some(outcome) => self
@@ -171,77 +192,51 @@ impl Flight {
         }
     }
 
-    /// Sends a request until there is a result; none if it is not to be sent again.
-    async fn attempts(
-        &self,
-        pace: &Arc<Pace>,
-        entry: Entry,
-        mut ready: Ready,
-    ) -> Result<Option<Outcome>, Failure> {
-        let id = id::of_request(&self.batch, entry.line);
-        let mut failures = Failures::new(pace.answers());
-        loop {
-            let Ready {
-                line,
-                mut turn,
-                memory,
-            } = ready;
-            let request: Request<'_> =
-                serde_json::from_slice(&line).map_err(Failure::when("reading a validated line"))?;
-            let body = self.body(&line, request.body)?;
-            let Some(result) = self.ask(&mut turn, &id, body).await else {
-                return Ok(None);
-            };
-            let (verdict, asked_pause, usage) = match &result {
-                Ok(answer) => (answer.verdict, answer.retry_after, answer.usage),
-                Err(none) => (none.verdict(), None, Usage::default()),
-            };
-            if let Some(pause) = turn.end(verdict, asked_pause, &usage) {
-                let reason = match &result {
-                    Ok(answer) => format!("it answers with status {}", answer.status),
-                    Err(none) => none.to_string(),
-                };
-                let model = pace.model();
-                tracing::warn!(
-                    model,
-                    ?pause,
-                    reason,
-                    "the upstream is not available; pausing"
-                );
-            }
-            metrics::counter!("kvtide_batch_attempts_total", "verdict" => verdict.as_str())
-                .increment(1);
-            let held_against = failures.add(verdict, pace.answers());
-            let last = matches!(verdict, Verdict::Success | Verdict::Permanent)
-                || failures.count() >= self.traffic.retry.attempts_max;
-            if last {
-                let mut outcome = self.outcome(&id, &request.custom_id, entry.line, result)?;
-                // Until it is recorded, the result takes what it is long, not what it might have been.
-                let units = memory_units(outcome.memory_bytes());
-                outcome.memory = Some(memory.map(|share| keep(share, units)));
-                return Ok(Some(outcome));
-            }
-            metrics::counter!("kvtide_batch_retries_total", "verdict" => verdict.as_str())
-                .increment(1);
-            // What is not held against the request has slowed down the pace; here it only keeps a
-            // limit of one from spinning.
-            let count = failures.count();
-            let nth = if held_against { count } else { 1 };
-            let [random, ..] = *blake3::hash(format!("{id}{count}").as_bytes()).as_bytes();
-            let pause = self.traffic.retry.pause(nth, random, asked_pause);
-            // The line is read again when it is sent again.
-            drop(request);
-            drop((line, result, memory));
-            let again = async {
-                tokio::time::sleep(pause).await;
-                self.prepare(pace, entry).await
-            };
-            ready = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return Ok(None),
-                again = again => again?,
-            };
+    /// Sends a request once; gives back its result, if it then has one.
+    async fn attempt(&self, lane: &Lane, ready: Ready) -> Result<Option<Outcome>, Failure> {
+        let Ready {
+            sending,
+            line,
+            mut turn,
+            memory,
+            slot,
+        } = ready;
+        let id = id::of_request(&self.batch, sending.entry.line);
+        let request: Request<'_> =
+            serde_json::from_slice(&line).map_err(Failure::when("reading a validated line"))?;
+        let body = self.body(&line, request.body)?;
+        let Some(result) = self.ask(&mut turn, &id, body).await else {
+            return Ok(None);
+        };
+        let report = match &result {
+            Ok(answer) => Report {
+                verdict: answer.verdict,
+                asked: answer.retry_after,
+                usage: answer.usage,
+            },
+            Err(none) => Report {
+                verdict: none.verdict(),
+                asked: None,
+                usage: Usage::default(),
+            },
+        };
+        let count = sending.failures.count();
+        let [random, ..] = *blake3::hash(format!("{id}{count}").as_bytes()).as_bytes();
+        let reason = || match &result {
+            Ok(answer) => format!("it answers with status {}", answer.status),
+            Err(none) => none.to_string(),
+        };
+        let step = lane.end(&sending, turn, &report, random, reason);
+        drop(slot);
+        if step != Step::Result {
+            return Ok(None);
         }
+        let line = sending.entry.line;
+        let mut outcome = self.outcome(&id, &request.custom_id, line, result)?;
+        // Until it is recorded, the result takes what it is long, not what it might have been.
+        let units = memory_units(outcome.memory_bytes());
+        outcome.memory = Some(memory.map(|share| keep(share, units)));
+        Ok(Some(outcome))
     }
 
     /// Asks, as soon as this server is able to; nobody if no more is to be sent by then.

@@ -14,7 +14,7 @@ use crate::batch::blobs::Blobs;
 use crate::batch::clock;
 use crate::batch::error::Failure;
 use crate::batch::input::{Entry, Index, Rules, Scan, scan};
-use crate::batch::run::assemble::{Lost, assemble};
+use crate::batch::run::assemble::{LineOrder, Lost, assemble};
 use crate::batch::run::flight::{Flight, Traffic, give_up};
 use crate::batch::run::lease::Lease;
 use crate::batch::run::outcome::Unanswered;
@@ -32,6 +32,8 @@ pub struct JobOptions {
     pub requests_at_once: usize,
     /// Whether one batch may name several models.
     pub mixed_models: bool,
+    /// In which order the results stand.
+    pub line_order: LineOrder,
     /// How long requests in flight may go on after a cancellation.
     pub cancel_grace: Duration,
     /// And when the server shuts down.
@@ -376,9 +378,12 @@ impl Job {
 
     async fn assemble(&self, batch: &Batch, parts: &[Part], lost: Lost) -> Result<Files, Failure> {
         let (blobs, lease) = (self.blobs.as_ref(), self.lease.as_ref());
+        let order = self.options.line_order;
+        let output = (parts, Stream::Output);
+        let error = (parts, Stream::Error);
         Ok(Files {
-            output: assemble(blobs, lease, batch, parts, Stream::Output, lost).await?,
-            error: assemble(blobs, lease, batch, parts, Stream::Error, lost).await?,
+            output: assemble(blobs, lease, batch, output, lost, order).await?,
+            error: assemble(blobs, lease, batch, error, lost, order).await?,
         })
     }
 

@@ -8,12 +8,17 @@ mod body;
 mod fair;
 mod flight;
 mod job;
+mod lane;
 mod lease;
 mod lenient;
+mod line_ends;
 mod outcome;
 mod pace;
+mod queue;
 mod recorder;
+mod remembered;
 mod retry;
+mod sorter;
 mod storage;
 mod sweep;
 mod upstream;
@@ -36,11 +41,13 @@ use flight::Traffic;
 use job::Job;
 use lease::Lease;
 use pace::Paces;
+use remembered::Remembered;
 use storage::Storage;
 
+pub use assemble::LineOrder;
 pub use bell::Bell;
 pub use job::JobOptions;
-pub use pace::PaceOptions;
+pub use pace::{Condition, PaceOptions, Standing};
 pub use retry::RetryPolicy;
 pub use sweep::{remove_file, sweep_for_ever};
 pub use upstream::{NoAnswer, Upstream, UpstreamError};
@@ -97,6 +104,17 @@ pub struct Runner {
     drained: CancellationToken,
 }
 
+/// What can be seen of a runner at work.
+pub struct View(Arc<Traffic>);
+
+impl View {
+    /// How the requests fare for each model that is in use.
+    #[must_use]
+    pub fn standings(&self) -> Vec<Standing> {
+        self.0.paces.standings()
+    }
+}
+
 /// A job slot that is taken.
 struct Held {
     share: Share,
@@ -133,6 +151,7 @@ impl Runner {
                 flight::memory_of_a_model(options.memory_bytes),
             ),
             storage: Storage::default(),
+            remembered: Remembered::default(),
             memory: Arc::new(Semaphore::new(
                 flight::memory_units(options.memory_bytes) as usize
             )),
@@ -154,6 +173,12 @@ impl Runner {
             shutdown,
             drained: CancellationToken::new(),
         }
+    }
+
+    /// Tells how the requests fare.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View(Arc::clone(&self.traffic))
     }
 
     /// Works until shut down; then lets requests in flight end and gives its batches back.

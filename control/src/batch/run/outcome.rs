@@ -6,6 +6,8 @@ use serde_json::json;
 use crate::batch::blobs::Piece;
 use crate::batch::run::answer::Answer;
 use crate::batch::run::flight::Memory;
+use crate::batch::run::line_ends::escaped;
+use crate::batch::run::retry::Verdict;
 use crate::batch::state::Usage;
 use crate::batch::store::Stream;
 
@@ -35,14 +37,14 @@ impl Outcome {
     /// The upstream has answered, well or not.
     pub(super) fn answered(id: &str, custom_id: &str, line: u32, answer: Answer) -> Outcome {
         let request_id = answer.request_id.as_deref().unwrap_or(id);
-        let head = format!(
+        let head = escaped(format!(
             r#"{{"id":{},"custom_id":{},"response":{{"status_code":{},"request_id":{},"body":"#,
             json!(id),
             json!(custom_id),
             answer.status,
             json!(request_id),
-        );
-        let ok = (200..300).contains(&answer.status);
+        ));
+        let ok = answer.verdict == Verdict::Success;
         const TAIL: &str = "},\"error\":null}\n";
         let text = match answer.body {
             // One piece is written faster than three.
@@ -71,13 +73,13 @@ impl Outcome {
 
     /// There is no answer.
     pub(super) fn unanswered(id: &str, custom_id: &str, line: u32, why: Unanswered<'_>) -> Outcome {
-        let text = format!(
+        let text = escaped(format!(
             "{{\"id\":{},\"custom_id\":{},\"response\":null,\"error\":{{\"code\":{},\"message\":{}}}}}\n",
             json!(id),
             json!(custom_id),
             json!(why.code),
             json!(why.message),
-        );
+        ));
         Outcome {
             line,
             stream: Stream::Error,
@@ -107,14 +109,15 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::batch::run::retry::Verdict;
 
     fn parsed(outcome: &Outcome) -> Value {
         let [Piece::Memory(text)] = outcome.text.as_slice() else {
             panic!("in memory");
         };
-        assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1);
-        serde_json::from_slice(text).unwrap()
+        let text = str::from_utf8(text).unwrap();
+        let ends = ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'];
+        assert_eq!(text.matches(ends).count(), 1);
+        serde_json::from_str(text).unwrap()
     }
 
     fn answer(status: u16) -> Answer {
@@ -130,7 +133,7 @@ mod tests {
 
     #[test]
     fn lines_have_openai_s_format_whatever_the_custom_id() {
-        let name = "quote \" back \\ line \n end \u{1F600}";
+        let name = "quote \" back \\ line \n end \u{1F600} \u{2028} \u{85}";
         let outcome = Outcome::answered("batch_req_1", name, 1, answer(200));
         assert_eq!(outcome.stream, Stream::Output);
         let expected = json!({"id": "batch_req_1", "custom_id": name, "error": null, "response":

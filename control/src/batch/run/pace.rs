@@ -1,17 +1,21 @@
 //! How many requests are sent at once, so that a batch takes what is left over and interactive
 //! traffic is not disturbed.
 //!
-//! Two limits hold at once. What says something about the engine moves that of the model: it grows
-//! while answers come as fast as ever, is cut by a tenth when they take longer ([`latency`]), and is
-//! halved when the upstream is not available. What says something about the caller moves that of
-//! the tenant: 429, which a router or a gateway answers to whom has had his share, halves it, and
-//! its `Retry-After` stops this tenant alone. An engine that is full and answers 429 to all says so
-//! to each tenant, whose limits then add up to what it can do.
+//! Two limits hold at once. How long answers take moves that of the model: it grows while they come
+//! as fast as ever, and is cut by a tenth when they take longer ([`latency`]). Whatever goes wrong
+//! moves that of the tenant whose request it was, and pauses this tenant alone ([`presence`],
+//! [`backoff`]): one tenant's sick requests hold up nobody else's. An engine that is full, or away,
+//! says so to each tenant, whose limits then add up to what it can do.
 
+mod backoff;
+mod engine;
 mod gate;
 mod latency;
+mod presence;
+mod standing;
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,8 +27,13 @@ use crate::batch::run::retry::Verdict;
 use crate::batch::state::Usage;
 use crate::batch::store::Share;
 
+use backoff::Backoff;
+use engine::Engine;
 use gate::{Gate, Pass};
-use latency::{Judgement, Latency};
+use presence::Presence;
+
+pub(super) use presence::Absence;
+pub use standing::{Condition, Standing};
 
 /// Bounds, and what counts as slow.
 #[derive(Clone, Copy, Debug)]
@@ -36,20 +45,12 @@ pub struct PaceOptions {
     /// How many times longer than at its best an answer may take, for each unit of its work, before
     /// the limit is cut. At half of that it no longer grows.
     pub latency_tolerance: f64,
+    /// How long it is waited for an upstream that refuses this server's key to everybody.
+    pub refused_for: Duration,
 }
 
-/// Failures in a row after which a model counts as down: it is asked ever less often.
-const DOWN_AFTER: u32 = 8;
-/// The first pause of a model that is not available; it doubles up to [`PAUSE_MAX`].
-const PAUSE_FIRST: Duration = Duration::from_millis(250);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A pause that lasts so long is one that others may use the job slot for.
 const STALLED: Duration = Duration::from_secs(2);
-/// The share of the time that a request takes over which the next ones are spread.
-const SPREAD: f64 = 0.9;
-/// Requests that take less are not spread: nobody waits long behind their prompts, and a timer of a
-/// millisecond would keep a fast upstream idle.
-const SPREAD_MIN: Duration = Duration::from_millis(100);
 /// Models that metrics tell apart. Clients choose the names, and each label is kept for ever.
 const LABELS_MAX: usize = 64;
 /// The label of all others.
@@ -84,7 +85,8 @@ impl Known {
     }
 
     /// Forgets what no job uses, so that the number of paces stays bounded by that of the jobs; what is
-    /// paused is remembered until the pause is over.
+    /// paused is remembered until the pause is over, and for how long a key was refused for as long
+    /// again as that is waited for: also of a batch that makes way in between.
     fn forget_unused(&mut self) {
         let mut remembered = 0;
         self.paces.retain(|_, pace| {
@@ -92,7 +94,7 @@ impl Known {
                 return true;
             }
             remembered += 1;
-            pace.paused_for().is_some() && remembered <= REMEMBERED_MAX
+            (pace.paused_for().is_some() || pace.is_refused()) && remembered <= REMEMBERED_MAX
         });
         self.engines
             .retain(|_, engine| Arc::strong_count(engine) > 1);
@@ -145,113 +147,24 @@ impl Paces {
             .collect()
     }
 
+    /// How the requests for each model fare.
+    pub(super) fn standings(&self) -> Vec<Standing> {
+        let known = self.lock();
+        let paces = known.paces.iter();
+        let in_use = paces.filter(|(_, pace)| Arc::strong_count(pace) > 1);
+        let each = in_use.map(|((model, _), pace)| Standing {
+            model: model.clone(),
+            condition: pace.condition(),
+            tenants: 1,
+            in_flight: pace.load.in_flight.load(Ordering::Relaxed),
+            to_repeat: pace.load.to_repeat.load(Ordering::Relaxed),
+            paused_for_s: pace.paused_for().map(|pause| pause.as_secs()),
+        });
+        Standing::together(each)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What is known of a model, whoever asks it.
-#[derive(Debug)]
-struct Engine {
-    model: String,
-    /// In metrics.
-    label: String,
-    gate: Arc<Gate>,
-    memory: Arc<Semaphore>,
-    health: Mutex<Health>,
-    /// The sum of what its tenants' limits are.
-    tenants: AtomicUsize,
-}
-
-#[derive(Debug)]
-struct Health {
-    failures_in_a_row: u32,
-    /// Requests that the upstream has answered.
-    answers: u64,
-    /// Pauses since the last answer. Requests that failed together make one.
-    pauses: u32,
-    latency: Latency,
-    /// When the next request may be sent at the earliest.
-    next_start: Instant,
-}
-
-impl Engine {
-    fn new(model: String, label: String, options: PaceOptions, memory: usize) -> Engine {
-        Engine {
-            model,
-            label,
-            gate: Arc::new(Gate::new(options.initial, options.most)),
-            memory: Arc::new(Semaphore::new(memory)),
-            health: Mutex::new(Health {
-                failures_in_a_row: 0,
-                answers: 0,
-                pauses: 0,
-                latency: Latency::new(options.latency_tolerance),
-                next_start: Instant::now(),
-            }),
-            tenants: AtomicUsize::new(0),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// When a request may be sent that has its turn now, if not at once. Requests that were sent together end
-    /// together, and the next would be sent together again: a burst of prompts, for which whoever
-    /// arrives then waits. So the starts of as many as the limit allows are spread over the time that
-    /// one takes, or a little less, which pulls bursts apart and keeps the limit in use.
-    fn start(&self) -> Option<Instant> {
-        let mut health = self.lock();
-        let now = Instant::now();
-        let start = health.next_start.max(now);
-        let others = u32::try_from(self.gate.limit()).unwrap_or(u32::MAX);
-        let typical = health.latency.typical();
-        if typical >= SPREAD_MIN {
-            health.next_start = start + typical.mul_f64(SPREAD) / others.max(1);
-        }
-        (start > now).then_some(start)
-    }
-
-    fn succeeded(&self, began: Instant, usage: &Usage) {
-        let mut health = self.lock();
-        health.failures_in_a_row = 0;
-        health.answers += 1;
-        health.pauses = 0;
-        let limit = self.gate.limit();
-        match health.latency.judge(began, Instant::now(), usage, limit) {
-            Judgement::Grow => self.gate.grow(),
-            Judgement::Hold => self.gate.calm(),
-            Judgement::Cut => self.gate.cut(began, 0.9),
-            Judgement::Set(limit) => self.gate.set_limit(limit),
-        }
-    }
-
-    /// Gives back the pause that begins with this failure, if one does. Requests that failed together
-    /// make one pause.
-    fn failed(
-        &self,
-        began: Instant,
-        verdict: Verdict,
-        retry_after: Option<Duration>,
-    ) -> Option<Duration> {
-        let mut health = self.lock();
-        health.failures_in_a_row = health.failures_in_a_row.saturating_add(1);
-        self.gate.cut(began, 0.5);
-        let open = self.gate.closed_until().is_none();
-        let pause = match (retry_after, verdict) {
-            (_, Verdict::Transient) => None,
-            (Some(asked), _) => Some(asked),
-            (None, _) => (health.failures_in_a_row >= DOWN_AFTER && open).then(|| {
-                let doublings = health.pauses.min(16);
-                health.pauses += 1;
-                PAUSE_FIRST.saturating_mul(1 << doublings).min(PAUSE_MAX)
-            }),
-        };
-        if let Some(pause) = pause {
-            self.gate.close(Instant::now() + pause);
-        }
-        pause.filter(|_| open)
     }
 }
 
@@ -260,8 +173,58 @@ impl Engine {
 pub(super) struct Pace {
     engine: Arc<Engine>,
     gate: Arc<Gate>,
+    refused_for: Duration,
+    mood: Mutex<Mood>,
     /// What of the sum of limits is this one's.
     counted: AtomicUsize,
+    /// Requests that are being sent, and those that wait to be sent again.
+    pub(super) load: Load,
+}
+
+/// What is known of the upstream by how this tenant's requests fare.
+#[derive(Debug, Default)]
+struct Mood {
+    presence: Presence,
+    backoff: Backoff,
+    /// Why nothing was asked for a while, until something is answered.
+    condition: Option<Condition>,
+}
+
+/// Requests under way.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    in_flight: AtomicUsize,
+    to_repeat: AtomicUsize,
+}
+
+const TO_REPEAT: &str = "kvtide_batch_requests_to_repeat";
+
+impl Load {
+    /// So many more wait to be sent again.
+    pub(super) fn to_repeat(&self, count: usize) {
+        self.to_repeat.fetch_add(count, Ordering::Relaxed);
+        metrics::gauge!(TO_REPEAT).increment(small(count));
+    }
+
+    /// So many of these wait no more.
+    pub(super) fn repeated(&self, count: usize) {
+        self.to_repeat.fetch_sub(count, Ordering::Relaxed);
+        metrics::gauge!(TO_REPEAT).decrement(small(count));
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge of a small count")]
+fn small(count: usize) -> f64 {
+    count as f64
+}
+
+/// What a failure speaks against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Against {
+    /// The request was not known to fail.
+    Upstream,
+    /// It has failed before, while others were answered.
+    Request,
 }
 
 /// The right to ask once.
@@ -277,7 +240,10 @@ impl Pace {
         let pace = Pace {
             engine,
             gate: Arc::new(Gate::new(options.initial, options.most)),
+            refused_for: options.refused_for,
+            mood: Mutex::default(),
             counted: AtomicUsize::new(0),
+            load: Load::default(),
         };
         pace.count(pace.gate.limit());
         pace
@@ -294,6 +260,7 @@ impl Pace {
                 if let Some(start) = self.engine.start() {
                     sleep_until(start).await;
                 }
+                self.load.in_flight.fetch_add(1, Ordering::Relaxed);
                 return Turn {
                     pace: Arc::clone(self),
                     began: Instant::now(),
@@ -313,19 +280,97 @@ impl Pace {
         &self.engine.model
     }
 
-    /// How many requests were answered. While it stands still, that one of them found nobody is not
-    /// that request's doing.
+    /// How many requests for the model were answered, whosever they were. While it stands still, that
+    /// one of them found nobody is not that request's doing.
     pub(super) fn answers(&self) -> u64 {
-        self.engine.lock().answers
+        self.engine.answers()
+    }
+
+    /// Whether nobody is there for this tenant, as far as is known.
+    pub(super) fn is_down(&self) -> bool {
+        self.lock().presence.is_down()
+    }
+
+    /// Whether the key was refused to everybody for longer than anybody waits.
+    pub(super) fn gave_up(&self) -> bool {
+        self.refused_for()
+            .is_some_and(|refused_for| refused_for >= self.refused_for)
+    }
+
+    /// Whether the key was refused to everybody, and not too long ago for that to matter.
+    fn is_refused(&self) -> bool {
+        self.refused_for()
+            .is_some_and(|refused_for| refused_for < 2 * self.refused_for)
+    }
+
+    fn refused_for(&self) -> Option<Duration> {
+        self.lock().presence.refused_for(Instant::now())
     }
 
     /// For how long nothing will be asked, if that is so.
     fn paused_for(&self) -> Option<Duration> {
-        let until = self
-            .gate
-            .closed_until()
-            .max(self.engine.gate.closed_until())?;
+        let until = self.gate.closed_until()?;
         Some(until.duration_since(Instant::now()))
+    }
+
+    /// Why nothing is asked, or next to nothing.
+    fn condition(&self) -> Option<Condition> {
+        self.lock().condition
+    }
+
+    /// The upstream has answered.
+    fn answered(&self) {
+        let mut mood = self.lock();
+        let ends_search = mood.presence.answered();
+        mood.backoff.answered();
+        if ends_search && mood.condition != Some(Condition::RateLimited) {
+            self.gate.open();
+        }
+        mood.condition = None;
+    }
+
+    /// The upstream asks for less. What was refused together counts once.
+    fn overloaded(&self, began: Instant, asked: Option<Duration>) {
+        let is_news = self.gate.cut(began, 0.5);
+        let mut mood = self.lock();
+        let pause = if is_news {
+            let [random, ..] = RandomState::new().hash_one(began).to_le_bytes();
+            mood.backoff.refused(asked, random)
+        } else {
+            asked.unwrap_or_default()
+        };
+        mood.condition = Some(Condition::RateLimited);
+        self.gate.close(Instant::now() + pause);
+    }
+
+    /// A request that is not known to fail was not answered. Gives back the pause that begins with it.
+    fn missed(
+        &self,
+        absence: Absence,
+        began: Instant,
+        asked: Option<Duration>,
+    ) -> Option<Duration> {
+        // What is refused for good now need not be refused slowly.
+        if absence == Absence::Refused && self.gave_up() {
+            return None;
+        }
+        let now = Instant::now();
+        let mut mood = self.lock();
+        // While one at a time asks, there is nothing to cut.
+        if !mood.presence.is_down() {
+            self.gate.cut(began, 0.5);
+        }
+        let pause = mood.presence.missed(absence, began, now, asked);
+        if let Some(pause) = pause {
+            mood.condition = Some(match absence {
+                Absence::Unavailable => Condition::Unavailable,
+                Absence::Refused => Condition::Refused,
+            });
+            // One asks for all.
+            self.gate.set_limit(1);
+            self.gate.close(now + pause);
+        }
+        pause
     }
 
     fn count(&self, limit: usize) {
@@ -338,15 +383,24 @@ impl Pace {
         self.count(self.gate.limit());
         let tenants = self.engine.tenants.load(Ordering::Relaxed);
         let limit = self.engine.gate.limit().min(tenants);
-        #[expect(clippy::cast_precision_loss, reason = "a gauge of a small count")]
         metrics::gauge!("kvtide_batch_concurrency_limit", "model" => self.engine.label.clone())
-            .set(limit as f64);
+            .set(small(limit));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Mood> {
+        self.mood.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Pace {
     fn drop(&mut self) {
         self.count(0);
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.pace.load.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -363,12 +417,14 @@ impl Turn {
         self.pace.show();
     }
 
-    /// Says how it went. `retry_after` is how long the upstream wants to be left alone. Gives back for
-    /// how long nobody is asked for the model, if that begins now.
+    /// Says how it went, and whom a failure speaks `against`. `asked` is how long the upstream wants to
+    /// be left alone. Gives back for how long nothing is asked for this tenant, if that begins now
+    /// because nobody answers.
     pub(super) fn end(
         self,
         verdict: Verdict,
-        retry_after: Option<Duration>,
+        against: Against,
+        asked: Option<Duration>,
         usage: &Usage,
     ) -> Option<Duration> {
         let (pace, engine) = (&self.pace, &self.pace.engine);
@@ -376,23 +432,25 @@ impl Turn {
         match verdict {
             Verdict::Success => {
                 engine.succeeded(self.began, usage);
+                pace.answered();
                 pace.gate.grow();
             }
             // The upstream has answered; that it did not like the request is no sign of load.
             Verdict::Permanent => {
-                let mut health = engine.lock();
-                health.failures_in_a_row = 0;
-                health.answers += 1;
+                engine.refused();
+                pace.answered();
             }
-            Verdict::Overloaded => {
-                pace.gate.cut(self.began, 0.5);
-                if let Some(asked) = retry_after {
-                    pace.gate.close(Instant::now() + asked);
+            Verdict::Overloaded => pace.overloaded(self.began, asked),
+            Verdict::Absent(absence) => match against {
+                Against::Upstream => begins = pace.missed(absence, self.began, asked),
+                Against::Request => {}
+            },
+            Verdict::Transient => match against {
+                Against::Upstream => {
+                    pace.gate.cut(self.began, 0.5);
                 }
-            }
-            Verdict::Unavailable | Verdict::Transient => {
-                begins = engine.failed(self.began, verdict, retry_after);
-            }
+                Against::Request => {}
+            },
         }
         pace.show();
         begins
@@ -400,195 +458,4 @@ impl Turn {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn paces(initial: usize, most: usize) -> Paces {
-        let options = PaceOptions {
-            initial,
-            most,
-            latency_tolerance: 1.3,
-        };
-        Paces::new(options, 1024)
-    }
-
-    fn limits(pace: &Pace) -> (usize, usize) {
-        (pace.gate.limit(), pace.engine.gate.limit())
-    }
-
-    async fn window(pace: &Arc<Pace>, count: usize, verdict: Verdict, took: Duration) {
-        let mut turns = Vec::new();
-        for _ in 0..count {
-            turns.push(pace.turn().await);
-        }
-        tokio::time::advance(took).await;
-        for turn in turns {
-            turn.end(verdict, None, &Usage::default());
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pause_is_told_once_when_it_begins() {
-        let pace = paces(16, 16).of("m", "a");
-        let mut turns = Vec::new();
-        for _ in 0..16 {
-            turns.push(pace.turn().await);
-        }
-        let end = |turn: Turn, asked| turn.end(Verdict::Unavailable, asked, &Usage::default());
-        let told: Vec<_> = turns.drain(..).map(|turn| end(turn, None)).collect();
-        let down = DOWN_AFTER as usize - 1;
-        assert_eq!(told[down], Some(PAUSE_FIRST));
-        assert!((0..16).all(|n| n == down || told[n].is_none()), "{told:?}");
-        assert_eq!(end(pace.turn().await, None), Some(2 * PAUSE_FIRST));
-        let turn = pace.turn().await;
-        assert_eq!(end(turn, Some(7 * SECOND)), Some(7 * SECOND));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn answers_that_take_longer_lower_the_limit_of_the_model_for_all() {
-        let paces = paces(8, 8);
-        let (one, other) = (paces.of("m", "a"), paces.of("m", "b"));
-        for _ in 0..5 {
-            window(&one, 4, Verdict::Success, SECOND).await;
-        }
-        assert_eq!(limits(&other), (8, 8));
-        for _ in 0..20 {
-            window(&one, 1, Verdict::Success, 2 * SECOND).await;
-        }
-        assert!(limits(&other).1 < 8);
-        assert_eq!(limits(&other).0, 8);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn requests_that_end_together_do_not_start_together_again() {
-        let pace = paces(8, 8).of("m", "a");
-        for _ in 0..2 {
-            window(&pace, 8, Verdict::Success, 8 * SECOND).await;
-        }
-        let began = Instant::now();
-        let mut starts = Vec::new();
-        for _ in 0..8 {
-            starts.push((pace.turn().await, began.elapsed()));
-        }
-        let apart = |n: usize| starts[n + 1].1 - starts[n].1;
-        assert!((0..7).all(|n| apart(n) > SECOND / 2), "{starts:?}");
-        assert!(began.elapsed() < 8 * SECOND, "the limit stays in use");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_this_server_has_no_room_for_lowers_the_limit_and_pauses_nobody() {
-        let paces = paces(8, 8);
-        let pace = paces.of("m", "a");
-        let mut turns = Vec::new();
-        for _ in 0..8 {
-            turns.push(pace.turn().await);
-        }
-        tokio::time::advance(SECOND).await;
-        for turn in &turns {
-            turn.could_not_begin();
-        }
-        assert_eq!(
-            limits(&pace),
-            (8, 4),
-            "those that failed together count once"
-        );
-        assert!(pace.paused_for().is_none());
-        tokio::time::advance(SECOND).await;
-        turns[0].begin();
-        turns[0].could_not_begin();
-        assert_eq!(limits(&pace), (8, 2));
-        drop(turns);
-        window(&pace, 2, Verdict::Success, SECOND).await;
-        assert_eq!(limits(&pace), (8, 3), "it grows again");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_429_slows_and_stops_only_the_tenant_whose_it_is() {
-        let paces = paces(4, 4);
-        let (one, other) = (paces.of("m", "a"), paces.of("m", "b"));
-        let began = Instant::now();
-        let turn = one.turn().await;
-        turn.end(Verdict::Overloaded, Some(7 * SECOND), &Usage::default());
-        assert_eq!((limits(&one), limits(&other)), ((2, 4), (4, 4)));
-        drop(other.turn().await);
-        assert!(began.elapsed() < SECOND, "another tenant is not stopped");
-        let stalled = paces.stalled();
-        assert_eq!(stalled.len(), 1);
-        assert_eq!(stalled[0].tenant, "a");
-        drop(one.turn().await);
-        assert!(began.elapsed() >= 7 * SECOND);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_out_a_pause_takes_no_place_of_others() {
-        let paces = paces(1, 1);
-        let (one, other) = (paces.of("m", "a"), paces.of("m", "b"));
-        let turn = one.turn().await;
-        turn.end(Verdict::Overloaded, Some(7 * SECOND), &Usage::default());
-        let waiting = tokio::spawn({
-            let one = Arc::clone(&one);
-            async move { drop(one.turn().await) }
-        });
-        tokio::time::sleep(SECOND).await;
-        let began = Instant::now();
-        drop(other.turn().await);
-        assert_eq!(began.elapsed(), Duration::ZERO);
-        waiting.await.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_engine_that_asks_to_be_left_alone_is_left_alone_by_all() {
-        let paces = paces(2, 2);
-        let (one, other) = (paces.of("m", "a"), paces.of("m", "b"));
-        let turn = one.turn().await;
-        turn.end(Verdict::Unavailable, Some(7 * SECOND), &Usage::default());
-        let began = Instant::now();
-        drop(other.turn().await);
-        assert!(began.elapsed() >= 7 * SECOND);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_model_that_never_answers_is_asked_ever_less_often() {
-        let paces = paces(1, 1);
-        let pace = paces.of("m", "a");
-        for _ in 0..DOWN_AFTER {
-            window(&pace, 1, Verdict::Unavailable, SECOND).await;
-        }
-        let began = Instant::now();
-        for _ in 0..13 {
-            window(&pace, 1, Verdict::Unavailable, Duration::ZERO).await;
-        }
-        assert!(began.elapsed() > 3 * PAUSE_MAX);
-        assert_eq!(pace.answers(), 0);
-        assert_eq!(paces.stalled().len(), 1);
-        window(&pace, 1, Verdict::Success, SECOND).await;
-        assert_eq!(pace.answers(), 1);
-        assert_eq!(pace.engine.lock().failures_in_a_row, 0);
-    }
-
-    #[test]
-    fn so_many_models_have_labels_of_their_own() {
-        let mut known = Known::default();
-        assert_eq!(known.label("first"), "first");
-        for n in 1..LABELS_MAX {
-            assert_eq!(known.label(&n.to_string()), n.to_string());
-        }
-        assert_eq!(known.label("late"), OTHER);
-        assert_eq!(known.label("first"), "first");
-    }
-
-    #[test]
-    fn models_that_nobody_uses_are_forgotten() {
-        let paces = paces(1, 1);
-        let kept = paces.of("kept", "a");
-        for n in 0..100 {
-            drop(paces.of(&n.to_string(), "a"));
-        }
-        assert!(paces.lock().paces.len() <= 2);
-        assert!(paces.lock().engines.len() <= 2);
-        assert!(Arc::ptr_eq(&kept, &paces.of("kept", "a")));
-        assert_eq!(kept.engine.tenants.load(Ordering::Relaxed), 1);
-    }
-}
+mod tests;

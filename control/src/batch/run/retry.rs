@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::batch::run::pace::Absence;
+
 /// The longest pause that an upstream's `Retry-After` may ask for: what asks for more is asked again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(10 * 60);
 /// The longest pause between attempts otherwise.
@@ -16,9 +18,9 @@ pub(super) enum Verdict {
     Permanent,
     /// The upstream asks for less: 429. Not held against the request.
     Overloaded,
-    /// Nobody is there who could answer: refused connections, 502, 503, 504, 529. Held against the
-    /// request only while others are answered.
-    Unavailable,
+    /// Nobody is there who could answer, or would. Held against the request only while others are
+    /// answered.
+    Absent(Absence),
     /// Something that another attempt may mend: 500, 408, 409, a torn connection.
     Transient,
 }
@@ -30,7 +32,8 @@ impl Verdict {
             200..=299 => Verdict::Success,
             429 if quota_ended => Verdict::Permanent,
             429 => Verdict::Overloaded,
-            502..=504 | 529 => Verdict::Unavailable,
+            401 | 403 => Verdict::Absent(Absence::Refused),
+            502..=504 | 529 => Verdict::Absent(Absence::Unavailable),
             408 | 409 | 425 | 500..=599 => Verdict::Transient,
             _ => Verdict::Permanent,
         }
@@ -42,42 +45,71 @@ impl Verdict {
             Verdict::Success => "success",
             Verdict::Permanent => "permanent",
             Verdict::Overloaded => "overloaded",
-            Verdict::Unavailable => "unavailable",
+            Verdict::Absent(Absence::Unavailable) => "unavailable",
+            Verdict::Absent(Absence::Refused) => "refused",
             Verdict::Transient => "transient",
         }
     }
 }
 
 /// The failures of one request that are held against it.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Failures {
     count: u32,
-    /// Answers of its model when it began, or when it last failed.
+    /// Answers of its model when it was first sent, or when it last failed.
     answers: u64,
+    /// Whether nobody was there for it when it last failed.
+    is_doubtful: bool,
 }
 
 impl Failures {
-    /// None yet; its model has given so many `answers`.
+    /// None yet; its model has given so many `answers` when it is first sent.
     pub(super) fn new(answers: u64) -> Failures {
-        Failures { count: 0, answers }
+        Failures {
+            count: 0,
+            answers,
+            is_doubtful: false,
+        }
+    }
+
+    /// The same for a batch that goes on after a while: its model has given so many `answers` by now, and
+    /// what was known of the upstream is old.
+    pub(super) fn resumed(self, answers: u64) -> Failures {
+        Failures {
+            count: self.count,
+            answers,
+            is_doubtful: false,
+        }
     }
 
     /// An attempt has failed. Whether that is held against the request: that nobody was there is not,
-    /// unless others were answered since it failed before.
+    /// unless others were answered since it was first sent or failed before.
     pub(super) fn add(&mut self, verdict: Verdict, answers: u64) -> bool {
         let others_answered = answers > std::mem::replace(&mut self.answers, answers);
         let held = match verdict {
             Verdict::Success | Verdict::Permanent | Verdict::Transient => true,
             Verdict::Overloaded => false,
-            Verdict::Unavailable => others_answered,
+            Verdict::Absent(_) => others_answered,
         };
         self.count += u32::from(held);
+        self.is_doubtful = matches!(verdict, Verdict::Absent(_));
         held
     }
 
     /// How many.
     pub(super) fn count(&self) -> u32 {
         self.count
+    }
+
+    /// Whether nobody was there for it when it last failed.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.is_doubtful
+    }
+
+    /// Whether it is known, with so many `answers`, that it is not for nobody's being there that the next
+    /// attempt would fail.
+    pub(super) fn is_clear(&self, answers: u64) -> bool {
+        !self.is_doubtful || answers > self.answers
     }
 }
 
@@ -134,14 +166,15 @@ mod tests {
         for (status, verdict) in [
             (200, Verdict::Success),
             (400, Verdict::Permanent),
-            (401, Verdict::Permanent),
+            (401, Verdict::Absent(Absence::Refused)),
+            (403, Verdict::Absent(Absence::Refused)),
             (404, Verdict::Permanent),
             (422, Verdict::Permanent),
             (408, Verdict::Transient),
             (429, Verdict::Overloaded),
             (500, Verdict::Transient),
-            (502, Verdict::Unavailable),
-            (503, Verdict::Unavailable),
+            (502, Verdict::Absent(Absence::Unavailable)),
+            (503, Verdict::Absent(Absence::Unavailable)),
             (302, Verdict::Permanent),
         ] {
             assert_eq!(Verdict::of_status(status, false), verdict, "{status}");
@@ -151,15 +184,18 @@ mod tests {
 
     #[test]
     fn that_nobody_is_there_is_held_against_a_request_only_while_others_are_answered() {
+        let nobody = Verdict::Absent(Absence::Unavailable);
         let mut alone = Failures::new(5);
         for _ in 0..100 {
-            assert!(!alone.add(Verdict::Unavailable, 5));
+            assert!(!alone.add(nobody, 5));
+            assert!(!alone.is_clear(5));
         }
         assert_eq!(alone.count(), 0);
+        assert!(alone.is_clear(6), "another was answered");
         assert!(alone.add(Verdict::Transient, 5));
         let mut unlucky = Failures::new(0);
         for answers in [1, 1, 2, 9] {
-            unlucky.add(Verdict::Unavailable, answers);
+            unlucky.add(nobody, answers);
             assert!(!unlucky.add(Verdict::Overloaded, answers));
         }
         assert_eq!(unlucky.count(), 3);

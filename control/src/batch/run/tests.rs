@@ -18,6 +18,7 @@ fn options() -> RunOptions {
         job: JobOptions {
             requests_at_once: 1,
             mixed_models: false,
+            line_order: LineOrder::Answers,
             cancel_grace: Duration::ZERO,
             drain: Duration::ZERO,
         },
@@ -25,6 +26,7 @@ fn options() -> RunOptions {
             initial: 1,
             most: 1,
             latency_tolerance: 2.0,
+            refused_for: Duration::ZERO,
         },
         retry: RetryPolicy {
             attempts_max: 1,

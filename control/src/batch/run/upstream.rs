@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::batch::endpoint::Endpoint;
 use crate::batch::error::Failure;
+use crate::batch::run::pace::Absence;
 use crate::batch::run::retry::Verdict;
 use crate::batch::tls::Trust;
 
@@ -72,7 +73,7 @@ pub enum NoAnswer {
 impl NoAnswer {
     pub(super) fn verdict(&self) -> Verdict {
         match self {
-            NoAnswer::Unreachable(_) => Verdict::Unavailable,
+            NoAnswer::Unreachable(_) => Verdict::Absent(Absence::Unavailable),
             // Of what is wrong here, nothing is learnt about the upstream.
             NoAnswer::TooLarge(_) | NoAnswer::Exhausted(_) | NoAnswer::Local(_) => {
                 Verdict::Permanent

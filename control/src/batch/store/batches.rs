@@ -82,7 +82,8 @@ impl Queue {
 /// Batches, as their owners see them. See [`Metadata`](super::Metadata).
 #[async_trait]
 pub trait Batches: Send + Sync {
-    /// Adds a batch, or gives back the one that the same create has added before.
+    /// Adds a batch, or gives back the one that the same create has added before, if that one is still
+    /// to be completed.
     ///
     /// # Errors
     /// [`Failure::Crowded`] when there are as many as `places` allows.

@@ -1,6 +1,7 @@
 //! [`Metadata`] in PostgreSQL, for several servers that share the work.
 //!
-//! The database's clock alone says whether a lease has run out: servers whose clocks differ agree. A
+//! No wall clock says whether a lease has run out: each server watches the others' beats by a clock that
+//! nobody can set ([`watch`]). The database's clock says only whether a batch's window has ended. A
 //! change locks the batch's row and compares the epoch, so that of two servers that both believe to
 //! have the lease only one can write.
 
@@ -11,12 +12,14 @@ mod results;
 mod rows;
 mod schema;
 mod users;
+mod watch;
 
 /// Statements that SQLite understands too.
 mod sql {
     statements!("kvtide_");
 }
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,6 +33,7 @@ use crate::batch::error::Failure;
 use crate::batch::store::Metadata;
 use crate::batch::tls::Trust;
 use rows::failed;
+use watch::Watch;
 
 /// Connections of one server. Each job needs one now and then, each HTTP request for a moment.
 const CONNECTIONS_MAX: usize = 8;
@@ -49,6 +53,7 @@ const NOW_MS: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 /// See the module's documentation.
 pub struct Postgres {
     pool: Pool,
+    watch: Mutex<Watch>,
 }
 
 impl Postgres {
@@ -95,7 +100,10 @@ impl Postgres {
             }))
             .build()
             .map_err(Failure::when(WHAT))?;
-        let postgres = Postgres { pool };
+        let postgres = Postgres {
+            pool,
+            watch: Mutex::default(),
+        };
         let mut connection = postgres.connection().await?;
         let transaction = connection.transaction().await.map_err(failed)?;
         schema::prepare(&transaction).await?;

@@ -4,6 +4,9 @@
 //! runs each piece of work in a savepoint of one transaction, commits (with fsync), and only then
 //! answers all of them. Under load a commit thus carries many writes; alone, a write waits for
 //! nobody. Reads have a connection of their own and see the last commit.
+//!
+//! Leases are kept in milliseconds since the database was opened, by a clock that nobody can set: no
+//! lease is older than the process. The wall clock says only whether a batch's window has ended.
 
 mod batches;
 mod files;
@@ -21,10 +24,12 @@ mod sql {
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use rusqlite::Connection;
 
+use crate::batch::clock::{self, Seconds};
 use crate::batch::error::Failure;
 use crate::batch::store::Metadata;
 use writer::Writer;
@@ -33,6 +38,16 @@ use writer::Writer;
 pub struct Sqlite {
     writer: Writer,
     reader: Arc<Mutex<Connection>>,
+    opened: Instant,
+}
+
+/// Now, by both clocks.
+#[derive(Clone, Copy, Debug)]
+struct Now {
+    /// Milliseconds since the database was opened; for leases.
+    steady_ms: i64,
+    /// For the ends of windows.
+    wall: Seconds,
 }
 
 impl Sqlite {
@@ -47,7 +62,16 @@ impl Sqlite {
         Ok(Sqlite {
             writer: Writer::start(writing)?,
             reader: Arc::new(Mutex::new(schema::connect(path)?)),
+            opened: Instant::now(),
         })
+    }
+
+    fn now(&self) -> Now {
+        let passed = self.opened.elapsed().as_millis();
+        Now {
+            steady_ms: i64::try_from(passed).unwrap_or(i64::MAX),
+            wall: clock::now(),
+        }
     }
 
     async fn read<T: Send + 'static>(

@@ -24,11 +24,12 @@ macro_rules! statements {
             "files WHERE id = $1 AND gone_at IS NULL"
         );
 
+        // One that is over, or being cancelled, is nobody's answer.
         pub(super) const SAME_BATCH: &str = concat!(
             "SELECT doc FROM ",
             $prefix,
             "batches WHERE tenant = $1 AND digest = $2 AND created_at >= $3
-             ORDER BY seq DESC LIMIT 1"
+             AND live AND due_at <> 0 ORDER BY seq DESC LIMIT 1"
         );
         pub(super) const INSERT_BATCH: &str = concat!(
             "INSERT INTO ",

@@ -1,4 +1,4 @@
-//! What an answer's body says that matters here: what was used, and whether a quota has ended.
+//! What an answer's body says that matters here: what was used, and whether it is an error.
 
 use std::fs::File;
 use std::io::{BufReader, Seek, SeekFrom};
@@ -19,8 +19,19 @@ const STRING_BYTES_MAX: usize = 1 << 10;
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) usage: Usage,
-    /// Whether the error says that no tokens are left to be bought.
-    pub(super) quota_ended: bool,
+    /// The error that it tells of instead of a result.
+    pub(super) fault: Option<Fault>,
+}
+
+/// An error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// No tokens are left to be bought.
+    QuotaEnded,
+    /// One with an HTTP status of its own, from 400 to 599.
+    Status(u16),
+    /// Any other.
+    Other,
 }
 
 /// The parts of a body that are read, whichever endpoint it is from. Whatever else is there, and
@@ -31,6 +42,11 @@ struct Root {
     usage: Lenient<Counts>,
     #[serde(default)]
     error: Lenient<Problem>,
+    /// The other form that errors have: {"object": "error", "message": …, "code": …}.
+    #[serde(default)]
+    object: Lenient<IsError>,
+    #[serde(default)]
+    code: Lenient<Code>,
 }
 
 #[derive(Default, Deserialize)]
@@ -63,18 +79,61 @@ struct Details {
     reasoning_tokens: Lenient<u64>,
 }
 
+/// `error`, be it an object with one of these or a text.
 #[derive(Default, Deserialize)]
 struct Problem {
     #[serde(default)]
-    code: Lenient<QuotaEnded>,
+    code: Lenient<Code>,
+    #[serde(default)]
+    message: Lenient<Said>,
+    #[serde(default, rename = "type")]
+    kind: Lenient<Said>,
 }
 
-/// Whether the code is that of a quota that has ended.
-struct QuotaEnded;
+/// What an error's code is.
+#[derive(Clone, Copy)]
+struct Code(Fault);
 
-impl Value for QuotaEnded {
-    fn text(code: &str) -> Option<QuotaEnded> {
-        (code == "insufficient_quota").then_some(QuotaEnded)
+/// Whether something is said.
+struct Said;
+
+/// Whether an object calls itself an error.
+struct IsError;
+
+impl Value for Code {
+    fn number(code: u64) -> Option<Code> {
+        Some(Code(match u16::try_from(code) {
+            Ok(status @ 400..=599) => Fault::Status(status),
+            _ => Fault::Other,
+        }))
+    }
+
+    fn text(code: &str) -> Option<Code> {
+        match code {
+            "" => None,
+            "insufficient_quota" => Some(Code(Fault::QuotaEnded)),
+            _ => Code::number(code.parse().unwrap_or(0)),
+        }
+    }
+}
+
+impl Value for Said {
+    fn text(text: &str) -> Option<Said> {
+        (!text.is_empty()).then_some(Said)
+    }
+}
+
+impl Value for IsError {
+    fn text(object: &str) -> Option<IsError> {
+        (object == "error").then_some(IsError)
+    }
+}
+
+impl Problem {
+    fn fault(&self) -> Option<Fault> {
+        let is_told = self.message.0.is_some() || self.kind.0.is_some();
+        let code = self.code.0.map(|code| code.0);
+        code.or(is_told.then_some(Fault::Other))
     }
 }
 
@@ -91,6 +150,13 @@ impl Value for Details {
 }
 
 impl Value for Problem {
+    fn text(message: &str) -> Option<Problem> {
+        Said::text(message).map(|said| Problem {
+            message: Lenient(Some(said)),
+            ..Problem::default()
+        })
+    }
+
     fn object<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Problem>, A::Error> {
         fields(map)
     }
@@ -102,6 +168,8 @@ impl Root {
         let input = counts.prompt_tokens.0.or(counts.input_tokens.0);
         let output = counts.completion_tokens.0.or(counts.output_tokens.0);
         let (input, output) = (input.unwrap_or(0), output.unwrap_or(0));
+        let code = self.code.0.map_or(Fault::Other, |code| code.0);
+        let fault = self.object.0.map(|IsError| code);
         let prompt = counts.prompt_tokens_details.0.unwrap_or_default();
         let prompt = prompt.or(counts.input_tokens_details.0);
         let completion = counts.completion_tokens_details.0.unwrap_or_default();
@@ -117,7 +185,7 @@ impl Root {
                     .0
                     .unwrap_or(input.saturating_add(output)),
             },
-            quota_ended: self.error.0.is_some_and(|error| error.code.0.is_some()),
+            fault: fault.or_else(|| self.error.0.and_then(|error| error.fault())),
         }
     }
 }
@@ -205,6 +273,9 @@ mod tests {
             b"[]",
             b"{}",
             b"{\"error\": 1, \"error\": 2}",
+            b"{\"error\": null, \"object\": \"response\", \"code\": 500}",
+            b"{\"error\": {}}",
+            b"{\"error\": \"\"}",
             b"{\"usage\": null}",
             b"{\"usage\": {\"prompt_tokens\": -1.5}}",
             b"\"text\"",
@@ -212,7 +283,7 @@ mod tests {
             for seen in [look(odd), look_at_file(&file(odd))] {
                 let seen = seen.unwrap();
                 assert_eq!(seen.usage, Usage::default());
-                assert!(!seen.quota_ended);
+                assert_eq!(seen.fault, None);
             }
         }
         for broken in [
@@ -231,9 +302,35 @@ mod tests {
     #[test]
     fn a_quota_that_has_ended_is_told_from_one_that_comes_back() {
         let ended = br#"{"error": {"code": "insufficient_quota"}}"#;
-        assert!(look(ended).unwrap().quota_ended);
+        assert_eq!(look(ended).unwrap().fault, Some(Fault::QuotaEnded));
         let slow = br#"{"error": {"code": "rate_limit_exceeded"}}"#;
-        assert!(!look(slow).unwrap().quota_ended);
+        assert_eq!(look(slow).unwrap().fault, Some(Fault::Other));
+    }
+
+    #[test]
+    fn an_error_is_recognised_in_all_its_forms() {
+        for (body, fault) in [
+            (
+                r#"{"error": {"message": "m", "type": "t", "code": null}}"#,
+                Fault::Other,
+            ),
+            (
+                r#"{"error": {"message": "m", "code": 400}}"#,
+                Fault::Status(400),
+            ),
+            (r#"{"error": {"code": "429"}}"#, Fault::Status(429)),
+            (r#"{"error": {"type": "t", "code": 7}}"#, Fault::Other),
+            (r#"{"error": "out of memory"}"#, Fault::Other),
+            (
+                r#"{"object": "error", "message": "m", "code": 503}"#,
+                Fault::Status(503),
+            ),
+            (r#"{"object": "error", "message": "m"}"#, Fault::Other),
+        ] {
+            assert_eq!(look(body.as_bytes()).unwrap().fault, Some(fault), "{body}");
+            let seen = look_at_file(&file(body.as_bytes())).unwrap();
+            assert_eq!(seen.fault, Some(fault), "{body}");
+        }
     }
 
     #[test]
@@ -248,7 +345,7 @@ mod tests {
         ] {
             let seen = look_at_file(&file(body.as_bytes())).unwrap();
             assert_eq!(seen.usage.output_tokens, 7);
-            assert!(!seen.quota_ended);
+            assert_ne!(seen.fault, Some(Fault::QuotaEnded));
         }
     }
 

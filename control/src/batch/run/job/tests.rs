@@ -6,6 +6,7 @@ use super::*;
 use crate::batch::blobs::{Local, Piece};
 use crate::batch::endpoint::Endpoint;
 use crate::batch::run::pace::{PaceOptions, Paces};
+use crate::batch::run::remembered::Remembered;
 use crate::batch::run::retry::RetryPolicy;
 use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::Upstream;
@@ -78,6 +79,7 @@ async fn world() -> World {
         initial: 1,
         most: 1,
         latency_tolerance: 2.0,
+        refused_for: Duration::ZERO,
     };
     let trust = Trust::open(None).unwrap();
     let traffic = Traffic {
@@ -86,6 +88,7 @@ async fn world() -> World {
         blobs: Arc::clone(&blobs),
         paces: Paces::new(pace, 1024),
         storage: Storage::default(),
+        remembered: Remembered::default(),
         memory: Arc::new(Semaphore::new(1024)),
         retry: RetryPolicy {
             attempts_max: 1,
@@ -102,6 +105,7 @@ async fn world() -> World {
         options: JobOptions {
             requests_at_once: 1,
             mixed_models: false,
+            line_order: LineOrder::Answers,
             cancel_grace: Duration::ZERO,
             drain: Duration::ZERO,
         },

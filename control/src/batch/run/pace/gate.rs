@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
 /// See the module's documentation.
@@ -12,6 +12,7 @@ pub(super) struct Gate {
     most: usize,
     permits: Arc<Semaphore>,
     state: Mutex<State>,
+    opened: Notify,
 }
 
 #[derive(Debug)]
@@ -21,8 +22,8 @@ struct State {
     owed: usize,
     /// Successes since the limit last grew.
     successes: usize,
-    /// Until something first goes wrong, growth is exponential.
-    doubling: bool,
+    /// Below this, where nothing has gone wrong yet, growth is exponential.
+    threshold: usize,
     /// The limit is cut once for all that was under way when the trouble began.
     cut_at: Option<Instant>,
     closed_until: Option<Instant>,
@@ -45,10 +46,11 @@ impl Gate {
                 limit,
                 owed: 0,
                 successes: 0,
-                doubling: true,
+                threshold: usize::MAX,
                 cut_at: None,
                 closed_until: None,
             }),
+            opened: Notify::new(),
         }
     }
 
@@ -60,10 +62,16 @@ impl Gate {
             gate: Arc::clone(self),
             permit,
         };
-        while let Some(until) = self.closed_until() {
-            sleep_until(until).await;
+        loop {
+            let opened = self.opened.notified();
+            let Some(until) = self.closed_until() else {
+                return pass;
+            };
+            tokio::select! {
+                () = sleep_until(until) => {}
+                () = opened => {}
+            }
         }
-        pass
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -83,12 +91,22 @@ impl Gate {
         state.closed_until = state.closed_until.max(Some(until));
     }
 
-    /// Something went well: the limit doubles with every window of these, and once something has gone
-    /// wrong grows by one a window.
+    /// Lets through again.
+    pub(super) fn open(&self) {
+        self.lock().closed_until = None;
+        self.opened.notify_waiters();
+    }
+
+    /// Something went well: the limit doubles with every window of these, and where something has gone
+    /// wrong before grows by one a window.
     pub(super) fn grow(&self) {
         let mut state = self.lock();
         state.successes += 1;
-        let step = if state.doubling { 1 } else { state.limit };
+        let step = if state.limit < state.threshold {
+            1
+        } else {
+            state.limit
+        };
         if state.successes >= step && state.limit < self.most {
             let limit = state.limit + 1;
             self.set(&mut state, limit);
@@ -97,17 +115,17 @@ impl Gate {
 
     /// There is not much room left: no more doubling.
     pub(super) fn calm(&self) {
-        self.lock().doubling = false;
+        self.lock().threshold = 0;
     }
 
     /// Cuts the limit to `share` of it, unless it was cut since `began`, when this was let through.
-    pub(super) fn cut(&self, began: Instant, share: f64) {
+    /// Whether it was cut.
+    pub(super) fn cut(&self, began: Instant, share: f64) -> bool {
         let mut state = self.lock();
         if state.cut_at.is_some_and(|at| at >= began) {
-            return;
+            return false;
         }
         state.cut_at = Some(Instant::now());
-        state.doubling = false;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -115,10 +133,12 @@ impl Gate {
             reason = "a share of a small count"
         )]
         let limit = ((state.limit as f64 * share) as usize).max(1);
+        state.threshold = limit;
         self.set(&mut state, limit);
+        true
     }
 
-    /// Sets the limit, for a measurement.
+    /// Sets the limit, for a measurement or a search.
     pub(super) fn set_limit(&self, limit: usize) {
         self.set(&mut self.lock(), limit.clamp(1, self.most.max(1)));
     }
@@ -171,7 +191,7 @@ mod tests {
             let began = Instant::now();
             tokio::time::advance(Duration::from_secs(1)).await;
             match round % 7 {
-                6 => gate.cut(began, 0.5),
+                6 => drop(gate.cut(began, 0.5)),
                 3 => gate.set_limit(1),
                 _ => passes.iter().for_each(|_| gate.grow()),
             }

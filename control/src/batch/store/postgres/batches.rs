@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use deadpool_postgres::Transaction;
 
 use super::rows::{Values, column, document, execute, failed, first, one_at_a_time, only, within};
-use super::{NOW_MS, Postgres, sql};
+use super::{Postgres, sql};
 use crate::batch::clock::Seconds;
 use crate::batch::error::Failure;
 use crate::batch::state::{Batch, Change};
@@ -120,12 +120,10 @@ impl Batches for Postgres {
     }
 
     async fn queue(&self) -> Result<Queue, Failure> {
-        let sql = format!(
-            "SELECT count(*), count(*) FILTER (WHERE lease_until <= {NOW_MS}),
-             min(created_at) FILTER (WHERE lease_until <= {NOW_MS})
-             FROM kvtide_batches WHERE live"
-        );
-        let rows = self.rows(&sql, &[]).await?;
+        let sql = "SELECT count(*), count(*) FILTER (WHERE lease_server IS NULL),
+             min(created_at) FILTER (WHERE lease_server IS NULL)
+             FROM kvtide_batches WHERE live";
+        let rows = self.rows(sql, &[]).await?;
         let Some(row) = rows.first() else {
             return Ok(Queue::default());
         };

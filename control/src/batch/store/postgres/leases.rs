@@ -1,9 +1,13 @@
 //! [`Leases`].
 
+use std::sync::PoisonError;
+use std::time::Instant;
+
 use async_trait::async_trait;
 use deadpool_postgres::Transaction;
 
 use super::rows::{Values, column, document, execute, failed, first, within};
+use super::watch::Leased;
 use super::{NOW_MS, Postgres, batches, files, sql};
 use crate::batch::clock;
 use crate::batch::error::Failure;
@@ -39,6 +43,33 @@ async fn insert_part(
     .await
 }
 
+impl Postgres {
+    /// The leases that have run out: their batches' numbers, and their beats, with which alone they are
+    /// taken.
+    async fn run_out(&self) -> Result<(Vec<i64>, Vec<i64>), Failure> {
+        let sql = "SELECT seq, lease_beat, lease_ms FROM kvtide_batches
+             WHERE live AND lease_ms > 0";
+        let rows = self.rows(sql, &[]).await?;
+        let now = Instant::now();
+        let leased: Vec<Leased> = rows
+            .iter()
+            .map(|row| {
+                Ok(Leased {
+                    seq: column(row, 0)?,
+                    beat: column(row, 1)?,
+                    lease_ms: column(row, 2)?,
+                })
+            })
+            .collect::<Result<_, Failure>>()?;
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let run_out = watch.look(&leased, now);
+        Ok(run_out
+            .into_iter()
+            .map(|lease| (lease.seq, lease.beat))
+            .unzip())
+    }
+}
+
 #[async_trait]
 impl Leases for Postgres {
     async fn acquire(
@@ -51,10 +82,11 @@ impl Leases for Postgres {
     ) -> Result<Vec<(Batch, Fence)>, Failure> {
         let sql = format!(
             "WITH busy AS MATERIALIZED (
-                 SELECT tenant, model FROM kvtide_batches WHERE live AND lease_until > {NOW_MS}),
+                 SELECT tenant, model FROM kvtide_batches WHERE live AND lease_server IS NOT NULL),
              chosen AS MATERIALIZED (
                  SELECT mine.seq FROM kvtide_batches AS mine
-                 WHERE mine.live AND mine.lease_until <= {NOW_MS} AND CASE WHEN $5
+                 WHERE mine.live AND (mine.lease_ms = 0 OR (mine.seq, mine.lease_beat) IN (
+                     SELECT * FROM unnest($7::bigint[], $8::bigint[]))) AND CASE WHEN $5
                      THEN mine.due_at * 1000 <= {NOW_MS}
                      ELSE mine.due_at * 1000 > {NOW_MS} AND mine.validated = $3 END
                  ORDER BY
@@ -63,19 +95,17 @@ impl Leases for Postgres {
                      (SELECT count(*) FROM busy WHERE busy.model IS NOT DISTINCT FROM mine.model),
                      mine.seq
                  LIMIT $4 FOR UPDATE OF mine SKIP LOCKED)
-             UPDATE kvtide_batches SET lease_server = $1, lease_until = {NOW_MS} + $2,
-                 lease_epoch = lease_epoch + 1
+             UPDATE kvtide_batches SET lease_server = $1, lease_ms = $2,
+                 lease_beat = lease_beat + 1, lease_epoch = lease_epoch + 1
              WHERE seq IN (SELECT seq FROM chosen)
              RETURNING doc, lease_epoch"
         );
         let (run, end) = (stage == Stage::Run, stage == Stage::End);
         let last: Vec<String> = last.iter().map(Share::key).collect();
-        let rows = self
-            .rows(
-                &sql,
-                &[&server, &lease_ms, &run, &i64::from(limit), &end, &last],
-            )
-            .await?;
+        let (seqs, beats) = self.run_out().await?;
+        let limit = i64::from(limit);
+        let values: Values<'_> = &[&server, &lease_ms, &run, &limit, &end, &last, &seqs, &beats];
+        let rows = self.rows(&sql, values).await?;
         rows.iter()
             .map(|row| leased(&column::<String>(row, 0)?, column(row, 1)?))
             .collect()
@@ -84,7 +114,7 @@ impl Leases for Postgres {
     async fn waiting(&self, limit: u32) -> Result<Vec<Share>, Failure> {
         let sql = format!(
             "SELECT tenant, model FROM kvtide_batches
-             WHERE live AND validated AND lease_until <= {NOW_MS} AND due_at * 1000 > {NOW_MS}
+             WHERE live AND validated AND lease_server IS NULL AND due_at * 1000 > {NOW_MS}
              GROUP BY tenant, model ORDER BY min(seq) LIMIT $1"
         );
         let rows = self.rows(&sql, &[&i64::from(limit)]).await?;
@@ -99,23 +129,19 @@ impl Leases for Postgres {
     }
 
     async fn renew(&self, fence: &Fence, lease_ms: i64) -> Result<Batch, Failure> {
-        let sql = format!(
-            "UPDATE kvtide_batches SET lease_until = {NOW_MS} + $1
-             WHERE id = $2 AND lease_epoch = $3 RETURNING doc"
-        );
+        let sql = "UPDATE kvtide_batches SET lease_ms = $1, lease_beat = lease_beat + 1
+             WHERE id = $2 AND lease_epoch = $3 RETURNING doc";
         let renewed = self
-            .one(&sql, &[&lease_ms, &fence.batch, &fence.epoch])
+            .one(sql, &[&lease_ms, &fence.batch, &fence.epoch])
             .await?;
         renewed.ok_or_else(|| fenced_off(fence))
     }
 
     async fn release(&self, fence: &Fence, pause_ms: i64) -> Result<(), Failure> {
-        let sql = format!(
-            "UPDATE kvtide_batches SET lease_until = {NOW_MS} + $1, lease_server = NULL,
-                 lease_epoch = lease_epoch + 1
-             WHERE id = $2 AND lease_epoch = $3"
-        );
-        self.execute(&sql, &[&pause_ms, &fence.batch, &fence.epoch])
+        let sql = "UPDATE kvtide_batches SET lease_ms = $1, lease_server = NULL,
+                 lease_beat = lease_beat + 1, lease_epoch = lease_epoch + 1
+             WHERE id = $2 AND lease_epoch = $3";
+        self.execute(sql, &[&pause_ms, &fence.batch, &fence.epoch])
             .await
             .map(drop)
     }

@@ -5,7 +5,7 @@ use deadpool_postgres::Transaction;
 use crate::batch::error::Failure;
 
 /// Version of the tables, kept in `kvtide_batch_schema`.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 const SCHEMA: &str = "
 CREATE TABLE kvtide_files (
     seq bigserial PRIMARY KEY,
@@ -40,7 +40,8 @@ CREATE TABLE kvtide_batches (
     has_parts boolean NOT NULL DEFAULT false,
     lease_epoch bigint NOT NULL DEFAULT 0,
     lease_server text,
-    lease_until bigint NOT NULL DEFAULT 0,
+    lease_beat bigint NOT NULL DEFAULT 0,
+    lease_ms bigint NOT NULL DEFAULT 0,
     doc text NOT NULL
 );
 CREATE INDEX kvtide_batches_of_tenant ON kvtide_batches (tenant, seq);
@@ -64,7 +65,7 @@ CREATE TABLE kvtide_users (
 ";
 
 /// What makes version 2 of version 1.
-const UPGRADE: &str = "
+const UPGRADE_1: &str = "
 ALTER TABLE kvtide_files ADD COLUMN gone_at bigint;
 DROP INDEX kvtide_files_deleted;
 CREATE INDEX kvtide_files_deleted ON kvtide_files (id) WHERE deleted AND gone_at IS NULL;
@@ -79,10 +80,19 @@ UPDATE kvtide_batches SET model = doc::json->>'model', due_at =
     CASE doc::json->>'status' WHEN 'cancelling' THEN 0 ELSE (doc::json->>'expires_at')::bigint END;
 UPDATE kvtide_batch_schema SET version = 2;
 ";
+/// What makes version 3 of version 2. Whoever has a lease keeps it only until another takes the batch.
+const UPGRADE_2: &str = "
+ALTER TABLE kvtide_batches ADD COLUMN lease_beat bigint NOT NULL DEFAULT 0;
+ALTER TABLE kvtide_batches ADD COLUMN lease_ms bigint NOT NULL DEFAULT 0;
+ALTER TABLE kvtide_batches DROP COLUMN lease_until;
+UPDATE kvtide_batches SET lease_server = NULL WHERE live;
+UPDATE kvtide_batch_schema SET version = 3;
+";
+
+const WHAT: &str = "preparing the database";
 
 /// Makes the tables, unless they are there. Of several servers that start together, one does it.
 pub(super) async fn prepare(transaction: &Transaction<'_>) -> Result<(), Failure> {
-    const WHAT: &str = "preparing the database";
     transaction
         .batch_execute(
             "SET LOCAL statement_timeout = 0;
@@ -105,19 +115,23 @@ pub(super) async fn prepare(transaction: &Transaction<'_>) -> Result<(), Failure
         return Ok(());
     };
     let version: i64 = row.try_get(0).map_err(Failure::when(WHAT))?;
-    match version {
-        1 => {
-            return transaction
-                .batch_execute(UPGRADE)
-                .await
-                .map_err(Failure::when(WHAT));
-        }
-        VERSION => return Ok(()),
-        _ => {}
+    let upgrades: &[&str] = match version {
+        1 => &[UPGRADE_1, UPGRADE_2],
+        2 => &[UPGRADE_2],
+        VERSION => &[],
+        _ => return Err(too_late(version)),
+    };
+    for upgrade in upgrades {
+        let upgraded = transaction.batch_execute(upgrade).await;
+        upgraded.map_err(Failure::when(WHAT))?;
     }
+    Ok(())
+}
+
+fn too_late(version: i64) -> Failure {
     let message = format!(
         "the tables have version {version} and this program knows {VERSION}: run the program that \
          wrote them"
     );
-    Err(Failure::internal(WHAT, message))
+    Failure::internal(WHAT, message)
 }

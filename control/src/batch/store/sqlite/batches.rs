@@ -5,7 +5,7 @@ use rusqlite::Connection;
 
 use super::rows::{Values, execute, one, only, page};
 use super::{Sqlite, sql};
-use crate::batch::clock::{self, Seconds};
+use crate::batch::clock::Seconds;
 use crate::batch::error::Failure;
 use crate::batch::state::{Batch, Change};
 use crate::batch::store::batches::Columns;
@@ -107,8 +107,9 @@ impl Batches for Sqlite {
     async fn queue(&self) -> Result<Queue, Failure> {
         let sql = "SELECT count(*), count(*) FILTER (WHERE lease_until <= ?1),
              min(created_at) FILTER (WHERE lease_until <= ?1) FROM batches WHERE live = 1";
-        self.read(|db| {
-            only(db, sql, &[&clock::now_ms()], |row| {
+        let now = self.now();
+        self.read(move |db| {
+            only(db, sql, &[&now.steady_ms], |row| {
                 Ok(Queue::of(row.get(0)?, row.get(1)?, row.get(2)?))
             })
         })

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 
 use super::rows::{Values, execute, exists, many, one};
-use super::{Sqlite, batches, files, sql};
+use super::{Now, Sqlite, batches, files, sql};
 use crate::batch::clock;
 use crate::batch::error::Failure;
 use crate::batch::file::File;
@@ -12,15 +12,15 @@ use crate::batch::state::{Batch, Change};
 use crate::batch::store::values::{fenced_off, integer, leased, stored};
 use crate::batch::store::{Fence, Leases, Part, Share, Stage};
 
-fn acquire(
+pub(super) fn acquire(
     db: &Connection,
     server: &str,
     stage: Stage,
     last: &[Share],
     lease_ms: i64,
     limit: u32,
+    now: Now,
 ) -> Result<Vec<(Batch, Fence)>, Failure> {
-    let now_ms = clock::now_ms();
     let last: Vec<String> = last.iter().map(Share::key).collect();
     let rows = many(
         db,
@@ -30,8 +30,8 @@ fn acquire(
          WHERE seq IN (
              SELECT mine.seq FROM batches AS mine
              WHERE mine.live = 1 AND mine.lease_until <= ?3 AND CASE WHEN ?5
-                 THEN mine.due_at * 1000 <= ?3
-                 ELSE mine.due_at * 1000 > ?3 AND mine.validated = ?6 END
+                 THEN mine.due_at <= ?8
+                 ELSE mine.due_at > ?8 AND mine.validated = ?6 END
              ORDER BY
                  mine.tenant || char(10) || coalesce(mine.model, '')
                      IN (SELECT value FROM json_each(?7)),
@@ -42,12 +42,13 @@ fn acquire(
          RETURNING doc, lease_epoch",
         &[
             &server,
-            &now_ms.saturating_add(lease_ms),
-            &now_ms,
+            &now.steady_ms.saturating_add(lease_ms),
+            &now.steady_ms,
             &limit,
             &(stage == Stage::End),
             &(stage == Stage::Run),
             &stored(&last)?,
+            &integer(now.wall),
         ],
         |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)),
     )?;
@@ -66,23 +67,23 @@ fn fenced(db: &Connection, fence: &Fence) -> Result<Batch, Failure> {
     .ok_or_else(|| fenced_off(fence))
 }
 
-fn renew(db: &Connection, fence: &Fence, lease_ms: i64) -> Result<Batch, Failure> {
+fn renew(db: &Connection, fence: &Fence, lease_ms: i64, now: Now) -> Result<Batch, Failure> {
     let batch = fenced(db, fence)?;
     execute(
         db,
         "UPDATE batches SET lease_until = ? WHERE id = ?",
-        &[&clock::now_ms().saturating_add(lease_ms), &fence.batch],
+        &[&now.steady_ms.saturating_add(lease_ms), &fence.batch],
     )?;
     Ok(batch)
 }
 
-fn release(db: &Connection, fence: &Fence, pause_ms: i64) -> Result<(), Failure> {
+fn release(db: &Connection, fence: &Fence, pause_ms: i64, now: Now) -> Result<(), Failure> {
     execute(
         db,
         "UPDATE batches SET lease_until = ?, lease_server = NULL, lease_epoch = lease_epoch + 1
          WHERE id = ? AND lease_epoch = ?",
         &[
-            &clock::now_ms().saturating_add(pause_ms),
+            &now.steady_ms.saturating_add(pause_ms),
             &fence.batch,
             &fence.epoch,
         ],
@@ -142,17 +143,19 @@ impl Leases for Sqlite {
         lease_ms: i64,
         limit: u32,
     ) -> Result<Vec<(Batch, Fence)>, Failure> {
-        let (server, last) = (server.to_owned(), last.to_vec());
-        self.write(move |db| acquire(db, &server, stage, &last, lease_ms, limit))
+        let (server, last, now) = (server.to_owned(), last.to_vec(), self.now());
+        self.write(move |db| acquire(db, &server, stage, &last, lease_ms, limit, now))
             .await
     }
 
     async fn waiting(&self, limit: u32) -> Result<Vec<Share>, Failure> {
         let sql = "SELECT tenant, model FROM batches
-             WHERE live = 1 AND validated = 1 AND lease_until <= ?1 AND due_at * 1000 > ?1
-             GROUP BY tenant, model ORDER BY min(seq) LIMIT ?2";
+             WHERE live = 1 AND validated = 1 AND lease_until <= ?1 AND due_at > ?2
+             GROUP BY tenant, model ORDER BY min(seq) LIMIT ?3";
+        let now = self.now();
         self.read(move |db| {
-            many(db, sql, &[&clock::now_ms(), &limit], |row| {
+            let values: Values<'_> = &[&now.steady_ms, &integer(now.wall), &limit];
+            many(db, sql, values, |row| {
                 Ok(Share {
                     tenant: row.get(0)?,
                     model: row.get(1)?,
@@ -163,13 +166,14 @@ impl Leases for Sqlite {
     }
 
     async fn renew(&self, fence: &Fence, lease_ms: i64) -> Result<Batch, Failure> {
-        let fence = fence.clone();
-        self.write(move |db| renew(db, &fence, lease_ms)).await
+        let (fence, now) = (fence.clone(), self.now());
+        self.write(move |db| renew(db, &fence, lease_ms, now)).await
     }
 
     async fn release(&self, fence: &Fence, pause_ms: i64) -> Result<(), Failure> {
-        let fence = fence.clone();
-        self.write(move |db| release(db, &fence, pause_ms)).await
+        let (fence, now) = (fence.clone(), self.now());
+        self.write(move |db| release(db, &fence, pause_ms, now))
+            .await
     }
 
     async fn change(

@@ -193,6 +193,29 @@ async fn writes_that_come_together_are_all_answered_and_all_there() {
     }
 }
 
+#[tokio::test]
+async fn leases_survive_a_wall_clock_that_is_set() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = Sqlite::open(&directory.path().join("db")).unwrap();
+    // One that was given back, and one that is held.
+    add_validated(&db, "batch_1", "a", "m").await;
+    add_validated(&db, "batch_2", "a", "m").await;
+    let acquire = async |wall| {
+        let now = Now { wall, ..db.now() };
+        let taken = db
+            .write(move |db| leases::acquire(db, "server", Stage::Run, &[], LEASE_MS, 1, now))
+            .await;
+        taken.unwrap().pop().map(|(batch, _)| batch.id)
+    };
+    let back = clock::now() - 3600;
+    let on = clock::now() + 3600;
+    assert_eq!(acquire(back).await.as_deref(), Some("batch_1"));
+    assert_eq!(acquire(on).await.as_deref(), Some("batch_2"));
+    for wall in [back, on] {
+        assert_eq!(acquire(wall).await, None, "they are held");
+    }
+}
+
 fn part_of(tenant: &str, model: &str) -> Share {
     Share {
         tenant: tenant.into(),
@@ -271,6 +294,29 @@ async fn a_tenant_cannot_take_all_places_and_a_repeated_create_needs_none() {
     assert_eq!(add("batch_3", "a", true).await.unwrap().id, "batch_2");
     add("batch_4", "b", false).await.unwrap();
     assert!(crowded(add("batch_5", "c", false).await), "none is left");
+}
+
+#[tokio::test]
+async fn a_create_is_no_repetition_of_one_whose_batch_is_over_or_being_cancelled() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = Sqlite::open(&directory.path().join("db")).unwrap();
+    let again = Create {
+        digest: "d".into(),
+        is_retry: true,
+    };
+    let add = async |id: &str| {
+        let added = db.add_batch(batch(id, "a"), again.clone(), PLACES).await;
+        added.unwrap().id
+    };
+    assert_eq!(add("batch_1").await, "batch_1");
+    assert_eq!(add("batch_2").await, "batch_1");
+    db.cancel("a", "batch_1", clock::now()).await.unwrap();
+    assert_eq!(add("batch_3").await, "batch_3", "it is being cancelled");
+    let fence = take(&db, Stage::Validate).await.pop().unwrap();
+    let errors = Vec::new();
+    let change = Change::Reject { errors };
+    db.change(&fence, change, vec![], vec![]).await.unwrap();
+    assert_eq!(add("batch_4").await, "batch_4", "it has failed");
 }
 
 #[tokio::test]

@@ -1,0 +1,95 @@
+//! Creates of batches that this server has refused, or that have failed. A client that sends such a
+//! create again has made nothing by it, whatever else of the same content there is; only where the
+//! failure was that of the database may the batch be there all the same, under the id that it would
+//! have had.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::batch::store::RETRY_WINDOW_S;
+
+/// Refused creates that are remembered for each tenant. A client has a few under way; what is forgotten
+/// is taken for the repetition of an earlier create, as long as that one is not over.
+const REMEMBERED_MAX: usize = 64;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct Refusals(Mutex<HashMap<String, VecDeque<Refusal>>>);
+
+#[derive(Debug)]
+struct Refusal {
+    digest: String,
+    /// The id that the batch would have had.
+    batch: String,
+    at: Instant,
+}
+
+impl Refusals {
+    /// A create that asks for this was not carried out.
+    pub(super) fn note(&self, tenant: &str, digest: &str, batch: &str) {
+        self.forget(tenant, digest);
+        let mut tenants = self.lock();
+        let refusals = tenants.entry(tenant.to_owned()).or_default();
+        if refusals.len() >= REMEMBERED_MAX {
+            refusals.pop_front();
+        }
+        refusals.push_back(Refusal {
+            digest: digest.to_owned(),
+            batch: batch.to_owned(),
+            at: Instant::now(),
+        });
+    }
+
+    /// The id that the batch would have had, if the last create that asked for this was not carried out.
+    pub(super) fn of(&self, tenant: &str, digest: &str) -> Option<String> {
+        let tenants = self.lock();
+        let mut refusals = tenants.get(tenant)?.iter();
+        let refusal = refusals.find(|refusal| refusal.digest == digest)?;
+        Some(refusal.batch.clone())
+    }
+
+    /// One was carried out; and what is older than any repetition is not needed any more.
+    pub(super) fn forget(&self, tenant: &str, digest: &str) {
+        let window = Duration::from_secs(RETRY_WINDOW_S);
+        let mut tenants = self.lock();
+        for refusals in tenants.values_mut() {
+            refusals.retain(|refusal| refusal.at.elapsed() <= window);
+        }
+        if let Some(refusals) = tenants.get_mut(tenant) {
+            refusals.retain(|refusal| refusal.digest != digest);
+        }
+        tenants.retain(|_, refusals| !refusals.is_empty());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Refusal>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_refusals_of_each_tenant_are_remembered() {
+        let refusals = Refusals::default();
+        refusals.note("a", "same", "batch_1");
+        refusals.note("a", "same", "batch_2");
+        assert_eq!(refusals.of("a", "same").as_deref(), Some("batch_2"));
+        assert_eq!(refusals.of("b", "same"), None);
+        for n in 0..REMEMBERED_MAX {
+            refusals.note("b", &n.to_string(), "batch_3");
+        }
+        assert!(
+            refusals.of("a", "same").is_some(),
+            "another's are no matter"
+        );
+        refusals.note("b", "one more", "batch_3");
+        assert_eq!(refusals.of("b", "0"), None);
+        assert!(refusals.of("b", "1").is_some());
+        refusals.forget("a", "same");
+        assert_eq!(refusals.of("a", "same"), None);
+        assert_eq!(refusals.lock().len(), 1);
+    }
+}
