@@ -104,7 +104,11 @@ def test_the_quick_start_works_as_written(shared: Server, tmp_path: Path) -> Non
     requests = re.findall(r"```json\n(.*?)```", start, re.DOTALL)[0]
     program = re.findall(r"```python\n(.*?)```", start, re.DOTALL)[0]
     (tmp_path / "requests.jsonl").write_text(requests)
-    ids = [json.loads(text)["custom_id"] for text in quick_start(program, shared, tmp_path).split("\n") if text]
+    ids = [
+        json.loads(text)["custom_id"]
+        for text in quick_start(program, shared, tmp_path).split("\n")
+        if text
+    ]
     assert sorted(ids) == ["req-1", "req-2"]
 
 
@@ -205,8 +209,10 @@ def test_a_server_listens_where_a_name_says(tmp_path: Path, upstream: Mock) -> N
 def options_of_help() -> dict[str, str]:
     """Every option of the server, and the variable that its help names."""
     done = subprocess.run([CONTROL, "batch", "--help"], capture_output=True, text=True, check=True)
-    found = re.findall(r"^\s+(?:-\w, )?--([\w-]+)(.*?)(?=^\s+(?:-\w, )?--|\Z)", done.stdout, re.M | re.S)
-    variables = {name: re.search(r"\[env: (\w+)=", text) for name, text in found}
+    found = re.findall(
+        r"^\s+(?:-\w, )?--([\w-]+)(.*?)(?=^\s+(?:-\w, )?--|\Z)", done.stdout, re.M | re.S
+    )
+    variables = {name: re.search(r"\[env: (\w+)", text) for name, text in found}
     return {name: variable[1] if variable else "" for name, variable in variables.items()}
 
 

@@ -156,7 +156,7 @@ def test_a_file_s_content_says_what_it_is(client: OpenAI, shared: Server) -> Non
     assert 'filename="my in.jsonl"' in answer.headers["content-disposition"]
     assert answer.headers["etag"] == f'"{file.id}"'
     assert parsedate_to_datetime(answer.headers["last-modified"]).timestamp() == file.created_at
-    strange = client.files.create(file=("é\"\\.txt", b"{}", "text/html"), purpose="user_data")
+    strange = client.files.create(file=('é"\\.txt', b"{}", "text/html"), purpose="user_data")
     answer = httpx.get(f"{shared.url}/v1/files/{strange.id}/content")
     assert answer.headers["content-type"] == "text/html"
     assert answer.headers["x-content-type-options"] == "nosniff"

@@ -20,6 +20,8 @@ use crate::batch::tls::Trust;
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// How long a server may send nothing. After an upload it may have to pass the file on.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How long the answer to a question may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 /// A server.
 pub(super) struct Api {
@@ -82,18 +84,19 @@ impl Api {
         if !metadata.is_empty() {
             order["metadata"] = Value::Object(metadata);
         }
-        self.json(self.client.post(self.url("/batches")).json(&order))
-            .await
+        let request = self.client.post(self.url("/batches")).json(&order);
+        self.json(request.timeout(ANSWER_WITHIN)).await
     }
 
     pub(super) async fn batch(&self, id: &str) -> Result<Value, ClientError> {
-        self.json(self.client.get(self.url(&format!("/batches/{id}"))))
-            .await
+        let request = self.client.get(self.url(&format!("/batches/{id}")));
+        self.json(request.timeout(ANSWER_WITHIN)).await
     }
 
     pub(super) async fn cancel(&self, id: &str) -> Result<Value, ClientError> {
         let url = self.url(&format!("/batches/{id}/cancel"));
-        self.json(self.client.post(url)).await
+        let request = self.client.post(url).timeout(ANSWER_WITHIN);
+        self.json(request).await
     }
 
     /// Downloads into a file beside `path`, which takes its place when complete.

@@ -7,7 +7,7 @@ mod input;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -18,8 +18,8 @@ use input::Input;
 
 /// How often a batch is looked at while it is watched.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often that may fail in a row: a server that restarts is back by then.
-const LOOKS_FAILED_MAX: u32 = 60;
+/// How long that may fail: a server that restarts is back by then.
+const LOST: Duration = Duration::from_secs(60);
 /// Exit status of a command whose batch did not complete.
 const NOT_COMPLETED: u8 = 2;
 
@@ -214,12 +214,12 @@ async fn follow(api: &Api, id: &str) -> Done {
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style.progress_chars("=> "));
     }
-    let mut failed = 0;
+    let mut seen = Instant::now();
     let mut told = String::new();
     let batch = loop {
         match api.batch(id).await {
             Ok(batch) => {
-                failed = 0;
+                seen = Instant::now();
                 let status = text(&batch["status"]).to_owned();
                 let count = |name: &str| batch["request_counts"][name].as_u64().unwrap_or(0);
                 bar.set_length(count("total"));
@@ -235,8 +235,7 @@ async fn follow(api: &Api, id: &str) -> Done {
                 }
             }
             Err(error @ (ClientError::Unreachable { .. } | ClientError::Silent { .. })) => {
-                failed += 1;
-                if failed >= LOOKS_FAILED_MAX {
+                if seen.elapsed() >= LOST {
                     return Err(error);
                 }
             }

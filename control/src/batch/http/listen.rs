@@ -55,8 +55,9 @@ pub async fn listen(
     let connections = Connections::new(connections_max);
     loop {
         let taking = async {
+            let taken = listener.accept().await;
             connections.room().await;
-            listener.accept().await
+            taken
         };
         let taken = tokio::select! {
             () = closing.cancelled() => break,
