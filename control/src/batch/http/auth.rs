@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::body::HttpBody;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::Next;
@@ -124,12 +125,15 @@ pub(super) async fn frame(State(app): State<Arc<App>>, request: Request, next: N
         .get::<MatchedPath>()
         .map_or("", MatchedPath::as_str)
         .to_owned();
+    let has_body = !request.body().is_end_stream();
     let mut response = match app.access.check_origin(request.headers(), request.uri()) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
-    if app.leaving.is_cancelled() {
-        // Whoever calls next should ask another server, over a connection of its own.
+    // A body that is not read, as it was not wanted, ends its connection.
+    let is_unread = has_body && (method != "POST" || !response.status().is_success());
+    // Whoever calls next should ask another server, over a connection of its own.
+    if is_unread || app.leaving.is_cancelled() {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -136,6 +137,10 @@ impl Upstream {
         let parsed: Uri = base.parse().map_err(|error| wrong(format!("{error}")))?;
         if !matches!(parsed.scheme_str(), Some("http" | "https")) || parsed.host().is_none() {
             return Err(wrong("it needs http:// or https:// and a host".to_owned()));
+        }
+        if parsed.port_u16().is_none() && parsed.authority().map(Authority::as_str) != parsed.host()
+        {
+            return Err(wrong("its port is no number".to_owned()));
         }
         if parsed.query().is_some() {
             return Err(wrong("it must have no query".to_owned()));
