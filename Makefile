@@ -15,7 +15,7 @@ VLLM_NEW := 0.32.0
 # Rust builds are shared between checkouts where CARGO_TARGET_DIR says so.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 EXTENSION := python/kvtide/_native.abi3.so
-RUST_SOURCES := $(shell find engine kernels connector build.rs Cargo.toml Cargo.lock -type f \( -name '*.rs' -o -name '*.cu*' -o -name 'Cargo.*' \) -not -path '*/target/*')
+RUST_SOURCES := $(shell find engine transport kernels connector build.rs Cargo.toml Cargo.lock -type f \( -name '*.rs' -o -name '*.cu*' -o -name 'Cargo.*' \) -not -path '*/target/*')
 
 venv = $(shell $(PYTHON) $(CURDIR)/python/env/provision.py $(1))
 # The CUDA compiler of this machine, or else the one among the tools of `dev`.
@@ -27,7 +27,9 @@ VLLM_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
+		| sed 's/$$(VLLM_OLD)/$(VLLM_OLD)/; s/$$(VLLM_NEW)/$(VLLM_NEW)/; s/$$(PYTHON)/$(notdir $(PYTHON))/' \
+		| column -t -s '|'
 
 .PHONY: setup
 setup: ## Make or find all environments, and build the extension
@@ -47,15 +49,15 @@ $(EXTENSION): $(RUST_SOURCES)
 	mv $@.new $@
 
 .PHONY: wheel
-wheel: ## Build the wheel into target/wheels
+wheel: ## Build the wheel, in target/wheels
 	cd python && $(CARGO:cargo=) $(call venv,dev)/bin/maturin build --release --locked --out ../target/wheels
 
 .PHONY: demo
-demo: build ## Real vLLM on a real model, without and with kvtide; ends in a table and a plot
+demo: build ## vLLM's CPU build on a small model, without and with kvtide; ends in a table and a plot
 	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.demo
 
 .PHONY: test
-test: test-rust test-kube test-batch test-loom test-python test-vllm ## Every test
+test: test-rust test-kube test-batch test-loom test-python test-vllm ## Every test that needs no GPU; compiles an API server once
 	@echo "all tests passed"
 
 .PHONY: test-rust
@@ -76,7 +78,7 @@ test-loom: ## Rust: every interleaving of slot pins and of the in-flight table
 	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release --target-dir $(TARGET)/loom -p kvtide-engine --lib models
 
 .PHONY: test-python
-test-python: ## Python that needs no vLLM
+test-python: ## Python that needs no vLLM: the benchmarks' parts, and whether the pages are true
 	PYTHONPATH=$(CURDIR) $(call venv,dev)/bin/python -m pytest -q bench/tests
 
 # Kills of the batch server in `make test-batch`; `make soak` has more.
@@ -93,7 +95,7 @@ test-batch: ## The batch API: OpenAI's client, faults, kills
 	$(BATCH_PYTEST) control/tests/batch
 
 .PHONY: soak
-soak: ## What takes long: 100 random kills of the batch server
+soak: ## The batch server under 100 random kills
 	$(CARGO) build $(CONTROL_BINARIES)
 	$(MAKE) KILLS=100 soak-batch
 

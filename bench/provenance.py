@@ -24,6 +24,20 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {model}, Linux {platform.release()}"
 
 
+def gpu_machine() -> str:
+    """The GPUs, their driver and the cores beside them."""
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    gpus = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    name, driver = gpus[0].split(", ")
+    count = "one" if len(gpus) == 1 else str(len(gpus))
+    return f"{count} {name}, driver {driver}, {os.cpu_count()} cores"
+
+
 def commit() -> str:
     """The commit that is checked out, marked if anything measured differs from it."""
     excluded = [f":(exclude){path}" for path in WRITTEN_BY_MEASURING]

@@ -15,7 +15,8 @@ const ANSWERS: usize = 32;
 
 fn plans(c: &mut Criterion) {
     let memory = Memory::new(ROWS, 1, 64);
-    let pool = memory.pool();
+    let session = memory.session();
+    let pool = session.pool();
     let saver = Saver::new(&memory);
     let mut seed = 0;
     let mut fresh = |tokens: u32| {
@@ -24,7 +25,7 @@ fn plans(c: &mut Criterion) {
     };
     for _ in 0..ROWS / 4096 + 1 {
         let chain = fresh(65_536);
-        saver.save(&pool, &[pool.begin_save(chain.keys(), 0, &[0; 4096])]);
+        saver.save(&session, &[session.begin_save(chain.keys(), 0, &[0; 4096])]);
         pool.settle(chain.keys());
     }
     let mut group = c.benchmark_group("full_pool");
@@ -37,9 +38,9 @@ fn plans(c: &mut Criterion) {
             for _ in 0..times {
                 let chain = fresh(128 * BLOCK_TOKENS);
                 let start = Instant::now();
-                let plan = pool.begin_save(black_box(chain.keys()), 0, &[0; 128]);
+                let plan = session.begin_save(black_box(chain.keys()), 0, &[0; 128]);
                 taken += start.elapsed();
-                saver.save(&pool, &[plan]);
+                saver.save(&session, &[plan]);
             }
             taken
         });
@@ -48,7 +49,7 @@ fn plans(c: &mut Criterion) {
     let begin = |fresh: &mut dyn FnMut(u32) -> Sequence| -> Vec<Sequence> {
         let chains: Vec<_> = (0..ANSWERS).map(|_| fresh(16_384)).collect();
         for chain in &chains {
-            saver.save(&pool, &[pool.begin_save(chain.keys(), 0, &[0; 512])]);
+            saver.save(&session, &[session.begin_save(chain.keys(), 0, &[0; 512])]);
         }
         chains
     };
@@ -63,11 +64,11 @@ fn plans(c: &mut Criterion) {
                 }
                 let start = Instant::now();
                 let plans: Vec<_> = (answers.iter())
-                    .map(|chain| pool.begin_save(black_box(chain.keys()), 512 + grown, &[0]))
+                    .map(|chain| session.begin_save(black_box(chain.keys()), 512 + grown, &[0]))
                     .collect();
                 taken += start.elapsed();
                 assert!(plans.iter().all(|plan| plan.moves.len() == 1));
-                saver.save(&pool, &plans);
+                saver.save(&session, &plans);
                 grown += 1;
             }
             taken

@@ -6,8 +6,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kvtide_bench::Memory;
-use kvtide_kernels::copy::{Batch, Device, Direction, HostCache, HostDevice};
-use kvtide_model::{BlockMove, SlotRef};
+use kvtide_kernels::copy::{Batch, Device, Direction, HostCache, HostDevice, RowMove};
 use std::sync::Arc;
 
 const BLOCKS: u32 = 128;
@@ -29,13 +28,10 @@ fn copies(c: &mut Criterion) {
     let device = HostDevice::new(registration);
     let mut backend = device.backend(Direction::Save).expect("host memory");
     // The engine's blocks of one request are scattered; a stride coprime to their number is enough.
-    let moves: Vec<BlockMove> = (0..BLOCKS)
-        .map(|slot| BlockMove {
-            slot: SlotRef {
-                slot,
-                generation: 1,
-            },
-            block: slot * 37 % BLOCKS,
+    let moves: Vec<RowMove> = (0..BLOCKS)
+        .map(|row| RowMove {
+            row,
+            block: row * 37 % BLOCKS,
         })
         .collect();
     let source = vec![1u8; bytes];
@@ -49,9 +45,9 @@ fn copies(c: &mut Criterion) {
     group.bench_function("pieces", |b| {
         b.iter(|| {
             for layer in 0..LAYERS as usize {
-                for step in &moves {
-                    let from = (layer * BLOCKS as usize + step.block as usize) * LAYER_BYTES;
-                    let to = (step.slot.slot as usize * LAYERS as usize + layer) * LAYER_BYTES;
+                for &RowMove { row, block } in &moves {
+                    let from = (layer * BLOCKS as usize + block as usize) * LAYER_BYTES;
+                    let to = (row as usize * LAYERS as usize + layer) * LAYER_BYTES;
                     target[to..to + LAYER_BYTES].copy_from_slice(&source[from..from + LAYER_BYTES]);
                 }
             }

@@ -13,9 +13,10 @@ const ROWS: usize = 65_536;
 
 fn lookup(c: &mut Criterion) {
     let memory = Memory::new(ROWS, 1, 64);
-    let pool = memory.pool();
+    let session = memory.session();
+    let pool = session.pool();
     for seed in 0..8 {
-        memory.save(&pool, sequence(&prompt(seed, 131_072)).keys());
+        memory.save(&session, sequence(&prompt(seed, 131_072)).keys());
     }
     let mut group = c.benchmark_group("prefix_lookup");
     for tokens in [8_192u32, 32_768, 131_072] {
@@ -31,7 +32,7 @@ fn lookup(c: &mut Criterion) {
         let mut hashed = sequence(&tokens_of_prompt);
         group.bench_function(BenchmarkId::new("hashed_before", tokens), |b| {
             b.iter(|| {
-                let matched = hashed.match_blocks(&pool, 0, blocks, Verify::Load, false);
+                let matched = hashed.match_blocks(pool, 0, blocks, Verify::Load, false);
                 assert_eq!(matched.blocks, blocks);
             });
         });
@@ -41,7 +42,7 @@ fn lookup(c: &mut Criterion) {
             |b, tokens| {
                 b.iter(|| {
                     let matched = sequence(black_box(tokens)).match_blocks(
-                        &pool,
+                        pool,
                         0,
                         blocks,
                         Verify::Load,

@@ -18,7 +18,6 @@ def measure() -> dict[str, float]:
 
     settings = _native.Settings('{"host_capacity_gb": 0.1, "scrub_mib_per_s": 0}', {})
     segment = _native.Segment(settings, f"bench-{os.getpid()}", 1, 1, 64, 1)
-    pool = _native.Pool(settings, segment, False)
     namespace = _native.Namespace(
         model="bench",
         weights_revision="",
@@ -29,6 +28,7 @@ def measure() -> dict[str, float]:
         ranks=1,
         shard_bytes=64,
     )
+    pool = _native.Pool(settings, segment, namespace, False)
     tokens = [(i * 2_654_435_761) % 128_000 for i in range(TOKENS)]
     blocks = TOKENS // BLOCK_TOKENS
 

@@ -16,10 +16,12 @@ import sys
 import tempfile
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from bench import provenance
 from bench.gpu.engine import POOL_TOKENS, PROMPT_TOKENS
 from bench.provenance import ROOT
 
@@ -44,10 +46,13 @@ LENGTHS = [1024 << doublings for doublings in range(7)]
 MODEL_TOKENS = {POOL_TOKENS: 16384}
 """Of the pool → longest sequence, where it is not the whole pool."""
 DESCRIBED = ("shape", "tp", "new_tokens", "pool_tokens", "utilization")
-"""What runs whose results are kept beside each other have in common."""
+"""Arguments that runs whose results are kept beside each other have in common."""
 NAMED = {"kvtide-fp8": {"codec": "fp8"}}
 """Engine → kvtide's settings, where the name does not say them."""
 RELOAD_ROUNDS, RELOADS_A_ROUND = 4, 4
+LENGTH_ROUNDS, PROMPTS_A_LENGTH = 2, 3
+"""Of the longest length, so many prompts fit into the default pool in host memory."""
+MIXED_RUNS = 3
 SETTLE_S = 0.3
 """After saves, before what must not overlap with them."""
 
@@ -234,7 +239,7 @@ class Suite:
             seeds = self.evicted(engine, 12)
             ttft: list[float] = []
             itl: list[float] = []
-            for run in range(1 if engine.name == "none" else 3):
+            for run in range(MIXED_RUNS):
                 if run > 0:
                     self.evict(engine)
                 result = engine("mixed", seeds=seeds, decoders=8, every_s=0.25)
@@ -247,23 +252,30 @@ class Suite:
 
     def lengths(self) -> None:
         """TTFT against the prompt's length on an idle engine; kvtide in both its ways to load."""
+        found: dict[str, dict[str, dict[int, list[float]]]] = {}
+        for _ in range(LENGTH_ROUNDS):
+            for engine in self.engines:
+                of = found.setdefault(engine.name, {})
+                for length in LENGTHS:
+                    for what, seconds in self.length(engine, length).items():
+                        of.setdefault(what, {}).setdefault(length, []).extend(map(ms, seconds))
         for engine in self.engines:
-            modes = ["layered", "async"] if engine.name.startswith("kvtide") else [""]
-            found: dict[str, dict[int, float]] = {"cold": {}}
-            for length in LENGTHS:
-                seeds = self.fresh(3)
-                cold = engine("each", seeds=seeds, output=1, tokens=length)
-                found["cold"][length] = ms(median(cold))
-                engine("idle", seconds=SETTLE_S)
-                for mode in modes if engine.name != "none" else []:
-                    if mode:
-                        engine("load_mode", mode=mode)
-                    engine("forget")
-                    again = engine("each", seeds=seeds, output=1, tokens=length)
-                    found.setdefault(mode or "reloaded", {})[length] = ms(median(again))
             if engine.name.startswith("kvtide"):
                 engine("load_mode", mode="auto")
-            self.note(engine, "lengths", found)
+            self.note(engine, "lengths", found[engine.name])
+
+    def length(self, engine: Engine, tokens: int) -> dict[str, list[float]]:
+        """Seconds for prompts of one length: cold, and loaded in each of the engine's ways."""
+        seeds = self.fresh(PROMPTS_A_LENGTH)
+        times = {"cold": engine("each", seeds=seeds, output=1, tokens=tokens)}
+        engine("idle", seconds=SETTLE_S)
+        modes = ("layered", "async") if engine.name.startswith("kvtide") else ("reloaded",)
+        for mode in modes if engine.name != "none" else ():
+            if mode != "reloaded":
+                engine("load_mode", mode=mode)
+            engine("forget")
+            times[mode] = engine("each", seeds=seeds, output=1, tokens=tokens)
+        return times
 
     def timeline(self, timelines: list[str]) -> None:
         """Where the time of the steps goes; printed, for whoever tunes, with the GPU's side in
@@ -332,6 +344,19 @@ def settings_of(name: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in name.split(",")[1:])
 
 
+def describe(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is measured, on which machine: results are kept together only if all of it is equal."""
+    try:
+        commit = arguments.commit or provenance.commit()
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"--commit: say which commit is measured, git does not know ({error})")
+    return {key: getattr(arguments, key) for key in DESCRIBED} | {
+        "commit": commit,
+        "machine": provenance.gpu_machine(),
+        "vllm": version("vllm"),
+    }
+
+
 def keep(path: Path, found: dict[str, dict[str, Any]]) -> None:
     """Writes what was found, beside what these and other engines found there in an earlier run with
     the same model and pool: two large ones do not fit on the GPUs at once."""
@@ -375,7 +400,13 @@ def main() -> None:
         help="behind the reloaded ones, in the closed loop",
     )
     parser.add_argument("--timelines", nargs="*", default=["reload", "batch", "mixed", "new"])
+    parser.add_argument(
+        "--commit",
+        help="the commit that is measured; the default is the one that git has checked out",
+    )
     arguments = parser.parse_args()
+    described = describe(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix="kvtide-bench-")
     engines = []
     for name in arguments.engines:
@@ -399,7 +430,6 @@ def main() -> None:
     for engine in engines[1:]:
         engine.booted()
     suite = Suite(engines, arguments.out, arguments.pool_tokens)
-    described = {key: getattr(arguments, key) for key in DESCRIBED}
     began = time.perf_counter()
     suite.warm_up()
     for workload in arguments.workloads:

@@ -105,7 +105,6 @@ class Rig:
         # One holder more than there are, so that the file keeps its name.
         self.segment = _native.Segment(self.settings, name, 1, layers, row_layer_bytes, 3)
         self.segment.populate(lambda _done, _total: None)
-        self.pool = _native.Pool(self.settings, self.segment, False)
         views = [self._view(i, tensor) for i, tensor in enumerate(self.tensors)]
         self.worker = _native.Worker(
             self.settings,
@@ -130,6 +129,7 @@ class Rig:
             ranks=1,
             shard_bytes=layers * row_layer_bytes,
         )
+        self.pool = _native.Pool(self.settings, self.segment, self.namespace, False)
         self._jobs = itertools.count(1 << 40)
 
     def __enter__(self) -> Rig:

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtide_engine::{Eviction, Pool, PoolOptions, SaveJob, SavePlan, Sequence, Worker};
+use kvtide_engine::{Eviction, Pool, PoolOptions, SaveJob, SavePlan, Sequence, Session, Worker};
 use kvtide_kernels::copy::{HostCache, HostDevice};
-use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_model::{BlockKey, ChainRoot, Namespace, Scope};
+use kvtide_segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use tempfile::TempDir;
 
 /// Room for what a segment has besides its rows.
@@ -49,25 +49,28 @@ impl Memory {
         }
     }
 
-    /// A pool over the segment.
+    /// An engine's session with a pool over the segment.
+    ///
+    /// # Panics
+    /// Never: it is the pool's first.
     #[must_use]
-    pub fn pool(&self) -> Arc<Pool> {
+    pub fn session(&self) -> Session {
         let options = PoolOptions {
             eviction: Eviction::S3Fifo,
             lease_ttl: Duration::from_secs(600),
-            events: false,
         };
-        Arc::new(Pool::new(Arc::clone(&self.segment), options))
+        let pool = Arc::new(Pool::new(Arc::clone(&self.segment), options));
+        Session::open(&pool, Namespace::default().id(), false).expect("the first session")
     }
 
-    /// Saves `keys` into `pool`, all from the engine's block 0.
+    /// Saves `keys`, all from the engine's block 0.
     ///
     /// # Panics
     /// When the machine has not got the memory.
-    pub fn save(&self, pool: &Pool, keys: &[BlockKey]) {
-        let plan = pool.begin_save(keys, 0, &vec![0; keys.len()]);
+    pub fn save(&self, session: &Session, keys: &[BlockKey]) {
+        let plan = session.begin_save(keys, 0, &vec![0; keys.len()]);
         assert_eq!(plan.moves.len(), keys.len(), "the pool is too small");
-        Saver::new(self).save(pool, &[plan]);
+        Saver::new(self).save(session, &[plan]);
     }
 }
 
@@ -91,11 +94,11 @@ impl Saver {
         Self(worker.expect("threads"))
     }
 
-    /// Carries out all plans of `pool` and waits for them.
+    /// Carries out all plans of `session` and waits for them.
     ///
     /// # Panics
     /// When they do not end.
-    pub fn save(&self, pool: &Pool, plans: &[SavePlan]) {
+    pub fn save(&self, session: &Session, plans: &[SavePlan]) {
         for plan in plans.iter().filter(|plan| plan.job != 0) {
             self.0.save_now(vec![SaveJob {
                 job: plan.job,
@@ -103,7 +106,8 @@ impl Saver {
             }]);
             self.0.finish_saves(&[plan.job]);
         }
-        assert!(pool.drain(Duration::from_secs(60)), "saves did not end");
+        let drained = session.drain(Duration::from_secs(60));
+        assert!(drained, "saves did not end");
     }
 }
 

@@ -20,7 +20,7 @@ fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("KvtideError", module.py().get_type::<fence::KvtideError>())?;
     module.add("ConfigError", module.py().get_type::<fence::ConfigError>())?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add("LOAD_PLACES", kvtide_kernels::segment::LOAD_PLACES)?;
+    module.add("LOAD_PLACES", kvtide_segment::LOAD_PLACES)?;
     module.add_class::<settings::Settings>()?;
     module.add_class::<pool::Segment>()?;
     module.add_class::<pool::Pool>()?;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, available_memory_bytes};
-use kvtide_kernels::segment::{LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
+use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, Session, available_memory_bytes};
 use kvtide_model::SlotRef;
+use kvtide_segment::{LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::fence::{config_error, enter, kvtide_error};
+use crate::sequence::Namespace;
 use crate::settings::Settings;
 
 /// The shared host segment of one engine.
@@ -117,30 +118,35 @@ impl Segment {
     }
 }
 
-/// The pool of one engine.
+/// A pool in this process, and its only engine's session.
 #[pyclass(frozen, module = "kvtide._native")]
 pub(crate) struct Pool {
-    pub(crate) pool: Arc<kvtide_engine::Pool>,
+    pub(crate) session: Session,
     pub(crate) config: kvtide_engine::Config,
     _scrubber: Option<Scrubber>,
 }
 
 #[pymethods]
 impl Pool {
-    /// A pool over all rows of `segment`, with its background scrub.
+    /// A pool over all rows of `segment`, with its background scrub, for an engine of `namespace`.
     #[new]
-    fn new(settings: &Settings, segment: &Segment, events: bool) -> PyResult<Self> {
+    fn new(
+        settings: &Settings,
+        segment: &Segment,
+        namespace: &Namespace,
+        events: bool,
+    ) -> PyResult<Self> {
         let config = settings.0.clone();
         let options = PoolOptions {
             eviction: config.eviction,
             lease_ttl: config.lease_ttl,
-            events,
         };
         let pool = Arc::new(kvtide_engine::Pool::new(Arc::clone(&segment.0), options));
         let scrubber =
             Scrubber::start(&pool, config.scrub_bytes_per_second).map_err(kvtide_error)?;
+        let session = Session::open(&pool, namespace.id(), events).map_err(kvtide_error)?;
         Ok(Self {
-            pool,
+            session,
             config,
             _scrubber: scrubber,
         })
@@ -148,12 +154,12 @@ impl Pool {
 
     /// Takes note of finished saves; returns the blocks still in flight.
     fn poll(&self, py: Python<'_>) -> usize {
-        enter(py, || self.pool.poll())
+        enter(py, || self.session.poll())
     }
 
     /// Save jobs that still read one of the engine's `blocks`.
     fn saves_reading(&self, blocks: Vec<u32>) -> Vec<u64> {
-        self.pool.saves_reading(&blocks)
+        self.session.saves_reading(&blocks)
     }
 
     /// Drops blocks whose bytes were found damaged, given as (slot, generation).
@@ -162,12 +168,12 @@ impl Pool {
             .into_iter()
             .map(|(slot, generation)| SlotRef { slot, generation })
             .collect();
-        enter(py, || self.pool.drop_damaged(&damaged));
+        enter(py, || self.session.pool().drop_damaged(&damaged));
     }
 
-    /// Drops every block.
+    /// Drops every block of the engine's namespace.
     fn clear(&self, py: Python<'_>) {
-        enter(py, || self.pool.clear());
+        enter(py, || self.session.clear());
     }
 
     /// What happened since the last call: ("stored" | "removed", key) or ("cleared", b"").
@@ -177,12 +183,12 @@ impl Pool {
             PoolEvent::Removed(key) => ("removed", PyBytes::new(py, key.as_bytes())),
             PoolEvent::Cleared => ("cleared", PyBytes::new(py, b"")),
         };
-        self.pool.take_events().into_iter().map(name).collect()
+        self.session.take_events().into_iter().map(name).collect()
     }
 
     /// Totals since the pool was made.
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counters = self.pool.counters();
+        let counters = self.session.pool().counters();
         let dict = PyDict::new(py);
         dict.set_item("saved_blocks", counters.saved_blocks)?;
         dict.set_item("failed_blocks", counters.failed_blocks)?;
@@ -195,7 +201,7 @@ impl Pool {
 
     /// What the pool holds now.
     fn gauges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let gauges = self.pool.gauges();
+        let gauges = self.session.pool().gauges();
         let dict = PyDict::new(py);
         dict.set_item("slots", gauges.slots)?;
         dict.set_item("free", gauges.free)?;

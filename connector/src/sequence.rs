@@ -14,6 +14,12 @@ use crate::pool::Pool;
 #[pyclass(frozen, module = "kvtide._native")]
 pub(crate) struct Namespace(kvtide_model::Namespace);
 
+impl Namespace {
+    pub(crate) fn id(&self) -> kvtide_model::NamespaceId {
+        self.0.id()
+    }
+}
+
 #[pymethods]
 impl Namespace {
     #[new]
@@ -107,7 +113,8 @@ impl Sequence {
             pool.config.verify
         };
         let matched = enter(py, || {
-            self.0.match_blocks(&pool.pool, start, end, verify, certain)
+            self.0
+                .match_blocks(pool.session.pool(), start, end, verify, certain)
         });
         (matched.blocks, matched.complete)
     }
@@ -136,7 +143,7 @@ impl Sequence {
         start: usize,
         blocks: Vec<u32>,
     ) -> (u64, Bound<'py, PyBytes>, usize) {
-        let plan = enter(py, || self.0.plan_save(&pool.pool, start, &blocks));
+        let plan = enter(py, || self.0.plan_save(&pool.session, start, &blocks));
         (
             plan.job,
             PyBytes::new(py, &BlockMove::encode_all(&plan.moves)),
@@ -146,7 +153,7 @@ impl Sequence {
 
     /// Tells the pool that the request has ended: its last blocks are given up before its first.
     fn settle(&self, py: Python<'_>, pool: &Pool) {
-        enter(py, || self.0.settle(&pool.pool));
+        enter(py, || self.0.settle(pool.session.pool()));
     }
 }
 

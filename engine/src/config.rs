@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kvtide_kernels::Codec;
 use kvtide_kernels::copy::{CudaOptions, Route};
-use kvtide_kernels::segment::HugePages;
+use kvtide_segment::HugePages;
 use serde_json::{Map, Value};
 
 const GIB: f64 = (1u64 << 30) as f64;

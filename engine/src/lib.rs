@@ -6,6 +6,7 @@ mod cost;
 mod memory;
 mod pool;
 mod sequence;
+mod session;
 mod sync;
 mod worker;
 
@@ -17,4 +18,5 @@ pub use pool::{
     Lease, Match, Pool, PoolCounters, PoolEvent, PoolGauges, PoolOptions, Readiness, SavePlan,
 };
 pub use sequence::{Load, LoadPlan, Matched, Sequence};
+pub use session::{Session, SessionError, SessionId};
 pub use worker::{LayerError, LoadOutcome, SaveJob, StartError, Worker, WorkerCounters};

@@ -6,6 +6,7 @@ use kvtide_model::{BlockKey, BlockMove, ChainHasher, ChainRoot, MediaItem};
 
 use crate::config::Verify;
 use crate::pool::{Lease, Pool, Readiness, SavePlan};
+use crate::session::Session;
 
 /// A run of blocks that the pool can supply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +117,8 @@ impl Sequence {
 
     /// Plans the save of the blocks from `from` on, which lie in the engine's `blocks`.
     #[must_use]
-    pub fn plan_save(&self, pool: &Pool, from: usize, blocks: &[u32]) -> SavePlan {
-        pool.begin_save(self.chain.keys(), from, blocks)
+    pub fn plan_save(&self, session: &Session, from: usize, blocks: &[u32]) -> SavePlan {
+        session.begin_save(self.chain.keys(), from, blocks)
     }
 
     /// The request has ended; see [`Pool::settle`].

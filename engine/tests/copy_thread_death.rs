@@ -12,10 +12,11 @@ use common::{Node, keys};
 use kvtide_engine::{Eviction, SaveJob, Worker};
 use kvtide_kernels::copy::{
     Batch, CopyBackend, CopyError, Device, Direction, HostDevice, LayeredLoad, Mark, Registration,
+    RowMove,
 };
 use kvtide_kernels::cuda::ComputeStream;
-use kvtide_kernels::segment::LoadEnd;
 use kvtide_model::BlockMove;
+use kvtide_segment::LoadEnd;
 
 /// A device whose backends panic as soon as they copy, after a while in which others queue up.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ impl Device for Faulty {
 
     fn begin_layered(
         &self,
-        _moves: &[BlockMove],
+        _moves: &[RowMove],
         _begin: &Mark,
     ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>> {
         None
@@ -100,7 +101,7 @@ fn saves_behind_a_panic_have_failed_and_nobody_waits_for_them() {
     let (worker, _) = faulty(&mut node);
     let mut jobs = Vec::new();
     for i in 1..4 {
-        let plan = node.pool.begin_save(&keys(i..i + 1), 0, &[i]);
+        let plan = node.session.begin_save(&keys(i..i + 1), 0, &[i]);
         jobs.push(plan.job);
         worker.save_now(vec![SaveJob {
             job: plan.job,
@@ -115,7 +116,7 @@ fn saves_behind_a_panic_have_failed_and_nobody_waits_for_them() {
     let waited = told.recv_timeout(Duration::from_secs(10));
     assert!(waited.is_ok(), "a save behind a panic is waited for");
     assert!(
-        node.pool.drain(Duration::from_secs(10)),
+        node.session.drain(Duration::from_secs(10)),
         "slots are free again"
     );
     assert_eq!(node.pool.lookup(&keys(1..2)).lease.len(), 0);

@@ -1,4 +1,4 @@
-//! Crates import one way: model ← kernels ← transport ← engine ← connector, and model ← control.
+//! Crates import one way: {model, segment} ← kernels ← engine ← connector, and model ← control.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,16 +8,30 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 fn every_crate_imports_only_what_lies_below_it() {
     let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("kvtide-model", &[][..]),
-        ("kvtide-kernels", &["kvtide-model"][..]),
-        ("kvtide-engine", &["kvtide-model", "kvtide-kernels"][..]),
+        ("kvtide-segment", &[][..]),
+        ("kvtide-kernels", &["kvtide-segment"][..]),
+        (
+            "kvtide-engine",
+            &["kvtide-model", "kvtide-segment", "kvtide-kernels"][..],
+        ),
         (
             "kvtide-connector",
-            &["kvtide-model", "kvtide-kernels", "kvtide-engine"][..],
+            &[
+                "kvtide-model",
+                "kvtide-segment",
+                "kvtide-kernels",
+                "kvtide-engine",
+            ][..],
         ),
         ("kvtide-control", &["kvtide-model"][..]),
         (
             "kvtide-bench",
-            &["kvtide-model", "kvtide-kernels", "kvtide-engine"][..],
+            &[
+                "kvtide-model",
+                "kvtide-segment",
+                "kvtide-kernels",
+                "kvtide-engine",
+            ][..],
         ),
     ]);
     let metadata = MetadataCommand::new()
@@ -43,5 +57,36 @@ fn every_crate_imports_only_what_lies_below_it() {
                 );
             }
         }
+    }
+}
+
+/// External crates that only some of ours may use, because each stands for a world of its own: the
+/// GPU, Python, an asynchronous runtime, Kubernetes.
+const CONFINED: &[(&str, &[&str])] = &[
+    ("cudarc", &["kvtide-kernels"]),
+    ("pyo3", &["kvtide-connector"]),
+    ("tokio", &["kvtide-control"]),
+    ("kube", &["kvtide-control"]),
+    ("k8s-openapi", &["kvtide-control"]),
+];
+
+#[test]
+fn worlds_of_their_own_are_met_in_one_place_each() {
+    let metadata = MetadataCommand::new()
+        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata");
+    for (external, users) in CONFINED {
+        let importers: BTreeSet<&str> = metadata
+            .packages
+            .iter()
+            .filter(|package| {
+                let mut dependencies = package.dependencies.iter();
+                dependencies.any(|d| d.name == *external && d.kind == DependencyKind::Normal)
+            })
+            .map(|package| package.name.as_str())
+            .collect();
+        assert_eq!(importers, users.iter().copied().collect(), "of {external}");
     }
 }

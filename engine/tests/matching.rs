@@ -20,7 +20,7 @@ fn half_saved(node: &Node) -> (Sequence, SaveJob) {
     let request = sequence(4);
     node.compute(0, 1);
     node.save(&request.keys()[..2], &[0, 1]);
-    let plan = request.plan_save(&node.pool, 2, &[2, 3]);
+    let plan = request.plan_save(&node.session, 2, &[2, 3]);
     (
         request,
         SaveJob {
@@ -65,7 +65,7 @@ fn a_load_goes_ahead_once_the_save_it_joined_has_ended() {
     let _ = request.match_blocks(&node.pool, 0, 4, Verify::Load, false);
     let load = request.begin_load(0, vec![8, 9, 10, 11]).expect("matched");
     node.workers[0].save_now(vec![saving]);
-    assert!(node.pool.drain(Duration::from_secs(10)));
+    assert!(node.session.drain(Duration::from_secs(10)));
     let plan = load
         .plan(Instant::now(), Duration::from_secs(60))
         .expect("ready");

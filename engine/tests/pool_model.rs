@@ -67,7 +67,7 @@ proptest! {
                 Step::Settle(number) => node.pool.settle(&chain(number)),
                 Step::Save(number, from, blocks) => {
                     let blocks = vec![0; blocks as usize];
-                    let plan = node.pool.begin_save(&chain(number), from as usize, &blocks);
+                    let plan = node.session.begin_save(&chain(number), from as usize, &blocks);
                     prop_assert_eq!(plan.job == 0, plan.moves.is_empty());
                     if plan.job != 0 {
                         saves.push(SaveJob { job: plan.job, moves: plan.moves });
@@ -91,9 +91,9 @@ proptest! {
                     let found = node.pool.lookup(&chain(number)[..1]);
                     node.pool.drop_damaged(found.lease.slots());
                 }
-                Step::Clear => node.pool.clear(),
+                Step::Clear => node.session.clear(),
             }
-            for event in node.pool.take_events() {
+            for event in node.session.take_events() {
                 match event {
                     PoolEvent::Stored(key) => { held.insert(key, ()); }
                     PoolEvent::Removed(key) => { held.remove(&key); }
@@ -119,7 +119,7 @@ proptest! {
             node.workers[0].save_now(vec![job]);
             node.workers[0].finish_saves(&[id]);
         }
-        node.pool.clear();
+        node.session.clear();
         leases.clear();
         node.pool.poll();
         prop_assert_eq!(node.pool.gauges().free, rows as usize);
@@ -218,7 +218,7 @@ fn rows_apart_in_chats(eviction: Eviction) -> f64 {
         "the pool was never full"
     );
     assert!(loaded > 5000, "{loaded} rows were loaded");
-    node.pool.clear();
+    node.session.clear();
     assert_eq!(node.pool.gauges().free, 2048, "rows were lost");
     f64::from(u32::try_from(apart).unwrap()) / f64::from(u32::try_from(loaded).unwrap())
 }
@@ -288,7 +288,7 @@ fn what_chats_load_lies_together_also_in_a_full_pool() {
 #[test]
 fn a_full_pool_saves_the_head_of_what_it_cannot_hold() {
     let node = Node::new(2, 1, Eviction::Lru);
-    let plan = node.pool.begin_save(&keys(0..4), 0, &[0, 1, 2, 3]);
+    let plan = node.session.begin_save(&keys(0..4), 0, &[0, 1, 2, 3]);
     assert_eq!((plan.moves.len(), plan.covered), (2, 2));
     assert_eq!(node.pool.counters().throttled_blocks, 2);
     assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 2);
@@ -297,15 +297,15 @@ fn a_full_pool_saves_the_head_of_what_it_cannot_hold() {
 #[test]
 fn a_reset_during_a_save_serves_nothing_of_it() {
     let node = Node::new(4, 1, Eviction::Lru);
-    let plan = node.pool.begin_save(&keys(0..2), 0, &[0, 1]);
+    let plan = node.session.begin_save(&keys(0..2), 0, &[0, 1]);
     let found = node.pool.lookup(&keys(0..2));
-    node.pool.clear();
+    node.session.clear();
     assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
     node.workers[0].save_now(vec![SaveJob {
         job: plan.job,
         moves: plan.moves,
     }]);
-    assert!(node.pool.drain(std::time::Duration::from_secs(10)));
+    assert!(node.session.drain(std::time::Duration::from_secs(10)));
     assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
     drop(found);
     assert_eq!(node.pool.gauges().free, 4);

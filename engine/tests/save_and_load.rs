@@ -4,8 +4,8 @@ mod common;
 
 use common::{BLOCKS, LAYERS, Node, keys, wait_load};
 use kvtide_engine::{Eviction, Readiness, SaveJob};
-use kvtide_kernels::segment::LoadEnd;
 use kvtide_model::{BlockMove, SlotRef};
+use kvtide_segment::LoadEnd;
 
 fn moves(slots: &[SlotRef], blocks: std::ops::Range<u32>) -> Vec<BlockMove> {
     slots
@@ -40,7 +40,7 @@ fn saved_blocks_come_back_on_every_rank() {
 #[test]
 fn a_save_follows_the_forward_pass_layer_by_layer() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
-    let plan = node.pool.begin_save(&keys(0..1), 0, &[5]);
+    let plan = node.session.begin_save(&keys(0..1), 0, &[5]);
     let job = SaveJob {
         job: plan.job,
         moves: plan.moves,
@@ -49,11 +49,11 @@ fn a_save_follows_the_forward_pass_layer_by_layer() {
     // Layers are computed in any order, each before it is announced.
     for layer in [2, 0, 1] {
         node.caches[0].write(layer, 5, |i| u8::try_from(i % 7 + layer).unwrap());
-        assert!(node.pool.poll() == 1, "not complete before the last layer");
+        assert!(node.session.poll() == 1, "not complete before the last layer");
         node.workers[0].layer_computed(layer);
     }
     node.workers[0].end_step();
-    assert!(node.pool.drain(std::time::Duration::from_secs(10)));
+    assert!(node.session.drain(std::time::Duration::from_secs(10)));
     let found = node.pool.lookup(&keys(0..1));
     let outcome = node.load(1, &moves(found.lease.slots(), 6..7)).remove(0);
     assert!(outcome.failed.is_empty());
@@ -67,9 +67,9 @@ fn what_is_saved_together_after_the_pool_was_cleared_lies_together() {
     let blocks: Vec<u32> = (0..16).collect();
     node.save(&keys(0..16), &blocks);
     node.save(&keys(16..32), &blocks);
-    node.pool.clear();
+    node.session.clear();
     let plan = node
-        .pool
+        .session
         .begin_save(&keys(32..56), 0, &(0..24).collect::<Vec<_>>());
     let slots: Vec<u32> = plan.moves.iter().map(|step| step.slot.slot).collect();
     assert_eq!(slots, (0..24).collect::<Vec<_>>());
@@ -78,7 +78,7 @@ fn what_is_saved_together_after_the_pool_was_cleared_lies_together() {
 #[test]
 fn a_step_that_never_ends_leaves_nothing_behind() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
-    let plan = node.pool.begin_save(&keys(0..2), 0, &[0, 1]);
+    let plan = node.session.begin_save(&keys(0..2), 0, &[0, 1]);
     node.workers[0].begin_step(vec![SaveJob {
         job: plan.job,
         moves: plan.moves,
@@ -88,7 +88,7 @@ fn a_step_that_never_ends_leaves_nothing_behind() {
     // Nobody waits for a layer that will never be computed.
     node.workers[0].wait_saves(&[plan.job]);
     node.workers[0].end_step();
-    assert!(node.pool.drain(std::time::Duration::from_secs(10)));
+    assert!(node.session.drain(std::time::Duration::from_secs(10)));
     assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
     assert_eq!(node.pool.counters().failed_blocks, 2);
     assert_eq!(node.pool.gauges().free, 8);
@@ -177,12 +177,12 @@ fn a_stale_plan_loads_nothing() {
 #[test]
 fn a_plan_out_of_range_fails_and_harms_nobody() {
     let mut node = Node::new(2, 1, Eviction::Lru);
-    let plan = node.pool.begin_save(&keys(0..1), 0, &[BLOCKS]);
+    let plan = node.session.begin_save(&keys(0..1), 0, &[BLOCKS]);
     node.workers[0].save_now(vec![SaveJob {
         job: plan.job,
         moves: plan.moves,
     }]);
-    assert!(node.pool.drain(std::time::Duration::from_secs(10)));
+    assert!(node.session.drain(std::time::Duration::from_secs(10)));
     assert_eq!(node.pool.counters().failed_blocks, 1);
     assert_eq!(node.workers[0].counters().copy_errors, 1);
     let error = node.workers[0].take_error().map(|error| error.to_string());
@@ -199,7 +199,7 @@ fn a_plan_out_of_range_fails_and_harms_nobody() {
 fn a_request_joins_a_save_in_flight() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
     node.compute(0, 5);
-    let plan = node.pool.begin_save(&keys(0..1), 0, &[0]);
+    let plan = node.session.begin_save(&keys(0..1), 0, &[0]);
     node.workers[0].begin_step(vec![SaveJob {
         job: plan.job,
         moves: plan.moves,
@@ -208,40 +208,38 @@ fn a_request_joins_a_save_in_flight() {
     assert!(!found.complete);
     assert_eq!(found.lease.readiness(), Readiness::Saving(0));
     node.workers[0].end_step();
-    assert!(node.pool.drain(std::time::Duration::from_secs(10)));
+    assert!(node.session.drain(std::time::Duration::from_secs(10)));
     assert_eq!(found.lease.readiness(), Readiness::Ready);
 }
 
 #[test]
 fn a_block_that_is_still_read_is_named_before_it_is_overwritten() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
-    let plan = node.pool.begin_save(&keys(0..2), 0, &[3, 4]);
+    let plan = node.session.begin_save(&keys(0..2), 0, &[3, 4]);
     let job = plan.job;
     node.workers[0].begin_step(vec![SaveJob {
         job,
         moves: plan.moves,
     }]);
-    assert_eq!(node.pool.saves_reading(&[4, 9]), [job]);
-    assert!(node.pool.saves_reading(&[9]).is_empty());
+    assert_eq!(node.session.saves_reading(&[4, 9]), [job]);
+    assert!(node.session.saves_reading(&[9]).is_empty());
     node.workers[0].end_step();
     node.workers[0].finish_saves(&[job]);
     node.pool.poll();
-    assert!(node.pool.saves_reading(&[3, 4]).is_empty());
+    assert!(node.session.saves_reading(&[3, 4]).is_empty());
 }
 
 #[test]
 fn dropping_a_worker_ends_what_it_accepted() {
-    let node = Node::new(8, 1, Eviction::S3Fifo);
+    let mut node = Node::new(8, 1, Eviction::S3Fifo);
     (0..4u8).for_each(|i| node.compute(i.into(), i));
-    let plan = node.pool.begin_save(&keys(0..4), 0, &[0, 1, 2, 3]);
+    let plan = node.session.begin_save(&keys(0..4), 0, &[0, 1, 2, 3]);
     node.workers[0].save_now(vec![SaveJob {
         job: plan.job,
         moves: plan.moves,
     }]);
-    let Node { pool, workers, .. } = &node;
-    let _ = workers;
-    let pool = std::sync::Arc::clone(pool);
-    drop(node);
+    node.workers.clear();
+    let pool = &node.pool;
     pool.poll();
     assert_eq!(pool.lookup(&keys(0..4)).lease.len(), 4);
     assert_eq!(pool.counters().saved_blocks, 4);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use kvtide_kernels::copy::{CopyError, Device, Direction, HostDevice, Registration};
-use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use kvtide_kernels::{Codec, Float, KvLayout, TensorView};
+use kvtide_segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 
 const BLOCKS: u32 = 4;
 const LAYER_BYTES: usize = 1024;

@@ -100,8 +100,8 @@ class SchedulerSide:
         self._cost = CostModel()
         self._segment = geometry.segment(settings)
         self._events = EventLog.of(config, geometry.block_tokens)
-        self._pool = Pool(settings, self._segment, self._events is not None)
         self._namespace = geometry.namespace(config, settings)
+        self._pool = Pool(settings, self._segment, self._namespace, self._events is not None)
         self._requests: dict[str, RequestState] = {}
         self._loads: dict[str, PendingLoad] = {}
         self._places = list(range(LOAD_PLACES))

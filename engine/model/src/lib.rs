@@ -18,4 +18,4 @@ mod namespace;
 pub use block_key::BlockKey;
 pub use block_move::{BlockMove, SlotRef};
 pub use chain::{ChainHasher, MediaItem};
-pub use namespace::{ChainRoot, Namespace, Scope};
+pub use namespace::{ChainRoot, Namespace, NamespaceId, Scope};

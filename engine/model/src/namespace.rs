@@ -36,6 +36,11 @@ pub struct Scope {
     pub lora: Option<String>,
 }
 
+/// Which namespace a block belongs to, for whoever accounts for it or drops it: the digest of all of a
+/// [`Namespace`]'s fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamespaceId([u8; 16]);
+
 /// The state from which the first block of a chain is hashed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ChainRoot(pub(crate) [u8; 32]);
@@ -47,12 +52,30 @@ impl std::fmt::Debug for ChainRoot {
 }
 
 impl Namespace {
+    /// The namespace's identity, from which no block key can be computed.
+    #[must_use]
+    pub fn id(&self) -> NamespaceId {
+        let digest = blake3::derive_key("kvtide namespace identity, format 1", &self.encode());
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest[..16]);
+        NamespaceId(id)
+    }
+
     /// The root of every chain in this namespace and `scope`.
     ///
     /// Computed with BLAKE3 in `derive_key` mode, whose context string is the domain separator
     /// (BLAKE3 specification, section 2.3), then keyed with the encoded scope.
     #[must_use]
     pub fn root(&self, scope: &Scope) -> ChainRoot {
+        let namespace_key = blake3::derive_key("kvtide block identity, format 1", &self.encode());
+        let mut encoded = Vec::with_capacity(256);
+        encode::optional(&mut encoded, "tenant", scope.tenant.as_deref());
+        encode::optional(&mut encoded, "cache_salt", scope.cache_salt.as_deref());
+        encode::optional(&mut encoded, "lora", scope.lora.as_deref());
+        ChainRoot(*blake3::keyed_hash(&namespace_key, &encoded).as_bytes())
+    }
+
+    fn encode(&self) -> Vec<u8> {
         let mut encoded = Vec::with_capacity(256);
         encode::field(&mut encoded, "model", self.model.as_bytes());
         encode::field(
@@ -70,13 +93,7 @@ impl Namespace {
         );
         encode::field(&mut encoded, "ranks", &self.ranks.to_le_bytes());
         encode::field(&mut encoded, "shard_bytes", &self.shard_bytes.to_le_bytes());
-        let namespace_key = blake3::derive_key("kvtide block identity, format 1", &encoded);
-
-        encoded.clear();
-        encode::optional(&mut encoded, "tenant", scope.tenant.as_deref());
-        encode::optional(&mut encoded, "cache_salt", scope.cache_salt.as_deref());
-        encode::optional(&mut encoded, "lora", scope.lora.as_deref());
-        ChainRoot(*blake3::keyed_hash(&namespace_key, &encoded).as_bytes())
+        encoded
     }
 }
 
@@ -129,6 +146,7 @@ mod tests {
         ];
         for variant in variants {
             assert_ne!(variant.root(&open), base.root(&open), "{variant:?}");
+            assert_ne!(variant.id(), base.id(), "{variant:?}");
         }
         let scopes = [
             Scope {

@@ -3,12 +3,15 @@
 use hashbrown::HashTable;
 use kvtide_model::BlockKey;
 
+use super::sessions::NamespaceNumber;
+
 /// Maps keys to slots. Keys are kept once, in a table by slot, so an entry costs 16 bytes for its
-/// key and at most 11 for its place in the hash table.
+/// key, 4 for its namespace and at most 11 for its place in the hash table.
 #[derive(Debug)]
 pub(crate) struct Index {
     table: HashTable<u32>,
     keys: Box<[BlockKey]>,
+    namespaces: Box<[NamespaceNumber]>,
 }
 
 impl Index {
@@ -17,6 +20,7 @@ impl Index {
         Self {
             table: HashTable::with_capacity(slots as usize),
             keys: vec![none; slots as usize].into_boxed_slice(),
+            namespaces: vec![NamespaceNumber::default(); slots as usize].into_boxed_slice(),
         }
     }
 
@@ -27,9 +31,10 @@ impl Index {
             .copied()
     }
 
-    /// Enters `key`, which is not in the index, at `slot`.
-    pub(crate) fn insert(&mut self, key: BlockKey, slot: u32) {
+    /// Enters `key` of `namespace`, which is not in the index, at `slot`.
+    pub(super) fn insert(&mut self, key: BlockKey, namespace: NamespaceNumber, slot: u32) {
         self.keys[slot as usize] = key;
+        self.namespaces[slot as usize] = namespace;
         let keys = &self.keys;
         self.table
             .insert_unique(key.table_hash(), slot, |&s| keys[s as usize].table_hash());
@@ -51,9 +56,16 @@ impl Index {
         self.keys[slot as usize]
     }
 
-    /// Empties the index and returns the slots that were in it.
-    pub(crate) fn clear(&mut self) -> Vec<u32> {
-        self.table.drain().collect()
+    /// The namespace of the key last entered at `slot`.
+    pub(super) fn namespace_of(&self, slot: u32) -> NamespaceNumber {
+        self.namespaces[slot as usize]
+    }
+
+    /// Takes out all entries of `namespace`; the slots that they were at.
+    pub(super) fn remove_namespace(&mut self, namespace: NamespaceNumber) -> Vec<u32> {
+        let namespaces = &self.namespaces;
+        let of_it = |slot: &mut u32| namespaces[*slot as usize] == namespace;
+        self.table.extract_if(of_it).collect()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -62,6 +74,6 @@ impl Index {
 
     /// Bytes this index has allocated.
     pub(crate) fn allocated_bytes(&self) -> usize {
-        self.table.allocation_size() + self.keys.len() * size_of::<BlockKey>()
+        self.table.allocation_size() + size_of_val(&*self.keys) + size_of_val(&*self.namespaces)
     }
 }

@@ -1,14 +1,15 @@
 //! The pool: which blocks are held, where, and who is using them.
 //!
-//! One pool serves all ranks of an engine. It lives in the process of vLLM's scheduler and is called
-//! on its thread, without the GIL; leases are dropped and rows are scrubbed from other threads. All
+//! One pool serves all ranks of an engine, and any number of engines, each with a
+//! [`crate::Session`]. It lives in the process of vLLM's scheduler and is called on its thread,
+//! without the GIL; leases are dropped and rows are scrubbed from other threads. All
 //! structure is behind one lock that is held for microseconds, some hundred for the longest prompts;
 //! what a worker or a lease changes is atomic (`slot_table`) or lies in the shared segment.
 //!
-//! A block enters with [`Pool::begin_save`], which hands out a slot and a plan for the workers; it
+//! A block enters with [`crate::Session::begin_save`], which hands out a slot and a plan for the workers; it
 //! can be matched from that moment on ([`Pool::lookup`]), is known complete as soon as every rank
 //! has published its shard ([`Pool::poll`]), and leaves when it is evicted, found damaged
-//! ([`Pool::drop_damaged`]) or cleared. Every count here is bounded by the number of slots.
+//! ([`Pool::drop_damaged`]) or cleared ([`crate::Session::clear`]). Every count here is bounded by the number of slots.
 
 mod counters;
 mod eviction;
@@ -17,31 +18,34 @@ mod index;
 mod lease;
 mod saves;
 pub(crate) mod scrub;
+mod sessions;
 pub(crate) mod slot_table;
 mod state;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use kvtide_kernels::segment::{ShardStatus, SharedSegment};
-use kvtide_model::{BlockKey, BlockMove, SlotRef};
+use kvtide_model::{BlockKey, BlockMove, NamespaceId, SlotRef};
+use kvtide_segment::{ShardStatus, SharedSegment};
 
 use crate::config::Eviction;
+use crate::session::{SessionError, SessionId};
 use crate::sync::{Mutex, lock};
+use saves::InFlightSaves;
 use slot_table::{FillingSlot, SealedSlot, SlotTable};
 use state::State;
 
 pub use counters::{PoolCounters, PoolGauges};
 pub use lease::{Lease, Readiness};
 
-/// What happened to a block, for those who mirror the pool's content.
+/// What happened to a block of a session's namespace, for those who mirror what the pool has of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolEvent {
     /// The block is held and complete.
     Stored(BlockKey),
     /// The block is no longer held.
     Removed(BlockKey),
-    /// No block is held any more.
+    /// No block of the namespace is held any more.
     Cleared,
 }
 
@@ -73,8 +77,6 @@ pub struct PoolOptions {
     pub eviction: Eviction,
     /// How long a match is held for a request that is not scheduled.
     pub lease_ttl: Duration,
-    /// Whether [`Pool::take_events`] is used.
-    pub events: bool,
 }
 
 /// Everything that a lease needs to outlive the pool's handle.
@@ -139,15 +141,36 @@ impl Pool {
         Match { lease, complete }
     }
 
-    /// Plans the save of `chain`'s blocks from `from` on, which lie in the engine's `blocks`, as far
-    /// as the pool does not hold them already; those that it holds are marked as used.
-    #[must_use]
-    pub fn begin_save(&self, chain: &[BlockKey], from: usize, blocks: &[u32]) -> SavePlan {
+    pub(crate) fn open_session(
+        &self,
+        namespace: NamespaceId,
+        events: bool,
+    ) -> Result<SessionId, SessionError> {
         let mut state = lock(&self.shared.state);
+        state.sessions.open(namespace, events)
+    }
+
+    pub(crate) fn close_session(&self, session: SessionId) {
+        lock(&self.shared.state).close(&self.shared, session);
+    }
+
+    /// See [`crate::Session::begin_save`].
+    pub(crate) fn begin_save(
+        &self,
+        session: SessionId,
+        chain: &[BlockKey],
+        from: usize,
+        blocks: &[u32],
+    ) -> SavePlan {
+        let mut state = lock(&self.shared.state);
+        let Some(namespace) = state.sessions.namespace(session) else {
+            return SavePlan::default();
+        };
         let end = chain.len().min(from + blocks.len());
         let (held, missing) = state.divide(chain, from, blocks);
         state.used(&held);
-        let filling = state.fill(&self.shared.slots, &chain[..from.min(end)], &held, &missing);
+        let earlier = &chain[..from.min(end)];
+        let filling = state.fill(&self.shared.slots, namespace, earlier, &held, &missing);
         state.counters.throttled_blocks += (missing.len() - filling.len()) as u64;
         let refused = missing.get(filling.len()).map(|missing| missing.at);
         let move_into = |(slot, block): &(FillingSlot, u32)| BlockMove {
@@ -157,10 +180,9 @@ impl Pool {
         SavePlan {
             moves: filling.iter().map(move_into).collect(),
             covered: refused.unwrap_or(end).saturating_sub(from),
-            job: if filling.is_empty() {
-                0
-            } else {
-                state.saves.begin(filling)
+            job: match state.sessions.saves_mut(session) {
+                Some(saves) if !filling.is_empty() => saves.begin(filling),
+                _ => 0,
             },
         }
     }
@@ -171,31 +193,26 @@ impl Pool {
         lock(&self.shared.state).settle(chain);
     }
 
-    /// Jobs that still read one of the engine's `blocks` and must end before it is overwritten.
-    #[must_use]
-    pub fn saves_reading(&self, blocks: &[u32]) -> Vec<u64> {
-        lock(&self.shared.state).saves.reading(blocks)
+    /// See [`crate::Session::saves_reading`].
+    pub(crate) fn saves_reading(&self, session: SessionId, blocks: &[u32]) -> Vec<u64> {
+        let state = lock(&self.shared.state);
+        let saves = state.sessions.saves(session);
+        saves.map_or_else(Vec::new, |saves| saves.reading(blocks))
     }
 
-    /// Takes note of the saves that workers have finished since the last call. Returns the blocks
-    /// that are still in flight.
-    pub fn poll(&self) -> usize {
+    /// Takes note of the saves that workers have finished since the last call.
+    pub fn poll(&self) {
+        lock(&self.shared.state).poll(&self.shared);
+    }
+
+    /// See [`crate::Session::poll`].
+    pub(crate) fn poll_session(&self, session: SessionId) -> usize {
         let mut state = lock(&self.shared.state);
         state.poll(&self.shared);
-        state.saves.blocks()
-    }
-
-    /// Waits until no save is in flight, at most for `limit`; returns whether that was reached.
-    #[must_use]
-    pub fn drain(&self, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        while self.poll() > 0 {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        true
+        state
+            .sessions
+            .saves(session)
+            .map_or(0, InFlightSaves::blocks)
     }
 
     /// Drops blocks whose bytes were found damaged. Stale references are ignored.
@@ -242,27 +259,17 @@ impl Pool {
         Some(at)
     }
 
-    /// Drops every block. Blocks that are pinned or being saved go as soon as they no longer are.
-    pub fn clear(&self) {
+    /// See [`crate::Session::clear`].
+    pub(crate) fn clear_namespace_of(&self, session: SessionId) {
         let mut state = lock(&self.shared.state);
-        state.poll(&self.shared);
-        for slot in state.index.clear() {
-            state.policy.remove(slot);
-            let slot = self.shared.slots.current(slot);
-            self.shared.slots.doom(slot);
-            state.release(&self.shared.slots, slot);
+        if let Some(namespace) = state.sessions.namespace(session) {
+            state.clear(&self.shared, namespace);
         }
-        state.record(PoolEvent::Cleared);
     }
 
-    /// What happened since the last call, oldest first.
-    #[must_use]
-    pub fn take_events(&self) -> Vec<PoolEvent> {
-        lock(&self.shared.state)
-            .events
-            .as_mut()
-            .map(std::mem::take)
-            .unwrap_or_default()
+    /// See [`crate::Session::take_events`].
+    pub(crate) fn take_events(&self, session: SessionId) -> Vec<PoolEvent> {
+        lock(&self.shared.state).sessions.take_events(session)
     }
 
     /// Totals since the pool was made.
@@ -278,7 +285,7 @@ impl Pool {
         PoolGauges {
             slots: self.shared.slots.len(),
             free: state.free.len(),
-            saving: state.saves.blocks(),
+            saving: state.sessions.saving_blocks(),
             held: state.index.len(),
             index_bytes: state.index.allocated_bytes()
                 + state.policy.allocated_bytes()

@@ -1,8 +1,8 @@
-//! Saves that workers have been asked for and have not finished.
+//! Saves of one engine that its workers have been asked for and have not finished.
 
 use std::collections::{HashMap, VecDeque};
 
-use kvtide_kernels::segment::{ShardStatus, SharedSegment};
+use kvtide_segment::{ShardStatus, SharedSegment};
 
 use super::slot_table::FillingSlot;
 
@@ -64,6 +64,12 @@ impl InFlightSaves {
         jobs.sort_unstable();
         jobs.dedup();
         jobs
+    }
+
+    /// What is still being filled.
+    pub(super) fn into_slots(self) -> Vec<FillingSlot> {
+        let blocks = self.jobs.into_iter().flat_map(|job| job.blocks);
+        blocks.map(|(slot, _)| slot).collect()
     }
 
     /// Takes out what has ended, in order, up to the first block that is still being written.

@@ -5,9 +5,11 @@ use kvtide_model::{BlockKey, SlotRef};
 use super::eviction::{self, EvictionPolicy};
 use super::free_slots::FreeSlots;
 use super::index::Index;
-use super::saves::{InFlightSaves, Saved};
+use super::saves::Saved;
+use super::sessions::{NamespaceNumber, Sessions};
 use super::slot_table::{FillingSlot, FreeSlot, SlotTable};
 use super::{PoolCounters, PoolEvent, PoolOptions, Shared};
+use crate::session::SessionId;
 
 /// Blocks that may be in flight to the pool at once. Beyond this a save is throttled: its blocks
 /// were computed faster than memory can be copied, and keeping the engine waiting for a cache would
@@ -18,8 +20,6 @@ const SAVING_BLOCKS_MAX: usize = 1 << 16;
 const SPARE_SHARE: usize = 16;
 /// Blocks given up at most for one that is saved.
 const EVICTED_AT_ONCE: usize = 64;
-/// Events kept for a consumer that stopped draining them.
-const EVENTS_MAX: usize = 1 << 18;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -27,8 +27,7 @@ pub(super) struct State {
     pub(super) index: Index,
     pub(super) policy: Box<dyn EvictionPolicy>,
     pub(super) free: FreeSlots,
-    pub(super) saves: InFlightSaves,
-    pub(super) events: Option<Vec<PoolEvent>>,
+    pub(super) sessions: Sessions,
     pub(super) counters: PoolCounters,
 }
 
@@ -52,8 +51,7 @@ impl State {
             index: Index::new(rows),
             policy: eviction::policy(options.eviction, rows),
             free,
-            saves: InFlightSaves::default(),
-            events: options.events.then(Vec::new),
+            sessions: Sessions::default(),
             counters: PoolCounters::default(),
         }
     }
@@ -86,6 +84,7 @@ impl State {
     pub(super) fn fill(
         &mut self,
         slots: &SlotTable,
+        namespace: NamespaceNumber,
         earlier: &[BlockKey],
         held: &[u32],
         missing: &[Missing],
@@ -96,6 +95,7 @@ impl State {
         // What this save evicts must not be what it continues.
         let mut pinned = slots.pin_all(held);
         let (mut may_evict, mut settled) = (true, false);
+        let saving = self.sessions.saving_blocks();
         let mut filling: Vec<(FillingSlot, u32)> = Vec::with_capacity(missing.len());
         for each in missing {
             let previous = each.previous.and_then(|key| self.index.find(key));
@@ -104,14 +104,14 @@ impl State {
                 pinned.extend(slots.pin_all(&self.settle(earlier)));
                 settled = true;
             }
-            if self.saves.blocks() + filling.len() >= SAVING_BLOCKS_MAX {
+            if saving + filling.len() >= SAVING_BLOCKS_MAX {
                 break;
             }
             let Some(free) = self.take_slot(slots, previous, &mut may_evict) else {
                 break; // What follows could not be used without this block.
             };
             let slot = slots.fill(free);
-            self.index.insert(each.key, slot.slot_ref().slot);
+            self.index.insert(each.key, namespace, slot.slot_ref().slot);
             filling.push((slot, each.block));
         }
         // A chain is useless without its head, so the head is entered last and evicted last.
@@ -185,7 +185,8 @@ impl State {
             return false;
         };
         if let Some(key) = index.remove_slot(victim) {
-            self.record(PoolEvent::Removed(key));
+            let namespace = index.namespace_of(victim);
+            self.sessions.record(namespace, PoolEvent::Removed(key));
         }
         self.counters.evicted_blocks += 1;
         true
@@ -199,46 +200,69 @@ impl State {
     }
 
     pub(super) fn poll(&mut self, shared: &Shared) {
-        let mut saves = std::mem::take(&mut self.saves);
-        saves.collect(&shared.segment, |ended| match ended {
-            Saved::Complete(filling) => {
-                let slot = filling.slot_ref();
-                if shared.slots.seal(&filling).is_some() {
-                    self.counters.saved_blocks += 1;
-                    self.record(PoolEvent::Stored(self.index.key_of(slot.slot)));
-                } else {
-                    // Cleared while it was being saved.
-                    self.release(&shared.slots, slot);
-                }
+        for ended in self.sessions.collect(&shared.segment) {
+            match ended {
+                Saved::Complete(filling) => self.seal(&shared.slots, &filling),
+                Saved::Failed(filling) => self.fail(&shared.slots, &filling),
             }
-            Saved::Failed(filling) => {
-                let slot = filling.slot_ref();
-                self.counters.failed_blocks += 1;
-                if shared.slots.fail(&filling) {
-                    self.forget(slot.slot);
-                }
-                self.release(&shared.slots, slot);
+        }
+    }
+
+    fn seal(&mut self, slots: &SlotTable, filling: &FillingSlot) {
+        let slot = filling.slot_ref();
+        if slots.seal(filling).is_some() {
+            self.counters.saved_blocks += 1;
+            let namespace = self.index.namespace_of(slot.slot);
+            let key = self.index.key_of(slot.slot);
+            self.sessions.record(namespace, PoolEvent::Stored(key));
+        } else {
+            // Cleared while it was being saved.
+            self.release(slots, slot);
+        }
+    }
+
+    fn fail(&mut self, slots: &SlotTable, filling: &FillingSlot) {
+        let slot = filling.slot_ref();
+        self.counters.failed_blocks += 1;
+        if slots.fail(filling) {
+            self.forget(slot.slot);
+        }
+        self.release(slots, slot);
+    }
+
+    /// Ends a session: what it was filling has failed, and whoever still writes it is fenced.
+    pub(super) fn close(&mut self, shared: &Shared, session: SessionId) {
+        self.poll(shared);
+        let ranks = shared.segment.geometry().ranks();
+        for filling in self.sessions.close(session) {
+            let slot = filling.slot_ref();
+            for rank in 0..ranks {
+                let segment = &shared.segment;
+                segment.condemn_shard(slot.slot, rank, slot.generation);
             }
-        });
-        self.saves = saves;
+            self.fail(&shared.slots, &filling);
+        }
+    }
+
+    /// Drops every block of `namespace`. Those that are pinned or being saved go as soon as they no
+    /// longer are.
+    pub(super) fn clear(&mut self, shared: &Shared, namespace: NamespaceNumber) {
+        self.poll(shared);
+        for slot in self.index.remove_namespace(namespace) {
+            self.policy.remove(slot);
+            let slot = shared.slots.current(slot);
+            shared.slots.doom(slot);
+            self.release(&shared.slots, slot);
+        }
+        self.sessions.record(namespace, PoolEvent::Cleared);
     }
 
     /// Takes `slot` out of index and policy.
     pub(super) fn forget(&mut self, slot: u32) {
         if let Some(key) = self.index.remove_slot(slot) {
             self.policy.remove(slot);
-            self.record(PoolEvent::Removed(key));
-        }
-    }
-
-    pub(super) fn record(&mut self, event: PoolEvent) {
-        if let Some(events) = &mut self.events {
-            if events.len() >= EVENTS_MAX {
-                // The consumer has lost track of the pool; tell it so, once.
-                events.clear();
-                events.push(PoolEvent::Cleared);
-            }
-            events.push(event);
+            let namespace = self.index.namespace_of(slot);
+            self.sessions.record(namespace, PoolEvent::Removed(key));
         }
     }
 }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 
-use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Device, Direction, Mark, Registration};
-use kvtide_kernels::segment::LoadEnd;
-use kvtide_model::BlockMove;
+use kvtide_kernels::copy::{
+    Batch, CopyBackend, CopyError, Device, Direction, Mark, Registration, RowMove,
+};
+use kvtide_segment::LoadEnd;
 
 use super::outcome::{LoadOutcome, Progress};
 use super::step::Layers;
@@ -35,7 +36,7 @@ struct Load {
 }
 
 impl Load {
-    fn moves(&self) -> &[BlockMove] {
+    fn moves(&self) -> &[RowMove] {
         self.progress.as_ref().map_or(&[], Progress::moves)
     }
 
@@ -365,7 +366,7 @@ impl Runner {
     }
 }
 
-fn load_of(moves: &[BlockMove]) -> Batch<'_> {
+fn load_of(moves: &[RowMove]) -> Batch<'_> {
     Batch {
         direction: Direction::Load,
         moves,

@@ -290,7 +290,7 @@ impl Worker {
     /// Loads blocks for the step beginning now, layer by layer; see [`Worker::wait_layer`].
     /// `behind_steps` as in [`Worker::load_async`].
     pub fn load_layered(&mut self, job: u64, moves: Vec<BlockMove>, behind_steps: bool) {
-        let progress = Progress::new(self.registration(), moves);
+        let progress = Progress::new(self.registration(), &moves);
         self.loads
             .begin(job, Arc::clone(self.device.registration()));
         let begin = if behind_steps {
@@ -364,10 +364,10 @@ impl Worker {
 
     /// Loads blocks beside the steps; `behind_steps` if earlier ones, or what they wait for, may still
     /// use the blocks. How that ends is also told at `place` of the segment's board
-    /// ([`kvtide_kernels::segment::SharedSegment::load_end`]). Full queues fail the load, which is
+    /// ([`kvtide_segment::SharedSegment::load_end`]). Full queues fail the load, which is
     /// then recomputed.
     pub fn load_async(&self, job: u64, place: u32, moves: Vec<BlockMove>, behind_steps: bool) {
-        let progress = Progress::new(self.registration(), moves);
+        let progress = Progress::new(self.registration(), &moves);
         self.loads
             .begin(job, Arc::clone(self.device.registration()));
         let begin = match &self.earlier_steps {

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use kvtide_kernels::copy::Registration;
-use kvtide_kernels::segment::ShardStatus;
+use kvtide_kernels::copy::{Registration, RowMove};
 use kvtide_model::{BlockMove, SlotRef};
+use kvtide_segment::ShardStatus;
 
 /// How a load ended.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,8 +25,9 @@ pub struct LoadOutcome {
 pub(super) struct Progress {
     /// Blocks of the plan.
     count: usize,
-    /// Moves whose slots hold what the plan means, and their places in the plan.
-    moves: Vec<BlockMove>,
+    /// Moves of the plan whose slots hold what it means, those slots, and their places in the plan.
+    moves: Vec<RowMove>,
+    slots: Vec<SlotRef>,
     places: Vec<usize>,
     /// Digest of each move, `None` unless it was copied.
     digests: Vec<Option<u64>>,
@@ -35,29 +36,34 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Leaves out the moves of `plan` whose slots do not hold what the plan means.
-    pub(super) fn new(registration: &Registration, plan: Vec<BlockMove>) -> Self {
+    pub(super) fn new(registration: &Registration, plan: &[BlockMove]) -> Self {
         let (segment, rank) = (registration.segment(), registration.rank());
-        let holds = |step: &BlockMove| {
-            segment
-                .shard_state(step.slot.slot, rank)
-                .is_some_and(|state| {
-                    state.status == ShardStatus::Sealed && state.generation == step.slot.generation
-                })
+        let holds = |slot: SlotRef| {
+            segment.shard_state(slot.slot, rank).is_some_and(|state| {
+                state.status == ShardStatus::Sealed && state.generation == slot.generation
+            })
         };
-        let count = plan.len();
-        let good = plan.into_iter().enumerate().filter(|(_, step)| holds(step));
-        let (places, moves): (Vec<usize>, Vec<BlockMove>) = good.unzip();
-        Self {
-            count,
-            digests: vec![None; moves.len()],
-            moves,
-            places,
+        let mut progress = Self {
+            count: plan.len(),
+            moves: Vec::with_capacity(plan.len()),
+            slots: Vec::with_capacity(plan.len()),
+            places: Vec::with_capacity(plan.len()),
+            digests: Vec::new(),
             accepted: Instant::now(),
+        };
+        for (place, planned) in plan.iter().enumerate() {
+            if holds(planned.slot) {
+                progress.moves.push(row_move(planned));
+                progress.slots.push(planned.slot);
+                progress.places.push(place);
+            }
         }
+        progress.digests = vec![None; progress.moves.len()];
+        progress
     }
 
     /// What is to be copied.
-    pub(super) fn moves(&self) -> &[BlockMove] {
+    pub(super) fn moves(&self) -> &[RowMove] {
         &self.moves
     }
 
@@ -93,21 +99,29 @@ impl Progress {
         let (segment, rank) = (registration.segment(), registration.rank());
         let mut outcome = LoadOutcome::default();
         let mut usable = vec![false; self.count];
-        let copied = self.moves.iter().zip(&self.digests).zip(&self.places);
-        for ((step, &digest), &place) in copied {
+        let copied = self.slots.iter().zip(&self.digests).zip(&self.places);
+        for ((&slot, &digest), &place) in copied {
             let Some(digest) = digest else { continue };
             let expected = segment
-                .shard_state(step.slot.slot, rank)
+                .shard_state(slot.slot, rank)
                 .map(|state| state.checksum);
             if expected == Some(digest) {
                 usable[place] = true;
                 outcome.bytes += registration.layout().shard_bytes() as u64;
             } else {
-                outcome.damaged.push(step.slot);
+                outcome.damaged.push(slot);
             }
         }
         outcome.failed = (0..self.count).filter(|&place| !usable[place]).collect();
         outcome.seconds = self.accepted.elapsed().as_secs_f64();
         outcome
+    }
+}
+
+/// What is copied for a move of a plan.
+pub(super) fn row_move(planned: &BlockMove) -> RowMove {
+    RowMove {
+        row: planned.slot.slot,
+        block: planned.block,
     }
 }

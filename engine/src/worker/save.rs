@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Direction, Mark, Registration};
+use kvtide_kernels::copy::{Batch, CopyBackend, CopyError, Direction, Mark, Registration, RowMove};
 use kvtide_model::BlockMove;
 
+use super::outcome::row_move;
 use super::step::Layers;
 use super::{Counters, Jobs, SaveJob};
 
@@ -108,10 +109,12 @@ impl Runner {
     fn copy(&mut self, queued: &Queued) -> Option<Vec<u64>> {
         let batch = &queued.batch;
         let (segment, rank) = (self.registration.segment(), self.registration.rank());
-        let moves: Vec<BlockMove> = batch.jobs.iter().flat_map(|j| j.moves.clone()).collect();
-        for step in &moves {
-            segment.begin_shard(step.slot.slot, rank, step.slot.generation);
+        let planned = || batch.jobs.iter().flat_map(|job| &job.moves);
+        let mut slots = planned().map(|planned| planned.slot);
+        if !slots.all(|slot| segment.begin_shard(slot.slot, rank, slot.generation)) {
+            return None; // The pool has given up this engine's saves: the rows are others' now.
         }
+        let moves: Vec<RowMove> = planned().map(row_move).collect();
         let copied = self.copy_layers(batch, &moves);
         if let Ok(true) = copied
             && let Ok(end) = self.backend.close()
@@ -130,7 +133,7 @@ impl Runner {
     }
 
     /// Whether all layers were copied, rather than the step aborted.
-    fn copy_layers(&mut self, batch: &SaveBatch, moves: &[BlockMove]) -> Result<bool, CopyError> {
+    fn copy_layers(&mut self, batch: &SaveBatch, moves: &[RowMove]) -> Result<bool, CopyError> {
         self.backend.begin(&Batch {
             direction: Direction::Save,
             moves,
@@ -150,8 +153,8 @@ impl Runner {
 
     fn publish(&self, moves: &[BlockMove], digests: &[u64]) {
         let (segment, rank) = (self.registration.segment(), self.registration.rank());
-        for (step, &checksum) in moves.iter().zip(digests) {
-            segment.seal_shard(step.slot.slot, rank, step.slot.generation, checksum);
+        for (BlockMove { slot, .. }, &checksum) in moves.iter().zip(digests) {
+            segment.seal_shard(slot.slot, rank, slot.generation, checksum);
         }
         let bytes = moves.len() * self.registration.layout().shard_bytes();
         self.counters
@@ -206,8 +209,7 @@ impl Drop for Queued {
 
 /// Tells the pool that these blocks were not saved.
 fn condemn(registration: &Registration, moves: &[BlockMove]) {
-    for step in moves {
-        let slot = step.slot;
+    for BlockMove { slot, .. } in moves {
         registration
             .segment()
             .condemn_shard(slot.slot, registration.rank(), slot.generation);

@@ -8,10 +8,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SaveJob, SavePlan, Worker};
+use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SaveJob, SavePlan, Session, Worker};
 use kvtide_kernels::copy::{Device, HostCache, HostDevice, Registration};
-use kvtide_kernels::segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
-use kvtide_model::{BlockKey, BlockMove};
+use kvtide_model::{BlockKey, BlockMove, Namespace, NamespaceId};
+use kvtide_segment::{HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use tempfile::TempDir;
 
 pub const LAYERS: u32 = 3;
@@ -20,6 +20,7 @@ pub const BLOCKS: u32 = 16;
 
 pub struct Node {
     pub pool: Arc<Pool>,
+    pub session: Session,
     pub segment: Arc<SharedSegment>,
     pub caches: Vec<Arc<HostCache>>,
     pub workers: Vec<Worker>,
@@ -31,6 +32,15 @@ pub fn key(n: u32) -> BlockKey {
     bytes[..4].copy_from_slice(&n.wrapping_mul(0x9E37_79B9).to_le_bytes());
     bytes[4..8].copy_from_slice(&n.to_le_bytes());
     BlockKey::from_bytes(bytes)
+}
+
+pub fn namespace(model: &str) -> NamespaceId {
+    let model = model.to_owned();
+    Namespace {
+        model,
+        ..Namespace::default()
+    }
+    .id()
 }
 
 pub fn keys(range: std::ops::Range<u32>) -> Vec<BlockKey> {
@@ -62,9 +72,9 @@ impl Node {
         let options = PoolOptions {
             eviction,
             lease_ttl: Duration::from_secs(60),
-            events: true,
         };
         let pool = Arc::new(Pool::new(Arc::clone(&segment), options));
+        let session = Session::open(&pool, namespace("model"), true).expect("the first");
         let mut caches = Vec::new();
         let mut workers = Vec::new();
         for rank in 0..ranks {
@@ -79,6 +89,7 @@ impl Node {
         }
         Self {
             pool,
+            session,
             segment,
             caches,
             workers,
@@ -115,7 +126,7 @@ impl Node {
 
     /// Saves the engine's `blocks`, which are those of `chain` from `from` on, and waits for it.
     pub fn save_from(&self, chain: &[BlockKey], from: usize, blocks: &[u32]) -> SavePlan {
-        let plan = self.pool.begin_save(chain, from, blocks);
+        let plan = self.session.begin_save(chain, from, blocks);
         for worker in &self.workers {
             if plan.job != 0 {
                 worker.save_now(vec![SaveJob {
@@ -124,7 +135,7 @@ impl Node {
                 }]);
             }
         }
-        assert!(self.pool.drain(Duration::from_secs(10)));
+        assert!(self.session.drain(Duration::from_secs(10)));
         plan
     }
 

@@ -8,7 +8,7 @@ use memmap2::{MmapOptions, MmapRaw};
 
 use super::{Registration, RegistrationError};
 use crate::kv_layout::{KvLayout, TensorView};
-use crate::segment::SharedSegment;
+use kvtide_segment::SharedSegment;
 
 /// Tensors of shape (blocks, layer bytes), one a layer, in one anonymous mapping.
 ///

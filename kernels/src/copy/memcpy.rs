@@ -6,12 +6,12 @@ use std::ptr;
 use std::slice;
 use std::sync::Arc;
 
-use super::{
-    Batch, CopyBackend, CopyError, Device, Direction, LayeredLoad, Mark, Registration, stream,
-};
-use kvtide_model::BlockMove;
+use kvtide_segment::digest_piece;
 
-use crate::checksum::digest;
+use super::{
+    Batch, CopyBackend, CopyError, Device, Direction, LayeredLoad, Mark, Registration, RowMove,
+    stream,
+};
 use crate::cuda::ComputeStream;
 
 /// A piece is hashed just before it is copied, while it is in the core's own cache. A multiple of the
@@ -69,7 +69,7 @@ impl Device for HostDevice {
 
     fn begin_layered(
         &self,
-        _moves: &[BlockMove],
+        _moves: &[RowMove],
         _begin: &Mark,
     ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>> {
         None
@@ -85,7 +85,7 @@ impl Device for HostDevice {
 struct MemcpyBackend {
     registration: Arc<Registration>,
     direction: Direction,
-    moves: Vec<BlockMove>,
+    moves: Vec<RowMove>,
     /// One a move, if wanted.
     digests: Option<Vec<u64>>,
 }
@@ -94,7 +94,7 @@ impl MemcpyBackend {
     /// Copies one layer of one block; its digest (0 unless wanted), or `None` if out of range.
     fn copy_layer(
         &self,
-        (slot, block): (u32, u32),
+        RowMove { row, block }: RowMove,
         layer: usize,
         wants_digest: bool,
     ) -> Option<u64> {
@@ -106,7 +106,7 @@ impl MemcpyBackend {
             ..
         } = &*self.registration;
         let offset = layer * layout.layer_bytes();
-        let host = segment.shard_address(slot, *rank)?.wrapping_add(offset);
+        let host = segment.shard_address(row, *rank)?.wrapping_add(offset);
         let mut runs = layout.runs(layer, block)?;
         // A layer in one piece is hashed while it passes through the cache: piece by piece, first
         // read by the hash, then by the copy.
@@ -120,7 +120,7 @@ impl MemcpyBackend {
                 let (source, target) = ends(direction, device, host);
                 // SAFETY: see `copy_run`; hashing reads what the copy reads.
                 sum = sum.wrapping_add(unsafe {
-                    let piece = digest(slice::from_raw_parts(source, length), offset + start);
+                    let piece = digest_piece(slice::from_raw_parts(source, length), offset + start);
                     stream::copy(source, target, length);
                     piece
                 });
@@ -143,7 +143,7 @@ impl MemcpyBackend {
         // SAFETY: `host` starts one layer of a shard in the segment; the pool keeps others from
         // writing it meanwhile.
         let layer = unsafe { slice::from_raw_parts(host, layout.layer_bytes()) };
-        Some(digest(layer, offset))
+        Some(digest_piece(layer, offset))
     }
 }
 
@@ -181,14 +181,14 @@ impl CopyBackend for MemcpyBackend {
     fn copy(&mut self, layers: Range<usize>) -> Result<(), CopyError> {
         self.registration.check_layers(&layers)?;
         let mut digests = self.digests.take();
-        for (i, step) in self.moves.iter().enumerate() {
+        for (i, &each) in self.moves.iter().enumerate() {
             let wanted = digests.as_deref_mut().and_then(|sums| sums.get_mut(i));
-            let (slot, block) = (step.slot.slot, step.block);
             let sum = layers.clone().try_fold(0, |sum: u64, layer| {
-                let digest = self.copy_layer((slot, block), layer, wanted.is_some())?;
+                let digest = self.copy_layer(each, layer, wanted.is_some())?;
                 Some(sum.wrapping_add(digest))
             });
-            let sum = sum.ok_or(CopyError::OutOfRange { slot, block })?;
+            let RowMove { row, block } = each;
+            let sum = sum.ok_or(CopyError::OutOfRange { row, block })?;
             if let Some(wanted) = wanted {
                 *wanted = wanted.wrapping_add(sum);
             }

@@ -2,7 +2,7 @@
 //!
 //! A [`Device`] is one rank's KV cache and the rows it may use. It hands out [`CopyBackend`]s, one to
 //! each thread that copies, and starts the layered loads of a device that has streams. A backend
-//! works in batches: some blocks, named by slot and block, of which layers are copied one after the
+//! works in batches: some blocks, named by row and block, of which layers are copied one after the
 //! other or all at once. It may only enqueue; the batch's end is waited for. Nothing here knows of
 //! requests.
 
@@ -16,11 +16,10 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use kvtide_model::BlockMove;
+use kvtide_segment::SharedSegment;
 
 use crate::cuda::{ComputeStream, CudaError, Event};
 use crate::kv_layout::KvLayout;
-use crate::segment::SharedSegment;
 
 pub use cuda::{CudaDevice, CudaOptions, Measured, Route, Routes};
 pub use host_cache::HostCache;
@@ -33,6 +32,15 @@ pub enum Direction {
     Save,
     /// From rows to the engine's paged KV cache.
     Load,
+}
+
+/// One block to copy between a row of the segment and a block of the engine's paged KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowMove {
+    /// The segment's side.
+    pub row: u32,
+    /// The engine's side: a vLLM block id.
+    pub block: u32,
 }
 
 /// One rank's memory on both sides of a copy.
@@ -119,17 +127,14 @@ impl Registration {
         self.rank
     }
 
-    /// An error if one of `moves` names a slot or a block that does not exist.
-    fn check(&self, moves: &[BlockMove]) -> Result<(), CopyError> {
+    /// An error if one of `moves` names a row or a block that does not exist.
+    fn check(&self, moves: &[RowMove]) -> Result<(), CopyError> {
         let rows = self.segment.geometry().rows();
         let outside = moves
             .iter()
-            .find(|step| step.slot.slot >= rows || step.block >= self.layout.blocks());
-        outside.map_or(Ok(()), |step| {
-            Err(CopyError::OutOfRange {
-                slot: step.slot.slot,
-                block: step.block,
-            })
+            .find(|wanted| wanted.row >= rows || wanted.block >= self.layout.blocks());
+        outside.map_or(Ok(()), |&RowMove { row, block }| {
+            Err(CopyError::OutOfRange { row, block })
         })
     }
 
@@ -157,10 +162,10 @@ impl fmt::Debug for Registration {
 #[non_exhaustive]
 pub enum CopyError {
     /// A move names something that does not exist.
-    #[error("slot {slot} or block {block} is out of range")]
+    #[error("row {row} or block {block} is out of range")]
     OutOfRange {
-        /// Slot.
-        slot: u32,
+        /// Row.
+        row: u32,
         /// Block.
         block: u32,
     },
@@ -199,8 +204,8 @@ impl Mark {
 pub struct Batch<'a> {
     /// Which way.
     pub direction: Direction,
-    /// Slots and blocks.
-    pub moves: &'a [BlockMove],
+    /// Rows and blocks.
+    pub moves: &'a [RowMove],
     /// Whether checksums are wanted.
     pub digests: bool,
 }
@@ -241,7 +246,7 @@ pub trait CopyBackend: Send {
 
     /// Closes the batch if it is not, and waits until all its copies have ended. If digests were wanted: for each move, the
     /// wrapping sum of the digests of the layers that were copied, which over all layers is the
-    /// shard's checksum ([`crate::shard_checksum`]). On a GPU they are of what the blocks hold when
+    /// shard's checksum ([`kvtide_segment::shard_checksum`]). On a GPU they are of what the blocks hold when
     /// all copies have been made, and nobody changes them before the batch has ended; where rows are
     /// encoded, of what was written to or read from the rows.
     ///
@@ -303,7 +308,7 @@ pub trait Device: Send + Sync + fmt::Debug + fmt::Display {
     /// streams: a thread loads, and the engine waits for it.
     fn begin_layered(
         &self,
-        moves: &[BlockMove],
+        moves: &[RowMove],
         begin: &Mark,
     ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>>;
 

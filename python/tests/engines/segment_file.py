@@ -3,7 +3,7 @@
 Once all of an engine's processes have it, the file has no name any more; it is reached through the
 descriptor that one of those processes holds.
 
-Layout (`kernels/src/segment`): a header of 4096 bytes; the board of loads, 256 words of 8 bytes for
+Layout (`transport/segment`): a header of 4096 bytes; the board of loads, 256 words of 8 bytes for
 each rank, padded to 4096; one 16-byte header for each row and rank (state, checksum; both
 little-endian u64), padded to 4096; then the rows, each aligned to 4096.
 """

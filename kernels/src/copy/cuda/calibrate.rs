@@ -7,13 +7,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvtide_model::{BlockMove, SlotRef};
-
 use super::copier::{Copier, Lane};
 use super::device::{CudaOptions, Shared, rate_of};
 use super::launches::layers_in_time;
 use super::route::{Measured, Route, Routes, STAGED_BLOCKS};
-use crate::copy::{Batch, CopyBackend, CopyError, Direction};
+use crate::copy::{Batch, CopyBackend, CopyError, Direction, RowMove};
 use crate::cuda::Priority;
 
 /// What is copied at a time: long enough to time, short enough to try everything.
@@ -112,7 +110,7 @@ pub(super) fn measure(
 /// Routes being tried, one at a time.
 struct Trial {
     copier: Copier,
-    moves: Vec<BlockMove>,
+    moves: Vec<RowMove>,
     /// Bytes of the moves.
     bytes: usize,
     encoded: bool,
@@ -260,7 +258,7 @@ fn run(
 }
 
 /// Blocks far from each other, and rows next to each other, as those of a prompt mostly are.
-fn sample(shared: &Shared) -> Vec<BlockMove> {
+fn sample(shared: &Shared) -> Vec<RowMove> {
     let layout = shared.registration.layout();
     let rows = shared.registration.segment().geometry().rows();
     let wanted = u32::try_from(SAMPLE_BYTES / layout.shard_bytes().max(1)).unwrap_or(u32::MAX);
@@ -269,11 +267,8 @@ fn sample(shared: &Shared) -> Vec<BlockMove> {
     let block_step = layout.blocks() / count;
     let half = count.div_ceil(2);
     (0..count)
-        .map(|i| BlockMove {
-            slot: SlotRef {
-                slot: i,
-                generation: 0,
-            },
+        .map(|i| RowMove {
+            row: i,
             // Even places first, then odd ones, so that neighbours among rows are not neighbours.
             block: (if i < half { 2 * i } else { 2 * (i - half) + 1 }) * block_step,
         })

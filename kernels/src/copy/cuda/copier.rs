@@ -5,14 +5,12 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
 
-use kvtide_model::BlockMove;
-
 use super::device::Shared;
 use super::dma::{Pieces, Strided, has_batches};
 use super::launches::Rows;
 use super::route::{Route, STAGED_BLOCKS};
 use super::tables::{Move, Plan};
-use crate::copy::{Batch, CopyBackend, CopyError, Direction, Mark};
+use crate::copy::{Batch, CopyBackend, CopyError, Direction, Mark, RowMove};
 use crate::cuda::{
     CudaError, DeviceBuffer, Event, Function, Launch, PinnedBuffer, Pod, Priority, Stream,
 };
@@ -84,8 +82,8 @@ pub(super) struct Copier {
     sums: Mirrored<u64>,
     pieces: Pieces,
     direction: Direction,
-    /// By slot: those of a prompt mostly lie next to each other, and can be copied in one piece.
-    batch: Vec<BlockMove>,
+    /// By row: those of a prompt mostly lie next to each other, and can be copied in one piece.
+    batch: Vec<RowMove>,
     /// Of each of them, its place in what the caller gave.
     places: Vec<u32>,
     digests: bool,
@@ -274,11 +272,11 @@ impl Copier {
         let layout = self.shared.registration.layout();
         let layer_bytes = layout.layer_bytes();
         self.pieces.clear();
-        for step in &self.batch {
-            let row = self.shared.row_address(step.slot.slot);
+        for &RowMove { row, block } in &self.batch {
+            let row = self.shared.row_address(row);
             for layer in layers.clone() {
                 let mut at = row + (layer * layer_bytes) as u64;
-                for (address, bytes) in layout.runs(layer, step.block).into_iter().flatten() {
+                for (address, bytes) in layout.runs(layer, block).into_iter().flatten() {
                     match self.direction {
                         Direction::Save => self.pieces.push(address as u64, at, bytes),
                         Direction::Load => self.pieces.push(at, address as u64, bytes),
@@ -303,7 +301,7 @@ impl Copier {
         let mut staged = staging;
         for rows in self.batch[moves].chunk_by(neighbours) {
             let Some(first) = rows.first() else { continue };
-            let row = self.shared.row_address(first.slot.slot) + skipped;
+            let row = self.shared.row_address(first.row) + skipped;
             let pitch = self.shared.row_stride;
             let (source, source_pitch, target, target_pitch) = match self.direction {
                 Direction::Save => (staged, width, row, pitch),
@@ -363,8 +361,8 @@ impl Copier {
 }
 
 /// Whether the row of `b` follows that of `a`.
-fn neighbours(a: &BlockMove, b: &BlockMove) -> bool {
-    a.slot.slot.checked_add(1) == Some(b.slot.slot)
+fn neighbours(a: &RowMove, b: &RowMove) -> bool {
+    a.row.checked_add(1) == Some(b.row)
 }
 
 impl CopyBackend for Copier {
@@ -387,14 +385,14 @@ impl CopyBackend for Copier {
             (self.moves, self.sums) = (moves, sums);
         }
         let mut moves: Vec<_> = (0..).zip(batch.moves).collect();
-        moves.sort_unstable_by_key(|(_, step)| step.slot.slot);
+        moves.sort_unstable_by_key(|(_, wanted)| wanted.row);
         self.places.clear();
-        for (entry, (place, step)) in self.moves.host.values_mut().iter_mut().zip(moves) {
+        for (entry, (place, &wanted)) in self.moves.host.values_mut().iter_mut().zip(moves) {
             *entry = Move {
-                row: step.slot.slot,
-                block: step.block,
+                row: wanted.row,
+                block: wanted.block,
             };
-            self.batch.push(*step);
+            self.batch.push(wanted);
             self.places.push(place);
         }
         self.direction = batch.direction;

@@ -4,15 +4,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvtide_model::BlockMove;
+use kvtide_segment::CHECKSUM_KEYS;
 
 use super::calibrate::measure;
 use super::copier::{Copier, Lane};
 use super::layered::Layered;
 use super::route::{Measured, Route, Routes};
 use super::tables::Tables;
-use crate::checksum::KEYS;
-use crate::copy::{CopyBackend, CopyError, Device, Direction, LayeredLoad, Mark, Registration};
+use crate::copy::{
+    CopyBackend, CopyError, Device, Direction, LayeredLoad, Mark, Registration, RowMove,
+};
 use crate::cuda::{
     ComputeStream, Context, CudaError, DeviceBuffer, EventPool, Function, HostRegistration, Module,
     Priority,
@@ -97,9 +98,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Device address of this rank's shard of the row of `slot`.
-    pub(super) fn row_address(&self, slot: u32) -> u64 {
-        self.rows + u64::from(slot) * self.row_stride as u64
+    /// Device address of this rank's shard of `row`.
+    pub(super) fn row_address(&self, row: u32) -> u64 {
+        self.rows + u64::from(row) * self.row_stride as u64
     }
 
     /// Size of a staging buffer: at least one row fits.
@@ -153,7 +154,7 @@ impl CudaDevice {
         let shared = Arc::new(Shared {
             kernels: Kernels::load(&context)?,
             tables: Tables::new(&context, registration.layout())?,
-            keys: DeviceBuffer::of(&context, &KEYS)?,
+            keys: DeviceBuffer::of(&context, &CHECKSUM_KEYS)?,
             events: EventPool::new(&context),
             rows: pinned.device() + first as u64,
             row_stride: geometry.row_stride_bytes(),
@@ -221,11 +222,7 @@ impl CudaDevice {
         Ok(event)
     }
 
-    fn layered(
-        &self,
-        moves: &[BlockMove],
-        begin: &Mark,
-    ) -> Result<Box<dyn LayeredLoad>, CopyError> {
+    fn layered(&self, moves: &[RowMove], begin: &Mark) -> Result<Box<dyn LayeredLoad>, CopyError> {
         self.shared.context.enter()?;
         // What is staged for one must not come between another's copies and kernels.
         let _turn = self.layered_turn.lock();
@@ -311,7 +308,7 @@ impl Device for CudaDevice {
 
     fn begin_layered(
         &self,
-        moves: &[BlockMove],
+        moves: &[RowMove],
         begin: &Mark,
     ) -> Option<Result<Box<dyn LayeredLoad>, CopyError>> {
         Some(self.layered(moves, begin))

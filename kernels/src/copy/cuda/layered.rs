@@ -2,12 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvtide_model::BlockMove;
-
 use super::copier::Copier;
 use super::launches::Launches;
 use super::route::Routes;
-use crate::copy::{Batch, CopyBackend, CopyError, Direction, LayeredLoad, Mark};
+use crate::copy::{Batch, CopyBackend, CopyError, Direction, LayeredLoad, Mark, RowMove};
 use crate::cuda::{ComputeStream, Event, EventPool};
 
 /// See the module's documentation.
@@ -30,7 +28,7 @@ impl Layered {
         mut copier: Copier,
         pool: Arc<Mutex<Vec<Copier>>>,
         events: &EventPool,
-        moves: &[BlockMove],
+        moves: &[RowMove],
         routes: Routes,
         rate: Option<f64>,
         begin: &Mark,

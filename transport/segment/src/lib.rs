@@ -20,6 +20,7 @@
 //! is seen complete the moment it is, without a message.
 
 mod board;
+mod checksum;
 mod directory;
 mod geometry;
 mod shard;
@@ -27,6 +28,7 @@ mod shared;
 mod size;
 
 pub use board::{LOAD_PLACES, LoadEnd};
+pub use checksum::{CHECKSUM_KEYS, digest_piece, shard_checksum};
 pub use directory::HugePages;
 pub use geometry::{GeometryError, RowGeometry};
 pub use shard::{ShardState, ShardStatus};

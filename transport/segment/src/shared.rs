@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
-use super::directory::{self, HugePages};
-use super::geometry::{HEADER_BYTES, RowGeometry};
-use super::shard::{ShardHeader, ShardState};
-use super::size::size;
+use crate::directory::{self, HugePages};
+use crate::geometry::{HEADER_BYTES, RowGeometry};
+use crate::shard::{ShardHeader, ShardState};
+use crate::size::size;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x02\0");
 /// Where the header counts holders, behind its words.
@@ -408,14 +408,16 @@ impl SharedSegment {
         &self.reclaimed
     }
 
-    /// Address and bytes of the whole map.
-    pub(crate) fn range(&self) -> (*mut u8, usize) {
+    /// Address and bytes of the whole map, for a driver that registers it.
+    #[must_use]
+    pub fn range(&self) -> (*mut u8, usize) {
         (self.map.as_mut_ptr(), self.map.len())
     }
 
     /// Address of `rank`'s shard of `row`, good for [`RowGeometry::shard_bytes`] bytes; `None` when
     /// out of range.
-    pub(crate) fn shard_address(&self, row: u32, rank: u32) -> Option<*mut u8> {
+    #[must_use]
+    pub fn shard_address(&self, row: u32, rank: u32) -> Option<*mut u8> {
         let offset = self.geometry.shard_offset(row, rank)?;
         Some(self.map.as_mut_ptr().wrapping_add(offset))
     }
@@ -434,7 +436,7 @@ impl SharedSegment {
     }
 
     /// A cell of the board of loads; `None` when out of range.
-    pub(super) fn board_cell(&self, place: u32, rank: u32) -> Option<&AtomicU64> {
+    pub(crate) fn board_cell(&self, place: u32, rank: u32) -> Option<&AtomicU64> {
         let offset = self.geometry.board_offset(place, rank)?;
         let address = self.map.as_mut_ptr().wrapping_add(offset).cast();
         // SAFETY: the offset lies inside the map and is a multiple of 8 (see RowGeometry), and the
@@ -448,21 +450,21 @@ impl SharedSegment {
         self.header(row, rank).map(ShardHeader::read)
     }
 
-    /// Disowns the bytes of a shard before they are overwritten for `generation`.
-    pub fn begin_shard(&self, row: u32, rank: u32, generation: u32) {
-        if let Some(header) = self.header(row, rank) {
-            header.begin(generation);
-        }
+    /// Disowns the bytes of a shard before they are overwritten for `generation`; whether they may be.
+    /// If not, the slot has been filled anew since, or its save was given up.
+    #[must_use]
+    pub fn begin_shard(&self, row: u32, rank: u32, generation: u32) -> bool {
+        self.header(row, rank)
+            .is_some_and(|header| header.begin(generation))
     }
 
-    /// Publishes the bytes of a shard as complete.
-    pub fn seal_shard(&self, row: u32, rank: u32, generation: u32, checksum: u64) {
-        if let Some(header) = self.header(row, rank) {
-            header.seal(generation, checksum);
-        }
+    /// Publishes the bytes of a shard as complete; whether it was still being filled for `generation`.
+    pub fn seal_shard(&self, row: u32, rank: u32, generation: u32, checksum: u64) -> bool {
+        self.header(row, rank)
+            .is_some_and(|header| header.seal(generation, checksum))
     }
 
-    /// Marks a shard as unusable: its save failed, or its bytes were found damaged.
+    /// Marks a shard as unusable: its save failed. Nothing happens if the slot has been filled anew.
     pub fn condemn_shard(&self, row: u32, rank: u32, generation: u32) {
         if let Some(header) = self.header(row, rank) {
             header.condemn(generation);

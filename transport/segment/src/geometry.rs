@@ -1,8 +1,8 @@
 //! Sizes and offsets inside a segment.
 
-use super::board::{LOAD_PLACES, PLACE_BYTES};
-use super::shard::SHARD_HEADER_BYTES;
-use super::size::size;
+use crate::board::{LOAD_PLACES, PLACE_BYTES};
+use crate::shard::SHARD_HEADER_BYTES;
+use crate::size::size;
 
 /// Rows begin on this boundary, so that they can be read and written with `O_DIRECT`.
 pub(crate) const ROW_ALIGN_BYTES: usize = 4096;

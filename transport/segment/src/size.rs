@@ -4,7 +4,7 @@ use std::fmt;
 
 /// `bytes` in the largest binary unit of which there is at least one, to two places; sizes that
 /// differ in bytes but not in those places are told apart by the bytes behind them.
-pub(super) fn size(bytes: impl TryInto<u64>) -> impl fmt::Display {
+pub(crate) fn size(bytes: impl TryInto<u64>) -> impl fmt::Display {
     Size(bytes.try_into().unwrap_or(u64::MAX))
 }
 

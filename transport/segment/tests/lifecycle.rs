@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kvtide_kernels::segment::{
+use kvtide_segment::{
     HugePages, RowGeometry, SegmentError, SegmentOptions, ShardStatus, SharedSegment,
 };
 
@@ -41,13 +41,13 @@ fn the_first_creates_it_the_others_attach_and_all_see_the_same_shards() {
     let directory = tempfile::tempdir().expect("directory");
     let (first, second) = (open(directory.path(), "e"), open(directory.path(), "e"));
     assert!(first.created() && !second.created());
-    first.begin_shard(3, 1, 7);
+    assert!(first.begin_shard(3, 1, 7));
     assert_eq!(
         second.shard_state(3, 1).map(|s| s.status),
         Some(ShardStatus::Filling)
     );
     let checksum = first.compute_checksum(3, 1).expect("in range");
-    first.seal_shard(3, 1, 7, checksum);
+    assert!(first.seal_shard(3, 1, 7, checksum));
     let state = second.shard_state(3, 1).expect("in range");
     assert_eq!(
         (state.generation, state.status, state.checksum),
@@ -98,7 +98,7 @@ fn once_all_have_it_the_name_goes_and_the_memory_stays() {
     assert_eq!(files(directory.path()), ["kvtide-e"]);
     let second = open();
     assert!(files(directory.path()).is_empty());
-    first.seal_shard(1, 0, 5, 6);
+    assert!(first.begin_shard(1, 0, 5) && first.seal_shard(1, 0, 5, 6));
     assert_eq!(second.shard_state(1, 0).map(|s| s.checksum), Some(6));
 
     // A later engine of the same name has its own, which is not touched when these leave.
@@ -261,7 +261,7 @@ fn granted_huge_pages_are_used_and_shared() {
     first.populate(&|_, _| {}).expect("populate");
     let second = SharedSegment::create_or_attach(&options, geometry(8)).expect("attach");
     assert!(first.on_huge_pages() && second.on_huge_pages() && !second.created());
-    first.seal_shard(2, 1, 3, 4);
+    assert!(first.begin_shard(2, 1, 3) && first.seal_shard(2, 1, 3, 4));
     assert_eq!(second.shard_state(2, 1).map(|s| s.checksum), Some(4));
     let path = first.path().to_owned();
     drop((first, second));

@@ -9,10 +9,10 @@
 //! makes a swapped chunk visible. `kernels/cuda/digest.cuh` computes the same on a GPU.
 
 /// Bytes of a chunk.
-pub(crate) const CHUNK_BYTES: usize = 4096;
+const CHUNK_BYTES: usize = 4096;
 
 /// Keys of a chunk's 32-bit words: SplitMix64 from seed 0, low half first.
-pub(crate) const KEYS: [u32; CHUNK_BYTES / 4] = keys();
+pub const CHECKSUM_KEYS: [u32; CHUNK_BYTES / 4] = keys();
 
 #[expect(
     clippy::cast_possible_truncation,
@@ -42,7 +42,8 @@ const fn mix(number: u64) -> u64 {
 
 /// Digest of a piece of a layer that starts on a chunk's boundary; `offset_bytes` is the piece's
 /// place in the shard.
-pub(crate) fn digest(piece: &[u8], offset_bytes: usize) -> u64 {
+#[must_use]
+pub fn digest_piece(piece: &[u8], offset_bytes: usize) -> u64 {
     piece
         .chunks(CHUNK_BYTES)
         .enumerate()
@@ -56,7 +57,7 @@ pub(crate) fn digest(piece: &[u8], offset_bytes: usize) -> u64 {
 /// NH of at most [`CHUNK_BYTES`], as if filled up with zeros.
 fn nh(chunk: &[u8]) -> u64 {
     let (words, rest) = chunk.as_chunks::<8>();
-    let (pairs, _) = KEYS.as_chunks::<2>();
+    let (pairs, _) = CHECKSUM_KEYS.as_chunks::<2>();
     let whole = sum_of_products(words, pairs);
     let mut tail = [0; 8];
     tail[..rest.len()].copy_from_slice(rest);
@@ -87,7 +88,7 @@ pub fn shard_checksum(shard: &[u8], layer_bytes: usize) -> u64 {
         .chunks(layer_bytes.max(1))
         .enumerate()
         .fold(0, |sum: u64, (i, layer)| {
-            sum.wrapping_add(digest(layer, i * layer_bytes))
+            sum.wrapping_add(digest_piece(layer, i * layer_bytes))
         })
 }
 
@@ -130,9 +131,9 @@ mod tests {
         let layer: Vec<u8> = (0..40_001u32).map(|i| (i % 241) as u8).collect();
         let pieces = layer.chunks(32 << 10).enumerate();
         let sum = pieces.fold(0, |sum: u64, (i, piece)| {
-            sum.wrapping_add(digest(piece, 777 + i * (32 << 10)))
+            sum.wrapping_add(digest_piece(piece, 777 + i * (32 << 10)))
         });
-        assert_eq!(sum, digest(&layer, 777));
+        assert_eq!(sum, digest_piece(&layer, 777));
     }
 
     #[test]
@@ -153,7 +154,7 @@ mod tests {
     fn the_checksum_of_known_bytes_is_known() {
         let shard: Vec<u8> = (0..10_000u32).map(|i| (i * 7).to_le_bytes()[0]).collect();
         assert_eq!(
-            KEYS[..4],
+            CHECKSUM_KEYS[..4],
             [0x7b1d_cdaf, 0xe220_a839, 0xa1b9_65f4, 0x6e78_9e6a]
         );
         assert_eq!(shard_checksum(&shard, 5000), 0xb2a6_a401_98b3_4516);

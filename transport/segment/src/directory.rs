@@ -24,7 +24,7 @@ pub enum HugePages {
 }
 
 /// Name of the segment of `instance` inside a directory.
-pub(super) fn file_name(instance: &str) -> String {
+pub(crate) fn file_name(instance: &str) -> String {
     let safe = |c: char| {
         if c.is_ascii_alphanumeric() || "-_.".contains(c) {
             c
@@ -39,7 +39,7 @@ pub(super) fn file_name(instance: &str) -> String {
 }
 
 /// Serialises creation and removal of segments in `directory`; held until dropped.
-pub(super) fn lock(directory: &Path) -> io::Result<File> {
+pub(crate) fn lock(directory: &Path) -> io::Result<File> {
     let handle = File::open(directory)?;
     flock(&handle, FlockOperation::LockExclusive)?;
     Ok(handle)
@@ -47,7 +47,7 @@ pub(super) fn lock(directory: &Path) -> io::Result<File> {
 
 /// As [`lock`], for a process that is leaving: it does not wait long for another that is creating
 /// its segment.
-pub(super) fn lock_soon(directory: &Path) -> Option<File> {
+pub(crate) fn lock_soon(directory: &Path) -> Option<File> {
     const TRIES: u32 = 50;
     let handle = File::open(directory).ok()?;
     for _ in 0..TRIES {
@@ -63,7 +63,7 @@ pub(super) fn lock_soon(directory: &Path) -> Option<File> {
 ///
 /// Returns the names of removed files. A file of another user is left alone, and so is one that
 /// vanishes meanwhile.
-pub(super) fn reclaim(directory: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn reclaim(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -85,12 +85,12 @@ pub(super) fn reclaim(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Whether no other open of `file` holds it.
-pub(super) fn is_unused(file: &File) -> bool {
+pub(crate) fn is_unused(file: &File) -> bool {
     flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
 /// The hugetlbfs mount to use for `bytes`, if there is one with enough free pages.
-pub(super) fn huge_page_mount(bytes: usize) -> Option<PathBuf> {
+pub(crate) fn huge_page_mount(bytes: usize) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").ok()?;
     let mount = mounts.lines().find_map(|line| {
         let mut fields = line.split_whitespace();
@@ -109,6 +109,6 @@ pub(super) fn huge_page_mount(bytes: usize) -> Option<PathBuf> {
 }
 
 /// `bytes` rounded up to what a file on hugetlbfs may have.
-pub(super) fn huge_page_round(bytes: usize) -> usize {
+pub(crate) fn huge_page_round(bytes: usize) -> usize {
     bytes.next_multiple_of(HUGE_PAGE_BYTES)
 }

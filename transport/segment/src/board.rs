@@ -5,11 +5,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::shared::SharedSegment;
+use crate::shared::SharedSegment;
 
 /// Async loads that can be in flight at once.
 pub const LOAD_PLACES: u32 = 256;
-pub(super) const PLACE_BYTES: usize = size_of::<AtomicU64>();
+pub(crate) const PLACE_BYTES: usize = size_of::<AtomicU64>();
 
 /// How one rank's part of a load has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,125 @@
+//! Several engines on one pool: what each does, and what becomes of the others when it ends.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Node, keys, namespace};
+use kvtide_engine::{Eviction, PoolEvent, SaveJob, SavePlan, Session, SessionError};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Two engines of one model.
+fn two(rows: u32) -> (Node, Session) {
+    let node = Node::new(rows, 1, Eviction::Lru);
+    let second = Session::open(&node.pool, namespace("model"), true).expect("room");
+    (node, second)
+}
+
+/// Carries out a plan as the engine's worker would.
+fn carry_out(node: &Node, plan: &SavePlan) {
+    node.workers[0].save_now(vec![SaveJob {
+        job: plan.job,
+        moves: plan.moves.clone(),
+    }]);
+}
+
+#[test]
+fn what_one_engine_saves_another_of_the_same_model_finds() {
+    let (node, second) = two(8);
+    node.save(&keys(0..4), &[0, 1, 2, 3]);
+    let plan = second.begin_save(&keys(0..4), 0, &[9, 8, 7, 6]);
+    assert_eq!((plan.job, plan.covered), (0, 4), "nothing is saved twice");
+    assert_eq!(second.pool().lookup(&keys(0..4)).lease.len(), 4);
+}
+
+#[test]
+fn an_engine_that_has_stopped_hides_nobody_elses_saves() {
+    let (node, second) = two(8);
+    let stopped = second.begin_save(&keys(100..102), 0, &[0, 1]);
+    assert_ne!(stopped.job, 0);
+    let plan = node.session.begin_save(&keys(0..2), 0, &[0, 1]);
+    carry_out(&node, &plan);
+    assert!(node.session.drain(LIMIT));
+    assert!(node.pool.lookup(&keys(0..2)).complete);
+    assert_eq!(second.poll(), 2);
+}
+
+#[test]
+fn engines_that_have_blocks_of_the_same_number_wait_for_their_own_saves_only() {
+    let (node, second) = two(8);
+    let first = node.session.begin_save(&keys(0..1), 0, &[5]);
+    assert!(second.saves_reading(&[5]).is_empty());
+    let other = second.begin_save(&keys(1..2), 0, &[5]);
+    assert_eq!(node.session.saves_reading(&[5]), [first.job]);
+    assert_eq!(second.saves_reading(&[5]), [other.job]);
+}
+
+#[test]
+fn an_engine_that_dies_in_a_save_leaves_no_slot_behind_and_nobody_waiting() {
+    let (node, second) = two(4);
+    let dead = second.begin_save(&keys(0..3), 0, &[0, 1, 2]);
+    let waiting = node.pool.lookup(&keys(0..3));
+    assert!(!waiting.complete);
+    drop(second);
+    assert!(matches!(
+        waiting.lease.readiness(),
+        kvtide_engine::Readiness::Lost(places) if places == [0, 1, 2]
+    ));
+    drop(waiting);
+    assert_eq!(node.pool.gauges().free, 4);
+    assert_eq!(node.pool.gauges().saving, 0);
+
+    // It was only held up: what it writes now, into slots that are others' by then, is not served.
+    node.compute(7, 70);
+    let plan = node.save(&keys(0..4), &[7, 7, 7, 7]);
+    assert_eq!(plan.moves.len(), 4);
+    carry_out(&node, &dead);
+    node.workers[0].finish_saves(&[dead.job]);
+    let found = node.pool.lookup(&keys(0..4));
+    assert!(found.complete);
+    assert_eq!(node.pool.first_damaged(&found.lease), None);
+}
+
+#[test]
+fn what_a_dead_engine_has_saved_stays() {
+    let (node, second) = two(8);
+    let plan = second.begin_save(&keys(0..2), 0, &[0, 1]);
+    carry_out(&node, &plan);
+    assert!(second.drain(LIMIT));
+    drop(second);
+    assert_eq!(node.pool.lookup(&keys(0..2)).lease.len(), 2);
+}
+
+#[test]
+fn a_reset_drops_the_blocks_of_its_own_model_and_says_so_to_its_own_engines() {
+    let (node, same) = two(8);
+    let other = Session::open(&node.pool, namespace("another"), true).expect("room");
+    node.save(&keys(0..2), &[0, 1]);
+    let plan = other.begin_save(&keys(100..102), 0, &[0, 1]);
+    carry_out(&node, &plan);
+    assert!(other.drain(LIMIT));
+    let stored = |range| keys(range).into_iter().map(PoolEvent::Stored).collect();
+    let (ours, theirs): (Vec<_>, Vec<_>) = (stored(0..2), stored(100..102));
+    assert_eq!(node.session.take_events(), ours);
+    assert_eq!(same.take_events(), ours);
+    assert_eq!(other.take_events(), theirs);
+
+    node.session.clear();
+    assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
+    assert_eq!(node.pool.lookup(&keys(100..102)).lease.len(), 2);
+    assert_eq!(node.session.take_events(), [PoolEvent::Cleared]);
+    assert_eq!(same.take_events(), [PoolEvent::Cleared]);
+    assert!(other.take_events().is_empty());
+}
+
+#[test]
+fn a_pool_serves_a_bounded_number_of_engines() {
+    let node = Node::new(4, 1, Eviction::Lru);
+    let open = || Session::open(&node.pool, namespace("model"), false);
+    let sessions: Vec<Session> = std::iter::from_fn(|| open().ok()).take(10_000).collect();
+    let max = sessions.len() + 1;
+    assert_eq!(open().err(), Some(SessionError::TooMany { max }));
+    drop(sessions);
+    assert!(open().is_ok());
+}
