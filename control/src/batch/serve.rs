@@ -284,10 +284,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
     }
     let descriptors = raise_file_limit();
     keep_new_files_private();
-    let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    for name in variables::unknown(set) {
-        tracing::warn!("{name} is set and no setting of this server: see batch --help");
-    }
+    tell_what_is_ignored();
     let access = args.access()?;
     let trust = Trust::open(args.ca_file.as_deref())?;
     let upstream = Arc::new(args.upstream(&trust)?);
@@ -360,11 +357,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
         error = first_end(&mut parts) => (Some(error), Duration::ZERO),
     };
     shutdown.cancel();
-    tokio::spawn(async move {
-        // Whoever does not want to wait says so again.
-        tokio::time::timeout(unready, wait_for_signal()).await.ok();
-        closing.cancel();
-    });
+    tokio::spawn(close_after(unready, closing));
     while let Some(ended) = parts.join_next().await {
         if ended.is_err() {
             failed.get_or_insert(too_early(ended));
@@ -372,6 +365,13 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
     }
     serving.await?;
     failed.map_or(Ok(()), Err)
+}
+
+/// Lets load balancers hear that this server is about to end before it takes no more connections.
+async fn close_after(unready: Duration, closing: CancellationToken) {
+    // Whoever does not want to wait says so again.
+    tokio::time::timeout(unready, wait_for_signal()).await.ok();
+    closing.cancel();
 }
 
 /// Waits for a part of the server to end before it was told to: without it the server would take
@@ -403,6 +403,14 @@ fn raise_file_limit() -> u64 {
         return current.unwrap_or(u64::MAX);
     }
     maximum.unwrap_or(u64::MAX)
+}
+
+/// Who has misspelt a variable should hear of it.
+fn tell_what_is_ignored() {
+    let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in variables::unknown(set) {
+        tracing::warn!("{name} is set and no setting of this server: see batch --help");
+    }
 }
 
 /// An open server says so: nobody should find out later that nobody was asked for a key.
