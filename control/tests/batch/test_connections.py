@@ -170,7 +170,7 @@ def test_uploads_that_stop_half_way_take_the_memory_allowed(
             "POST /v1/files HTTP/1.1\r\nhost: h\r\nauthorization: Bearer ann\r\n"
             "content-type: multipart/form-data; boundary=b\r\ncontent-length: 100000000\r\n\r\n"
         )
-        crowd.add(100, head.encode() + form)
+        crowd.add(40, head.encode() + form)
         everything_else_works(running)
         assert memory_bytes(running) - before < 64 * MIB
 
