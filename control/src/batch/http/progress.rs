@@ -239,7 +239,7 @@ mod tests {
             assert!(error.contains("61440 bytes"), "{error}");
         }
         // A burst is no licence: what was sent before a stretch does not count in it.
-        let pieces = [0u64, 1, 100].map(|pause| Duration::from_secs(pause));
+        let pieces = [0u64, 1, 100].map(Duration::from_secs);
         let pieces = futures_util::stream::iter(pieces).then(|pause| async move {
             tokio::time::sleep(pause).await;
             Sent::Ok(Frame::data(Bytes::from(vec![b'x'; 50 << 10])))

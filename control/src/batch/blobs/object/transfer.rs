@@ -135,7 +135,7 @@ mod tests {
 
     async fn there_and_back(bytes: usize) {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let content: Vec<u8> = (0..bytes).map(|n| (n % 251) as u8).collect();
+        let content: Vec<u8> = (0..251u8).cycle().take(bytes).collect();
         let target = Path::from("files/file-1");
         let mut writer = Box::new(Transfer {
             file: tokio::fs::File::from_std(tempfile::tempfile().unwrap()),
@@ -155,7 +155,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_arrives_as_it_was_whether_in_one_part_or_several() {
-        let part = PART_BYTES as usize;
+        let part = usize::try_from(PART_BYTES).unwrap();
         for bytes in [0, 1, part, part + 1, 2 * part, 2 * part + 77] {
             there_and_back(bytes).await;
         }
