@@ -229,6 +229,7 @@ async fn answer(
     if !mock.cli.forget {
         let mut seen = locked(&mock.seen);
         seen.push_back(json!({"id": id, "user": text("user"), "path": uri.path(),
+            "authorization": text("authorization"),
             "model": asked.model, "priority": asked.priority, "content": content}));
         if seen.len() > SEEN_MAX {
             seen.pop_front();

@@ -83,7 +83,9 @@ fn key(tenant: &str) -> Result<ExitCode, client::ClientError> {
     }
     let (secret, key) = keys::generate(tenant)?;
     client::say(&secret)?;
-    client::complain("The key above is shown only now. Its entry in the file of keys:");
+    client::complain(
+        "The key above is shown only now. Its entry for the file of keys, {\"keys\": [ENTRY, ...]}:",
+    );
     client::complain(&serde_json::to_string(&key).map_err(client::ClientError::Json)?);
     Ok(ExitCode::SUCCESS)
 }

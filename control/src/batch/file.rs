@@ -83,6 +83,9 @@ pub struct File {
     pub created_at: Seconds,
     /// When it expires, if ever.
     pub expires_at: Option<Seconds>,
+    /// The media type that it was uploaded with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
 }
 
 impl File {
@@ -90,6 +93,22 @@ impl File {
     #[must_use]
     pub fn blob_key(&self) -> String {
         blob_key(&self.id)
+    }
+
+    /// Its media type.
+    #[must_use]
+    pub fn content_type(&self) -> &str {
+        match (&self.media_type, self.purpose) {
+            (Some(said), _) => said,
+            (None, Purpose::Batch | Purpose::BatchOutput) => "application/jsonl",
+            (None, _) => "application/octet-stream",
+        }
+    }
+
+    /// Tells its bytes from those of any other file. They never change.
+    #[must_use]
+    pub fn etag(&self) -> String {
+        format!("\"{}\"", self.id)
     }
 
     /// Whether its time has come.

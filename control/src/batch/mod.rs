@@ -9,21 +9,26 @@
 //! before it is counted, and whoever is killed leaves nothing behind that the next to come could not
 //! go on from. `state` and `input` are pure.
 
+mod address;
 pub mod blobs;
+mod budget;
 pub mod client;
 pub mod clock;
 mod command;
+mod credentials;
 pub mod endpoint;
 pub mod error;
 pub mod file;
 pub mod http;
 pub mod id;
 pub mod input;
+mod private;
 pub mod run;
 mod serve;
 pub mod state;
 pub mod store;
 pub mod tls;
+mod variables;
 
 pub use command::{Args, main};
 pub use serve::ServeArgs;

@@ -3,7 +3,6 @@
 
 use std::error::Error;
 use std::fs::{self, File};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,15 +15,21 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use crate::batch::address::ListenAddress;
 use crate::batch::blobs::{Blobs, Local, Objects};
-use crate::batch::http::{Access, App, HttpLimits, Refusals, Reservations, listen, router};
+use crate::batch::budget::Budget;
+use crate::batch::http::{
+    Access, Admission, App, Bounds, HttpLimits, ONLY_TENANT, Refusals, Reservations, listen, router,
+};
 use crate::batch::id;
+use crate::batch::private::{keep_new_files_private, keep_old_files_private};
 use crate::batch::run::{
     Bell, JobOptions, LineOrder, PaceOptions, RetryPolicy, RunOptions, Runner, Upstream,
     sweep_for_ever,
 };
 use crate::batch::store::{Metadata, Places, Postgres, Sqlite};
 use crate::batch::tls::Trust;
+use crate::batch::variables;
 use crate::keys::Keys;
 use crate::telemetry;
 
@@ -38,17 +43,19 @@ type AnyError = Box<dyn Error + Send + Sync>;
 /// Options of the server. Each can also be set by an environment variable.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeArgs {
-    /// Where to listen.
+    /// Address, or name, and port to listen on.
     #[arg(long, env = "KVTIDE_BATCH_LISTEN", default_value = "127.0.0.1:8090")]
-    pub listen: SocketAddr,
-    /// The OpenAI server that answers the requests: the router, an engine, or any other.
+    pub listen: ListenAddress,
+    /// The OpenAI server that answers the requests: the router, an engine, or any other. A name and a
+    /// password in the URL are sent to it as basic authentication.
     #[arg(
         long,
         env = "KVTIDE_BATCH_UPSTREAM",
-        default_value = "http://127.0.0.1:8000"
+        default_value = "http://127.0.0.1:8000",
+        hide_env_values = true
     )]
     pub upstream: String,
-    /// File with the key that is sent to the upstream.
+    /// File with the API key that is sent to the upstream.
     #[arg(long, env = "KVTIDE_BATCH_UPSTREAM_KEY_FILE")]
     pub upstream_key_file: Option<PathBuf>,
     /// Directory for the database, the files and scratch space.
@@ -56,22 +63,30 @@ pub struct ServeArgs {
     pub data: PathBuf,
     /// postgres://user@host/name instead of SQLite; several servers can then share the work. With
     /// ?sslmode=require only over TLS.
-    #[arg(long, env = "KVTIDE_BATCH_DATABASE", requires = "blobs")]
+    #[arg(
+        long,
+        env = "KVTIDE_BATCH_DATABASE",
+        requires = "blobs",
+        hide_env_values = true
+    )]
     pub database: Option<String>,
     /// s3://bucket/prefix (with the usual AWS_… variables), or file:///directory that all servers
     /// share, instead of the data directory.
-    #[arg(long, env = "KVTIDE_BATCH_BLOBS")]
+    #[arg(long, env = "KVTIDE_BATCH_BLOBS", hide_env_values = true)]
     pub blobs: Option<Url>,
     /// PEM file with certificates of authorities to trust, beside those that the system trusts: for an
     /// https:// upstream, for PostgreSQL and for the object store.
     #[arg(long, env = "KVTIDE_BATCH_CA_FILE")]
     pub ca_file: Option<PathBuf>,
-    /// File of API keys, see `kvtide-control batch key`.
-    #[arg(long, env = "KVTIDE_API_KEYS")]
+    /// File of API keys, see `kvtide-control batch key`. If not given, the file that KVTIDE_API_KEYS
+    /// names.
+    #[arg(long, env = "KVTIDE_BATCH_KEYS")]
     pub keys: Option<PathBuf>,
-    /// Serve everybody who can connect, without keys, also beyond this machine. Managing users needs a
-    /// key then.
-    #[arg(long, env = "KVTIDE_BATCH_ANONYMOUS", conflicts_with = "keys")]
+    /// The file of API keys of all servers of the control plane.
+    #[arg(long, env = "KVTIDE_API_KEYS", hide = true)]
+    pub api_keys: Option<PathBuf>,
+    /// Serve without API keys beyond loopback too. User management is off there.
+    #[arg(long, env = "KVTIDE_BATCH_ANONYMOUS", conflicts_with_all = ["keys", "api_keys"])]
     pub anonymous: bool,
 
     /// Batches worked on at once.
@@ -86,8 +101,8 @@ pub struct ServeArgs {
     /// Requests in flight when a model is first used.
     #[arg(long, env = "KVTIDE_BATCH_REQUESTS_AT_FIRST", default_value_t = 4, value_parser = count())]
     pub requests_at_first: u32,
-    /// How many times longer than at its best an answer may take before fewer are asked for at once. More
-    /// gets batches done sooner, at the expense of whoever else uses the engine.
+    /// Send fewer requests at once when answers take this many times as long as the best seen (1.07 = 7 %
+    /// longer). More gets batches done sooner, at the expense of whoever else uses the engine.
     #[arg(long, env = "KVTIDE_BATCH_LATENCY_TOLERANCE", default_value_t = 1.07)]
     pub latency_tolerance: f64,
     /// Attempts for one request.
@@ -119,17 +134,21 @@ pub struct ServeArgs {
     /// Seconds that requests in flight may go on after SIGTERM.
     #[arg(long, env = "KVTIDE_BATCH_DRAIN_S", default_value_t = 10)]
     pub drain_s: u64,
+    /// Seconds after SIGTERM in which connections are still taken while /readyz says 503, so that load
+    /// balancers look elsewhere first.
+    #[arg(long, env = "KVTIDE_BATCH_UNREADY_S", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=600))]
+    pub unready_s: u64,
     /// Milliseconds after which the work of a server that is silent goes to another.
     #[arg(long, env = "KVTIDE_BATCH_LEASE_MS", default_value_t = 15_000, value_parser = clap::value_parser!(u64).range(500..=600_000))]
     pub lease_ms: u64,
 
-    /// MiB of requests and answers in memory.
-    #[arg(long, env = "KVTIDE_BATCH_MEMORY_MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    /// MiB of memory for requests, answers, uploads, downloads and connections.
+    #[arg(long, env = "KVTIDE_BATCH_MEMORY_MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(32..=65_536))]
     pub memory_mib: u32,
     /// Batches of all tenants that may wait or be in progress.
     #[arg(long, env = "KVTIDE_BATCH_BATCHES", default_value_t = 10_000)]
     pub batches: u64,
-    /// Of these, batches of one tenant.
+    /// Maximum waiting or running batches per tenant.
     #[arg(long, env = "KVTIDE_BATCH_BATCHES_PER_TENANT", default_value_t = 2_000)]
     pub batches_per_tenant: u64,
     /// MiB of files for each tenant whose key names no other quota.
@@ -138,6 +157,10 @@ pub struct ServeArgs {
     /// MiB of one file that is not for a batch.
     #[arg(long, env = "KVTIDE_BATCH_FILE_MIB", default_value_t = 512)]
     pub file_mib: u64,
+    /// Describe files as AIBrix v0.5.0 does: their status is "uploaded", not "processed", and a single
+    /// file has content_type, etag and last_modified.
+    #[arg(long, env = "KVTIDE_BATCH_AIBRIX")]
+    pub aibrix: bool,
 }
 
 fn count() -> clap::builder::RangedI64ValueParser<u32> {
@@ -151,7 +174,7 @@ enum Refusal {
         "without API keys, whoever reaches {0} can read all files: give --keys FILE, listen on \
          127.0.0.1, or say --anonymous"
     )]
-    Open(SocketAddr),
+    Open(String),
     #[error("the file of API keys has no keys: nobody could be served")]
     NoKeys,
     #[error("another server works in {0}; give each its own --data")]
@@ -163,7 +186,7 @@ enum Refusal {
 }
 
 impl ServeArgs {
-    fn run_options(&self) -> RunOptions {
+    fn run_options(&self, memory_bytes: u64) -> RunOptions {
         RunOptions {
             jobs: self.jobs as usize,
             job: JobOptions {
@@ -189,9 +212,14 @@ impl ServeArgs {
             },
             request_timeout: Duration::from_secs(self.request_timeout_s.into()),
             priority: self.priority,
-            memory_bytes: u64::from(self.memory_mib) << 20,
+            memory_bytes,
             lease: Duration::from_millis(self.lease_ms),
         }
+    }
+
+    fn budget(&self, descriptors: u64) -> Budget {
+        let memory_bytes = u64::from(self.memory_mib) << 20;
+        Budget::of(memory_bytes, descriptors, self.blobs.is_some())
     }
 
     fn http_limits(&self) -> HttpLimits {
@@ -206,13 +234,13 @@ impl ServeArgs {
     }
 
     fn access(&self) -> Result<Access, AnyError> {
-        let Some(path) = &self.keys else {
-            let loopback = self.listen.ip().is_loopback();
-            if !loopback && !self.anonymous {
-                return Err(Refusal::Open(self.listen).into());
-            }
+        let Some(path) = self.keys.as_ref().or(self.api_keys.as_ref()) else {
             // Whoever can reach loopback is on this machine already.
-            return Ok(Access::Open { admin: loopback });
+            return match (self.anonymous, self.listen.address().ip().is_loopback()) {
+                (true, _) => Ok(Access::Anonymous),
+                (false, true) => Ok(Access::Local),
+                (false, false) => Err(Refusal::Open(self.listen.to_string()).into()),
+            };
         };
         let keys = Keys::open(path)?;
         if keys.is_empty() {
@@ -246,9 +274,14 @@ impl ServeArgs {
         Ok(Arc::new(Postgres::open(url, trust).await?))
     }
 
-    fn blob_store(&self, trust: &Trust) -> Result<Arc<dyn Blobs>, AnyError> {
+    fn blob_store(&self, trust: &Trust, transfers: usize) -> Result<Arc<dyn Blobs>, AnyError> {
         Ok(match &self.blobs {
-            Some(url) => Arc::new(Objects::open(url, &self.data.join("scratch"), trust)?),
+            Some(url) => Arc::new(Objects::open(
+                url,
+                &self.data.join("scratch"),
+                trust,
+                transfers,
+            )?),
             None => Arc::new(Local::open(&self.data)?),
         })
     }
@@ -264,17 +297,21 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
     if args.latency_tolerance.is_nan() || args.latency_tolerance <= 1.0 {
         return Err(Refusal::Tolerance.into());
     }
-    raise_file_limit();
+    let descriptors = raise_file_limit();
+    keep_new_files_private();
+    tell_what_is_ignored();
     let access = args.access()?;
     let trust = Trust::open(args.ca_file.as_deref())?;
     let upstream = Arc::new(args.upstream(&trust)?);
     let _lock = lock(&args.data)?;
-    let blobs = args.blob_store(&trust)?;
+    let budget = args.budget(descriptors);
+    let blobs = args.blob_store(&trust, budget.transfers)?;
     let metadata = args.metadata(&trust).await?;
     let metrics = telemetry::init_metrics()?;
     let bell = Arc::new(Bell::default());
     let shutdown = CancellationToken::new();
-    let listener = TcpListener::bind(args.listen)
+    let (leaving, closing) = (shutdown.clone(), CancellationToken::new());
+    let listener = TcpListener::bind(args.listen.address())
         .await
         .map_err(|error| format!("--listen {}: {error}", args.listen))?;
     let address = listener.local_addr()?;
@@ -285,7 +322,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
         Arc::clone(&blobs),
         Arc::clone(&upstream),
         Arc::clone(&bell),
-        args.run_options(),
+        args.run_options(budget.upstream_bytes),
         id::fresh("server_")?,
         shutdown.clone(),
     ));
@@ -299,29 +336,46 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
     if let Access::Keys(keys) = &access {
         parts.spawn(refresh_keys(Arc::clone(keys), shutdown.clone()));
     }
+    tell_who_is_served(&access, &args.listen);
+    let bounds = Bounds {
+        connections: budget.connections,
+        memory_bytes: budget.callers_bytes,
+        tenants: access.has_tenants(),
+    };
     let app = Arc::new(App {
         metadata,
         blobs,
         access,
-        upstream,
+        upstream: Arc::clone(&upstream),
         bell,
         view,
         limits: args.http_limits(),
         refusals: Refusals::default(),
         reservations: Reservations::default(),
+        admission: Admission::new(bounds),
+        aibrix: args.aibrix,
+        leaving,
         metrics,
     });
-    tracing::info!(%address, upstream = args.upstream, "the batch API is served");
-    let mut serving = tokio::spawn(listen(listener, router(app), shutdown.clone(), HTTP_GRACE));
-    let mut failed = tokio::select! {
+    tracing::info!(%address, upstream = upstream.shown(), "the batch API is served");
+    let mut serving = tokio::spawn(listen(
+        listener,
+        router(app),
+        budget.connections,
+        closing.clone(),
+        HTTP_GRACE,
+    ));
+    let (mut failed, unready) = tokio::select! {
         signal = wait_for_signal() => {
-            tracing::info!(signal = signal?, "shutting down");
-            None
+            let signal = signal?;
+            tracing::info!(?signal, "shutting down");
+            (None, signal.unready(args.unready_s))
         }
         ended = &mut serving => return Ok(ended?),
-        error = first_end(&mut parts) => Some(error),
+        error = first_end(&mut parts) => (Some(error), Duration::ZERO),
     };
     shutdown.cancel();
+    tokio::spawn(close_after(unready, closing));
     while let Some(ended) = parts.join_next().await {
         if ended.is_err() {
             failed.get_or_insert(too_early(ended));
@@ -329,6 +383,13 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), AnyError> {
     }
     serving.await?;
     failed.map_or(Ok(()), Err)
+}
+
+/// Lets load balancers hear that this server is about to end before it takes no more connections.
+async fn close_after(unready: Duration, closing: CancellationToken) {
+    // Whoever does not want to wait says so again.
+    tokio::time::timeout(unready, wait_for_signal()).await.ok();
+    closing.cancel();
 }
 
 /// Waits for a part of the server to end before it was told to: without it the server would take
@@ -349,20 +410,47 @@ fn too_early(ended: Result<(), JoinError>) -> AnyError {
 
 /// Takes all the file descriptors that the system lets this process have: each request in flight needs
 /// one or two, and many systems begin with 1024.
-fn raise_file_limit() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+fn raise_file_limit() -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let limit = Rlimit {
         current: maximum,
         maximum,
     };
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files stays as it is");
+        return current.unwrap_or(u64::MAX);
+    }
+    maximum.unwrap_or(u64::MAX)
+}
+
+/// Who has misspelt a variable should hear of it.
+fn tell_what_is_ignored() {
+    let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in variables::unknown(set) {
+        tracing::warn!("{name} is set and no setting of this server: see batch --help");
+    }
+}
+
+/// An open server says so: nobody should find out later that nobody was asked for a key.
+fn tell_who_is_served(access: &Access, listen: &ListenAddress) {
+    match access {
+        Access::Keys(keys) => tracing::info!(keys = keys.len(), "callers need an API key"),
+        Access::Local => tracing::warn!(
+            "NO API KEYS: everybody on this machine who connects to {listen} is the tenant \
+             '{ONLY_TENANT}' and an admin; give --keys FILE (KVTIDE_BATCH_KEYS) to ask for keys"
+        ),
+        Access::Anonymous => tracing::warn!(
+            "NO API KEYS, --anonymous: everybody who can connect to {listen} is the tenant \
+             '{ONLY_TENANT}' and can read and delete all files"
+        ),
     }
 }
 
 /// Makes the data directory this server's own, for as long as the file is open.
 fn lock(data: &Path) -> Result<File, AnyError> {
     fs::create_dir_all(data).map_err(|error| format!("--data {}: {error}", data.display()))?;
+    keep_old_files_private(data)
+        .map_err(|error| format!("the access rights in --data {}: {error}", data.display()))?;
     let path = data.join("lock");
     let file = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -386,12 +474,29 @@ async fn refresh_keys(keys: Arc<Keys>, shutdown: CancellationToken) {
     }
 }
 
-async fn wait_for_signal() -> std::io::Result<&'static str> {
+/// How the server was told to end.
+#[derive(Clone, Copy, Debug)]
+enum Signal {
+    Terminate,
+    Interrupt,
+}
+
+impl Signal {
+    /// How long others need to hear of it. Whoever sits at the terminal has heard already.
+    fn unready(self, seconds: u64) -> Duration {
+        match self {
+            Signal::Terminate => Duration::from_secs(seconds),
+            Signal::Interrupt => Duration::ZERO,
+        }
+    }
+}
+
+async fn wait_for_signal() -> std::io::Result<Signal> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => Signal::Terminate,
+        _ = interrupt.recv() => Signal::Interrupt,
     })
 }
 

@@ -28,6 +28,8 @@ MOCK = BINARIES / "examples" / "mock_upstream"
 PATIENCE_S = 60.0
 """For what happens within milliseconds, on a machine that may be busy."""
 PR_SET_PDEATHSIG = 1
+# Nobody balances load here, and tests should not wait for somebody to.
+ENVIRONMENT = {"KVTIDE_LOG": "info", "KVTIDE_BATCH_UNREADY_S": "0"}
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 
@@ -131,7 +133,7 @@ class Server:
                 command,
                 stderr=log,
                 stdout=log,
-                env={**os.environ, "KVTIDE_LOG": "info", **self.environment},
+                env={**os.environ, **ENVIRONMENT, **self.environment},
                 preexec_fn=prepare,
             )
         if wait:

@@ -6,8 +6,10 @@ import io
 import json
 import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,25 @@ def test_a_file_can_be_sent_before_the_purpose(shared: Server) -> None:
     assert httpx.post(f"{shared.url}/v1/files", files=form).json()["purpose"] == "batch"
 
 
+def test_a_large_file_can_be_sent_before_what_it_is_for(shared: Server) -> None:
+    """A batch's limit is not that of other files, whatever the order in the form."""
+    content = b"x" * 210_000_000
+    form = lambda purpose: [("file", ("a", content)), ("purpose", (None, purpose))]  # noqa: E731
+    answer = httpx.post(f"{shared.url}/v1/files", files=form(b"user_data"), timeout=120)
+    assert answer.json()["bytes"] == len(content)
+    httpx.delete(f"{shared.url}/v1/files/{answer.json()['id']}")
+    refused = httpx.post(f"{shared.url}/v1/files", files=form(b"batch"), timeout=120)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (413, "file")
+
+
+def test_a_file_s_limit_holds_whatever_the_order_in_the_form(data: Path, upstream: Mock) -> None:
+    with server(data, upstream.url, "--file-mib", "1") as running:
+        url = f"{running.url}/v1/files"
+        parts = [("file", ("a", b"x" * (2 << 20))), ("purpose", (None, b"user_data"))]
+        for form in (parts, parts[::-1]):
+            assert httpx.post(url, files=form).status_code == 413
+
+
 def test_a_form_without_a_file_is_refused(shared: Server) -> None:
     answer = httpx.post(f"{shared.url}/v1/files", files=[("purpose", (None, b"batch"))])
     assert answer.status_code == 400
@@ -126,6 +147,39 @@ def test_a_file_s_content_comes_back_byte_for_byte(client: OpenAI) -> None:
     content = bytes(range(256)) * 5000
     file = client.files.create(file=io.BytesIO(content), purpose="user_data")
     assert client.files.content(file.id).content == content
+
+
+def test_a_file_s_content_says_what_it_is(client: OpenAI, shared: Server) -> None:
+    file = client.files.create(file=("my in.jsonl", b"{}", "application/jsonl"), purpose="batch")
+    answer = httpx.get(f"{shared.url}/v1/files/{file.id}/content")
+    assert answer.headers["content-type"] == "application/jsonl"
+    assert 'filename="my in.jsonl"' in answer.headers["content-disposition"]
+    assert answer.headers["etag"] == f'"{file.id}"'
+    assert parsedate_to_datetime(answer.headers["last-modified"]).timestamp() == file.created_at
+    strange = client.files.create(file=("é ü.txt", b"{}", "text/html"), purpose="user_data")
+    answer = httpx.get(f"{shared.url}/v1/files/{strange.id}/content")
+    assert answer.headers["content-type"] == "text/html"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "filename*=UTF-8''%C3%A9%20%C3%BC.txt" in answer.headers["content-disposition"]
+
+
+def test_a_part_of_a_file_s_content_can_be_had(client: OpenAI, shared: Server) -> None:
+    content = bytes(range(256)) * 1000
+    url = f"{shared.url}/v1/files/{upload(client, content)}/content"
+    whole = httpx.get(url)
+    assert (whole.status_code, whole.headers["accept-ranges"]) == (200, "bytes")
+
+    def get(asked: str, **headers: str) -> httpx.Response:
+        return httpx.get(url, headers={"range": asked, **headers})
+
+    part = get("bytes=1000-200000")
+    assert (part.status_code, part.content) == (206, content[1000:200_001])
+    assert part.headers["content-range"] == "bytes 1000-200000/256000"
+    assert get("bytes=-7").content == content[-7:]
+    assert get("bytes=1-", **{"if-range": whole.headers["etag"]}).content == content[1:]
+    assert get("bytes=1-", **{"if-range": '"another"'}).content == content
+    beyond = get("bytes=256000-")
+    assert (beyond.status_code, beyond.json()["error"]["param"]) == (416, "range")
 
 
 def test_an_empty_file_can_be_kept(client: OpenAI) -> None:
@@ -228,12 +282,19 @@ def test_openai_s_other_endpoints_may_be_named(client: OpenAI, url: Any) -> None
     assert submit(client, [line("a", url=url)], endpoint=url).endpoint == url
 
 
+def test_a_batch_has_a_day_unless_told_otherwise(shared: Server, client: OpenAI) -> None:
+    order = {"input_file_id": upload(client, jsonl([line("a")])), "endpoint": "/v1/embeddings"}
+    answer = httpx.post(f"{shared.url}/v1/batches", json=order).json()
+    assert answer["completion_window"] == "24h"
+    assert answer["expires_at"] == answer["created_at"] + 86_400
+
+
 def test_another_endpoint_is_refused(client: OpenAI) -> None:
     call = lambda: submit(client, [line("a")], endpoint="/v1/files")  # noqa: E731
     fails(openai.BadRequestError, call, "endpoint", "invalid_value")
 
 
-@pytest.mark.parametrize("field", ["input_file_id", "endpoint", "completion_window"])
+@pytest.mark.parametrize("field", ["input_file_id", "endpoint"])
 def test_a_missing_parameter_is_named(shared: Server, client: OpenAI, field: str) -> None:
     order = {"input_file_id": upload(client, b"x"), "endpoint": "/v1/embeddings"}
     order["completion_window"] = "24h"
@@ -515,6 +576,71 @@ def test_models_are_listed_with_a_slash_at_the_end_too(shared: Server) -> None:
     assert httpx.get(f"{shared.url}/v1/models/org/mock-2").json()["id"] == "org/mock-2"
 
 
+def routes() -> list[str]:
+    """Every path that the server knows, from its source."""
+    source = (ROOT / "control" / "src" / "batch" / "http" / "mod.rs").read_text()
+    return re.findall(r'\.route\(\s*"(/[^"]*)"', source)
+
+
+BODIES: dict[str, tuple[dict[str, str | bytes], bytes]] = {
+    "nothing": ({}, b""),
+    "no JSON": ({"content-type": "application/json"}, b"{"),
+    "a byte too much": ({"content-type": "application/json"}, b" " * ((1 << 20) + 1)),
+    "far too much": ({"content-type": "application/json"}, b" " * (5 << 20)),
+    "a form that ends": ({"content-type": "multipart/form-data; boundary=b"}, b"--b\r\ncon"),
+    "a form without boundary": ({"content-type": "multipart/form-data"}, b"--b\r\n"),
+    "no form": ({"content-type": "multipart/form-data; boundary=b"}, b"\xff" * 100_000),
+    "bad headers": ({"content-type": b"\xff/\xfe;;=", "range": "bytes=x-"}, b"\xff"),
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_whatever_is_wrong_every_route_says_so_as_openai_does(shared: Server, body: str) -> None:
+    known = routes()
+    assert len(known) >= 16
+    headers, content = BODIES[body]
+    caller = httpx.Client(headers=headers, timeout=60)
+    for route in [*known, "/", "/v1", "/v1/nothing", "/v1/files/a/b/c"]:
+        # Paths that are good, that name nothing, and that are no text.
+        for name in ("file-0", "%ff", "%00", "a%2Fb", "x" * 2000):
+            path = re.sub(r"{\*?\w+}", name, route)
+            for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"):
+                if (method, path) == ("DELETE", "/v1/files"):
+                    continue
+                url = httpx.URL(shared.url).copy_with(raw_path=path.encode())
+                answer = caller.request(method, url, content=content)
+                where = (method, path, answer.status_code, answer.text)
+                if answer.status_code < 400:
+                    continue
+                assert answer.headers["content-type"] == "application/json", where
+                if method != "HEAD":
+                    error = answer.json()["error"]
+                    assert set(error) == {"message", "type", "param", "code"}, where
+                    assert isinstance(error["message"], str), where
+                assert answer.status_code < 500 or path == "/readyz", where
+            if name == "file-0" and "{" not in route:
+                break
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/batches", 413), ("/CreateUser", 413), ("/v1/files", 400)],
+)
+def test_a_json_body_that_is_too_long_is_refused(shared: Server, path: str, status: int) -> None:
+    answer = httpx.post(shared.url + path, json={"x": "y" * (3 << 20)})
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+
+
+def test_a_body_that_breaks_off_or_is_no_body_is_refused(shared: Server) -> None:
+    head = "POST /v1/batches HTTP/1.1\r\nhost: localhost\r\n"
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=30) as broken:
+        broken.sendall(f"{head}transfer-encoding: chunked\r\n\r\nnonsense\r\n".encode())
+        answer = broken.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b'{"error":' in answer
+
+
 def test_unknown_paths_and_methods_have_openai_s_errors(shared: Server) -> None:
     for method, path, status in [
         ("GET", "/v1/nothing", 404),
@@ -590,7 +716,8 @@ def test_users_are_created_read_updated_and_deleted(shared: Server) -> None:
 
     user = {"name": "ann", "rpm": 10, "tpm": 1000}
     assert call("Create", **user).json()["user"] == user
-    assert call("Create", **user).status_code == 409
+    again = call("Create", name="ann", rpm=99, tpm=99)
+    assert (again.status_code, again.json()["user"]) == (200, user), "as it was"
     assert call("Read", name="ann").json()["user"] == user
     assert call("Update", name="ann", rpm=20, tpm=1).json()["user"]["rpm"] == 20
     assert call("Delete", name="ann").status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import itertools
 import resource
@@ -142,6 +143,18 @@ def test_the_upstream_is_sent_the_client_s_bytes_a_key_and_the_owner(
         (result,) = results(client, batch.output_file_id)
         assert request["user"] == "default"
         assert request["id"] == result["id"]
+
+
+def test_a_name_and_a_password_in_the_upstream_s_url_are_sent_and_not_logged(data: Path) -> None:
+    with mock_upstream() as mock:
+        url = mock.url.replace("http://", "http://some%40one:se%3Acret@")
+        with server(data, url) as running:
+            ended(running.client(), submit(running.client(), [line("a")]))
+            log = running.log.read_text()
+        expected = base64.b64encode(b"some@one:se:cret").decode()
+        assert mock.seen()["requests"][-1]["authorization"] == f"Basic {expected}"
+        assert mock.url in log
+        assert "cret" not in log
 
 
 def test_a_priority_is_put_into_every_request(data: Path) -> None:
@@ -337,7 +350,7 @@ def test_a_model_that_is_down_holds_up_no_other(data: Path) -> None:
 
 
 def test_requests_that_wait_out_a_pause_take_no_memory_of_others(data: Path) -> None:
-    with mock_upstream() as mock, server(data, mock.url, "--memory-mib", "16") as running:
+    with mock_upstream() as mock, server(data, mock.url, "--memory-mib", "32") as running:
         client = running.client()
         long = "x" * 200_000
         paused = [line(str(n), f"[retry 429 -1 600]{long}", model="paused") for n in range(200)]
@@ -489,7 +502,7 @@ def test_no_more_requests_of_a_batch_are_in_flight_than_allowed(data: Path) -> N
 
 def test_requests_in_flight_share_the_memory_that_is_allowed(data: Path) -> None:
     """With 16 MiB there is room for fifteen requests of a megabyte and their answers."""
-    options = ["--memory-mib", "16", "--requests-at-first", "256"]
+    options = ["--memory-mib", "32", "--requests-at-first", "256"]
     with mock_upstream() as mock, server(data, mock.url, *options) as running:
         client = running.client()
         lines = [line(str(n), "[slow 300]" + "x" * 1_000_000) for n in range(40)]

@@ -263,6 +263,77 @@ def test_who_may_be_anybody_is_no_admin(tmp_path: Path) -> None:
             running.kill()
 
 
+@pytest.mark.parametrize("variable", ["KVTIDE_BATCH_KEYS", "KVTIDE_API_KEYS"])
+def test_keys_can_be_named_by_either_variable(keys: Path, tmp_path: Path, variable: str) -> None:
+    environment = {variable: str(keys)}
+    with server(tmp_path / "data", "http://127.0.0.1:1", environment=environment) as running:
+        assert httpx.get(f"{running.url}/v1/files").status_code == 401
+        assert list(client_of(running, "ann-1").batches.list()) == []
+        assert "NO API KEYS" not in running.log.read_text()
+
+
+def test_an_open_server_says_so_and_names_variables_that_mean_nothing(tmp_path: Path) -> None:
+    environment = {
+        "KVTIDE_BATCH_KEY": "/keys.json",
+        # What Kubernetes sets in every container beside a Service named kvtide-batch.
+        "KVTIDE_BATCH_SERVICE_HOST": "10.0.0.1",
+        "KVTIDE_BATCH_PORT_8090_TCP_ADDR": "10.0.0.1",
+    }
+    with server(tmp_path / "data", "http://127.0.0.1:1", environment=environment) as running:
+        log = running.log.read_text()
+    assert "NO API KEYS" in log
+    assert "KVTIDE_BATCH_KEY is set and no setting" in log
+    assert "KVTIDE_BATCH_SERVICE_HOST" not in log
+    assert "KVTIDE_BATCH_PORT" not in log
+
+
+def test_another_site_s_page_is_not_obeyed_where_no_key_is_asked_for(tmp_path: Path) -> None:
+    with server(tmp_path / "data", "http://127.0.0.1:1") as running:
+        ours = f"localhost:{running.port}"
+        form = {"purpose": (None, b"batch"), "file": ("in.jsonl", b"x")}
+
+        def upload_from(**headers: str) -> int:
+            answer = httpx.post(f"{running.url}/v1/files", files=form, headers=headers)
+            if answer.status_code == 403:
+                assert answer.json()["error"]["type"] == "permission_error"
+            return answer.status_code
+
+        assert upload_from(host=ours) == 200
+        assert upload_from(host=ours, origin=f"http://{ours}") == 200
+        assert upload_from(host=ours, origin="http://attacker.example") == 403
+        assert upload_from(host=ours, origin="null") == 403
+        assert upload_from(host=f"attacker.example:{running.port}") == 403
+        for path in ("/v1/batches", "/status", "/metrics"):
+            answer = httpx.get(running.url + path, headers={"host": "attacker.example"})
+            assert answer.status_code == 403
+        user = {"name": "u", "rpm": 1, "tpm": 1}
+        answer = httpx.post(
+            f"{running.url}/CreateUser", json=user, headers={"origin": "http://attacker.example"}
+        )
+        assert answer.status_code == 403
+        assert len(list(running.client().files.list())) == 2
+
+
+def test_pages_may_call_a_server_that_asks_for_keys(guarded: Server) -> None:
+    headers = {"authorization": "Bearer ann-1", "origin": "http://page.example"}
+    assert httpx.get(f"{guarded.url}/v1/batches", headers=headers).status_code == 200
+
+
+def test_what_a_server_keeps_is_its_user_s_alone(upstream: Mock, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with server(data, upstream.url) as running:
+        client = running.client()
+        ended(client, submit(client, [line("a"), line("b", "[status 400 -1]")]))
+        slow = submit(client, [line(str(n), "[slow 60000]" if n else "x") for n in range(2)])
+        parts = data / "parts" / slow.id
+        wait_until("a result", lambda: parts.exists() and list(parts.iterdir()))
+        found = [data, *data.rglob("*")]
+        names = {path.name for path in found}
+        assert {"batch.sqlite", "batch.sqlite-wal", "files", "parts", slow.id} <= names
+        open_to_others = [path for path in found if path.stat().st_mode & 0o077]
+        assert open_to_others == []
+
+
 def test_users_are_managed_by_admins_only(guarded: Server) -> None:
     def create(secret: str) -> int:
         headers = {"authorization": f"Bearer {secret}"}
@@ -301,6 +372,8 @@ def test_a_file_of_keys_that_changes_is_read_again(guarded: Server, keys: Path) 
         (["--listen", "0.0.0.0:0"], "whoever reaches"),
         (["--keys", "/nonexistent"], "cannot be read"),
         (["--upstream", "router:8000"], "--upstream must be a URL"),
+        (["--upstream", "http://u:secret@h:p"], "--upstream must be a URL"),
+        (["--upstream", "http://u:secret@h", "--upstream-key-file", "/dev/null"], "only one"),
         (["--latency-tolerance", "1"], "--latency-tolerance"),
         (["--database", "mysql://x", "--blobs", "file:///tmp"], "--database must begin"),
         (["--blobs", "memory:///"], "--blobs must be one of"),
@@ -318,6 +391,7 @@ def test_what_cannot_be_served_is_refused_with_the_reason(
     )
     assert done.returncode == 1
     assert said in done.stderr
+    assert "secret" not in done.stderr
 
 
 # --- retried creates

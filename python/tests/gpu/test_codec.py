@@ -166,7 +166,7 @@ def test_encoding_twice_changes_nothing_more() -> None:
 
 def test_the_route_that_moves_bytes_as_they_are_is_refused() -> None:
     with (
-        pytest.raises(Exception, match="set the route to "staged" or "kernel""),
+        pytest.raises(Exception, match='set the route to "staged" or "kernel"'),
         Rig(LAYOUTS[0], codec="fp8", gpu_save_route="dma"),
     ):
         pass

@@ -26,7 +26,9 @@ use crate::batch::error::Failure;
 use crate::batch::store::{Fence, Stream};
 
 /// Bytes read from a file at once.
-const READ_BYTES: usize = 256 << 10;
+const READ_BYTES: usize = 32 << 10;
+/// What is read from it, the copy that is passed on, and what of it still waits to be written.
+const STREAM_BYTES: u64 = 4 * READ_BYTES as u64;
 /// Results wait at most this long for company before they are written and synced together.
 const GATHER: Duration = Duration::from_millis(25);
 
@@ -107,6 +109,10 @@ impl Blobs for Local {
             temporary,
             target,
         }))
+    }
+
+    fn stream_bytes(&self) -> u64 {
+        STREAM_BYTES
     }
 
     async fn read(&self, key: &str, range: Range<u64>) -> Result<ByteStream, Failure> {

@@ -17,7 +17,7 @@ use crate::batch::error::Failure;
 use crate::batch::store::{Fence, Stream};
 
 pub use local::Local;
-pub use object::Objects;
+pub use object::{Objects, TRANSFER_BYTES};
 
 /// The bytes of a blob, in pieces.
 pub type ByteStream = BoxStream<'static, Result<Bytes, Failure>>;
@@ -85,6 +85,8 @@ pub trait Blobs: Send + Sync {
     async fn ping(&self) -> Result<(), Failure>;
     /// Begins a blob.
     async fn create(&self, key: &str) -> Result<Box<dyn BlobWriter>, Failure>;
+    /// Memory that one stream of [`Blobs::read`] takes while it is read.
+    fn stream_bytes(&self) -> u64;
     /// Reads part of a blob.
     async fn read(&self, key: &str, range: Range<u64>) -> Result<ByteStream, Failure>;
     /// The blob as a file for random access, copied to this machine if need be.

@@ -7,6 +7,8 @@
 //! parts/<batch id>/<epoch>-<n>.<stream>
 //! ```
 
+mod transfer;
+
 use std::env;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -25,6 +27,7 @@ use object_store::path::Path;
 use object_store::{Certificate, ClientOptions, GetOptions};
 use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use url::Url;
 
@@ -32,11 +35,16 @@ use crate::batch::blobs::{BlobWriter, Blobs, ByteStream, Extent, PartWriter, Pie
 use crate::batch::error::Failure;
 use crate::batch::store::{Fence, Stream};
 use crate::batch::tls::Trust;
+use transfer::Transfer;
+
+pub use transfer::TRANSFER_BYTES;
 
 /// Results wait at most this long for company.
 const GATHER: Duration = Duration::from_secs(1);
-/// Objects up to this size are put at once, larger ones in parts of it. S3 wants at least 5 MiB.
+/// Results up to this size are put at once, more in parts of it. S3 wants at least 5 MiB.
 const PART_BYTES: usize = 8 << 20;
+/// Memory that one stream takes: what its connection has read ahead, twice over.
+const STREAM_BYTES: u64 = 1 << 20;
 /// Parts of one object under way at once: with [`PART_BYTES`], 16 MiB of memory.
 const PARTS_AT_ONCE: usize = 2;
 const WHAT: &str = "the object store";
@@ -49,16 +57,23 @@ pub struct Objects {
     store: Arc<dyn ObjectStore>,
     root: Path,
     scratch: PathBuf,
+    transfers: Arc<Semaphore>,
 }
 
 impl Objects {
     /// Opens the store at `url`, for instance `s3://bucket/prefix`; credentials, region and endpoint
     /// come from the usual environment variables, `AWS_…`. `scratch` is a local directory. Over TLS,
-    /// whom `trust` has added is believed beside those whom the system trusts.
+    /// whom `trust` has added is believed beside those whom the system trusts. So many `transfers` of
+    /// whole files go on at once.
     ///
     /// # Errors
     /// When the URL names no store, or its settings are not complete.
-    pub fn open(url: &Url, scratch: &LocalPath, trust: &Trust) -> Result<Objects, Failure> {
+    pub fn open(
+        url: &Url,
+        scratch: &LocalPath,
+        trust: &Trust,
+        transfers: usize,
+    ) -> Result<Objects, Failure> {
         if !SCHEMES.contains(&url.scheme()) {
             return Err(Failure::internal(
                 "opening the object store",
@@ -77,17 +92,13 @@ impl Objects {
             store,
             root,
             scratch: scratch.to_owned(),
+            transfers: Arc::new(Semaphore::new(transfers)),
         })
     }
 
     fn path(&self, key: &str) -> Path {
         key.split('/')
             .fold(self.root.clone(), |path, part| path.join(part))
-    }
-
-    fn writer(&self, key: &str) -> BufWriter {
-        BufWriter::with_capacity(Arc::clone(&self.store), self.path(key), PART_BYTES)
-            .with_max_concurrency(PARTS_AT_ONCE)
     }
 }
 
@@ -129,7 +140,17 @@ impl Blobs for Objects {
     }
 
     async fn create(&self, key: &str) -> Result<Box<dyn BlobWriter>, Failure> {
-        Ok(Box::new(ObjectWriter(self.writer(key))))
+        Ok(Box::new(Transfer {
+            file: tokio::fs::File::from_std(self.scratch()?),
+            bytes: 0,
+            store: Arc::clone(&self.store),
+            target: self.path(key),
+            places: Arc::clone(&self.transfers),
+        }))
+    }
+
+    fn stream_bytes(&self) -> u64 {
+        STREAM_BYTES
     }
 
     async fn read(&self, key: &str, range: Range<u64>) -> Result<ByteStream, Failure> {
@@ -244,26 +265,6 @@ impl Blobs for Objects {
     }
 }
 
-struct ObjectWriter(BufWriter);
-
-#[async_trait]
-impl BlobWriter for ObjectWriter {
-    async fn write(&mut self, bytes: Bytes) -> Result<(), Failure> {
-        self.0.put(bytes).await.map_err(Failure::when(WHAT))
-    }
-
-    async fn finish(mut self: Box<Self>) -> Result<(), Failure> {
-        self.0.shutdown().await.map_err(Failure::when(WHAT))
-    }
-
-    async fn abandon(mut self: Box<Self>) {
-        // What is left of an upload in parts is removed by the store's own rule for these.
-        if let Err(error) = self.0.abort().await {
-            tracing::debug!(%error, "an unfinished upload was left to the object store");
-        }
-    }
-}
-
 struct ObjectParts {
     store: Arc<dyn ObjectStore>,
     root: Path,
@@ -351,7 +352,7 @@ mod tests {
         std::fs::create_dir(&shared).unwrap();
         let url = Url::from_directory_path(&shared).unwrap();
         let trust = Trust::open(None).unwrap();
-        let blobs = Objects::open(&url, &directory.path().join("scratch"), &trust).unwrap();
+        let blobs = Objects::open(&url, &directory.path().join("scratch"), &trust, 1).unwrap();
         // Only how the store shows itself tells.
         assert!(format!("{:?}", blobs.store).contains("fsync: true"));
         let mut writer = blobs.create("files/file-1").await.unwrap();

@@ -1,24 +1,27 @@
 //! The calls.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Certificate, Client, RequestBuilder, Response};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio_util::io::ReaderStream;
+use url::Url;
 
+use crate::batch::client::input::Input;
 use crate::batch::client::{ClientArgs, ClientError};
+use crate::batch::credentials;
 use crate::batch::tls::Trust;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes of the first line that are read to find its endpoint.
-const FIRST_LINE_MAX: u64 = 8 << 20;
+/// How long a server may send nothing. After an upload it may have to pass the file on.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How long the answer to a question may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 /// A server.
 pub(super) struct Api {
@@ -33,20 +36,21 @@ impl Api {
         rustls::crypto::ring::default_provider()
             .install_default()
             .ok();
-        let base = args.url.trim_end_matches('/');
-        let base = base.strip_suffix("/v1").unwrap_or(base).to_owned();
-        let unreachable = |source| ClientError::Unreachable {
+        let base = base_of(&args.url)?;
+        let unusable = |source| ClientError::Unreachable {
             url: base.clone(),
-            source,
+            reason: reason_of(&source),
         };
-        let mut builder = Client::builder().connect_timeout(CONNECT_WITHIN);
+        let mut builder = Client::builder()
+            .connect_timeout(CONNECT_WITHIN)
+            .read_timeout(SILENCE);
         if let Some(path) = &args.ca_file {
             for added in Trust::open(Some(path))?.added() {
-                let certificate = Certificate::from_der(added).map_err(unreachable)?;
+                let certificate = Certificate::from_der(added).map_err(unusable)?;
                 builder = builder.add_root_certificate(certificate);
             }
         }
-        let client = builder.build().map_err(unreachable)?;
+        let client = builder.build().map_err(unusable)?;
         Ok(Api {
             client,
             base,
@@ -55,17 +59,10 @@ impl Api {
         })
     }
 
-    pub(super) async fn upload(&self, path: &Path) -> Result<String, ClientError> {
-        let failed = |source| ClientError::File {
-            path: path.to_owned(),
-            source,
-        };
-        let file = tokio::fs::File::open(path).await.map_err(failed)?;
-        let bytes = file.metadata().await.map_err(failed)?.len();
-        let name = path.file_name().unwrap_or(path.as_os_str());
+    pub(super) async fn upload(&self, input: Input) -> Result<String, ClientError> {
+        let file = tokio::fs::File::from_std(input.file);
         let body = reqwest::Body::wrap_stream(ReaderStream::with_capacity(file, 256 << 10));
-        let part =
-            Part::stream_with_length(body, bytes).file_name(name.to_string_lossy().into_owned());
+        let part = Part::stream_with_length(body, input.bytes).file_name(input.name);
         let form = Form::new().text("purpose", "batch").part("file", part);
         let request = self.client.post(self.url("/files")).multipart(form);
         let file = self.json(request).await?;
@@ -87,18 +84,19 @@ impl Api {
         if !metadata.is_empty() {
             order["metadata"] = Value::Object(metadata);
         }
-        self.json(self.client.post(self.url("/batches")).json(&order))
-            .await
+        let request = self.client.post(self.url("/batches")).json(&order);
+        self.json(request.timeout(ANSWER_WITHIN)).await
     }
 
     pub(super) async fn batch(&self, id: &str) -> Result<Value, ClientError> {
-        self.json(self.client.get(self.url(&format!("/batches/{id}"))))
-            .await
+        let request = self.client.get(self.url(&format!("/batches/{id}")));
+        self.json(request.timeout(ANSWER_WITHIN)).await
     }
 
     pub(super) async fn cancel(&self, id: &str) -> Result<Value, ClientError> {
         let url = self.url(&format!("/batches/{id}/cancel"));
-        self.json(self.client.post(url)).await
+        let request = self.client.post(url).timeout(ANSWER_WITHIN);
+        self.json(request).await
     }
 
     /// Downloads into a file beside `path`, which takes its place when complete.
@@ -129,9 +127,13 @@ impl Api {
     }
 
     fn unreachable(&self, source: reqwest::Error) -> ClientError {
+        let url = self.base.clone();
+        if source.is_timeout() && !source.is_connect() {
+            return ClientError::Silent { url };
+        }
         ClientError::Unreachable {
-            url: self.base.clone(),
-            source,
+            url,
+            reason: reason_of(&source),
         }
     }
 
@@ -165,27 +167,64 @@ impl Api {
     }
 }
 
-/// The endpoint that the first request of a file names.
-pub(super) fn endpoint_of(path: &Path) -> Result<String, ClientError> {
-    #[derive(Deserialize)]
-    struct Line {
-        url: String,
-    }
-    let failed = |source| ClientError::File {
-        path: path.to_owned(),
-        source,
-    };
-    let file = File::open(path).map_err(failed)?;
-    let first = BufReader::new(io::Read::take(file, FIRST_LINE_MAX))
-        .lines()
-        .find(|line| !matches!(line, Ok(line) if line.trim().is_empty()))
-        .transpose()
-        .map_err(failed)?;
-    let line: Option<Line> = first.and_then(|line| serde_json::from_str(&line).ok());
-    line.map(|line| line.url).ok_or_else(|| {
+/// Where the API is: the URL without `/v1`.
+fn base_of(url: &str) -> Result<String, ClientError> {
+    let shown = credentials::hidden(url);
+    let wrong = |what: &str| {
         ClientError::Wrong(format!(
-            "the first line of {} is no request with a \"url\": mend it, or say --endpoint",
-            path.display()
+            "--url (or OPENAI_BASE_URL) must be a URL such as http://127.0.0.1:8090/v1, not \
+             {shown:?}: {what}"
         ))
-    })
+    };
+    let parsed = Url::parse(url).map_err(|error| wrong(&error.to_string()))?;
+    if !matches!(parsed.scheme(), "http" | "https") || !parsed.has_host() {
+        return Err(wrong("it has to begin with http:// or https://"));
+    }
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err(wrong("a key goes into --api-key (or OPENAI_API_KEY)"));
+    }
+    let base = url.trim_end_matches('/');
+    Ok(base.strip_suffix("/v1").unwrap_or(base).to_owned())
+}
+
+/// What reqwest's errors say is in the cause of the cause.
+fn reason_of(error: &reqwest::Error) -> String {
+    let mut cause: &dyn Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_that_is_none_is_told_with_one_that_is() {
+        for good in [
+            "http://h:1",
+            "http://h:1/",
+            "http://h:1/v1",
+            "http://h:1/v1/",
+        ] {
+            assert_eq!(base_of(good).unwrap(), "http://h:1");
+        }
+        assert_eq!(base_of("https://h/prefix/v1").unwrap(), "https://h/prefix");
+        for wrong in [
+            "127.0.0.1:8090",
+            "localhost:8090/v1",
+            "ftp://h",
+            "",
+            "http://",
+        ] {
+            let error = base_of(wrong).unwrap_err().to_string();
+            assert!(error.contains("http://127.0.0.1:8090/v1"), "{error}");
+        }
+        let error = base_of("http://u:secret@h").unwrap_err().to_string();
+        assert!(
+            error.contains("--api-key") && !error.contains("secret"),
+            "{error}"
+        );
+    }
 }

@@ -2,22 +2,24 @@
 //! server that has OpenAI's batch API.
 
 mod api;
+mod input;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use crate::batch::tls::TrustError;
 use api::Api;
+use input::Input;
 
 /// How often a batch is looked at while it is watched.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often that may fail in a row: a server that restarts is back by then.
-const LOOKS_FAILED_MAX: u32 = 60;
+/// How long that may fail: a server that restarts is back by then.
+const LOST: Duration = Duration::from_secs(60);
 /// Exit status of a command whose batch did not complete.
 const NOT_COMPLETED: u8 = 2;
 
@@ -28,7 +30,8 @@ pub struct ClientArgs {
     #[arg(
         long,
         env = "OPENAI_BASE_URL",
-        default_value = "http://127.0.0.1:8090/v1"
+        default_value = "http://127.0.0.1:8090/v1",
+        hide_env_values = true
     )]
     url: String,
     /// The API key.
@@ -42,7 +45,7 @@ pub struct ClientArgs {
 /// `submit`
 #[derive(Debug, clap::Args)]
 pub struct Submit {
-    /// A file with one request a line.
+    /// A file, or a pipe, with one request a line.
     file: PathBuf,
     /// Where the requests go; if not said, what the first line says.
     #[arg(long)]
@@ -74,7 +77,7 @@ pub struct Named {
 pub struct Fetch {
     /// The batch's id.
     batch: String,
-    /// Where the files go; their names are BATCH_output.jsonl and BATCH_error.jsonl.
+    /// Where the files go (it is made if need be); their names are BATCH_output.jsonl and BATCH_error.jsonl.
     #[arg(long, default_value = ".")]
     directory: PathBuf,
     #[command(flatten)]
@@ -95,12 +98,18 @@ pub enum ClientError {
         param: Option<String>,
     },
     /// The server cannot be reached.
-    #[error("{url} cannot be reached: {source}")]
+    #[error("{url} cannot be reached: {reason}; is the server running, and is --url right?")]
     Unreachable {
         /// The server.
         url: String,
         /// Why.
-        source: reqwest::Error,
+        reason: String,
+    },
+    /// The server was reached and says nothing.
+    #[error("{url} was reached, but does not answer: is the server stopped, or very busy?")]
+    Silent {
+        /// The server.
+        url: String,
     },
     /// A file here cannot be read or written.
     #[error("{path}: {source}")]
@@ -129,9 +138,10 @@ type Done = Result<ExitCode, ClientError>;
 /// Uploads and creates.
 pub async fn submit(args: Submit) -> Done {
     let api = Api::new(&args.client)?;
+    let mut input = Input::open(&args.file)?;
     let endpoint = match &args.endpoint {
         Some(endpoint) => endpoint.clone(),
-        None => api::endpoint_of(&args.file)?,
+        None => input.endpoint()?,
     };
     let mut metadata = serde_json::Map::new();
     for pair in &args.metadata {
@@ -141,7 +151,7 @@ pub async fn submit(args: Submit) -> Done {
         };
         metadata.insert(key.to_owned(), Value::from(value));
     }
-    let file = api.upload(&args.file).await?;
+    let file = api.upload(input).await?;
     let batch = api.create(&file, &endpoint, &args.window, metadata).await?;
     say(text(&batch["id"]))?;
     if args.watch {
@@ -177,6 +187,12 @@ pub async fn fetch(args: Fetch) -> Done {
         let Some(id) = batch[field].as_str() else {
             continue;
         };
+        if !found {
+            std::fs::create_dir_all(&args.directory).map_err(|source| ClientError::File {
+                path: args.directory.clone(),
+                source,
+            })?;
+        }
         found = true;
         let path = args.directory.join(format!("{}_{name}.jsonl", args.batch));
         api.download(id, &path).await?;
@@ -198,12 +214,12 @@ async fn follow(api: &Api, id: &str) -> Done {
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style.progress_chars("=> "));
     }
-    let mut failed = 0;
+    let mut seen = Instant::now();
     let mut told = String::new();
     let batch = loop {
         match api.batch(id).await {
             Ok(batch) => {
-                failed = 0;
+                seen = Instant::now();
                 let status = text(&batch["status"]).to_owned();
                 let count = |name: &str| batch["request_counts"][name].as_u64().unwrap_or(0);
                 bar.set_length(count("total"));
@@ -218,9 +234,8 @@ async fn follow(api: &Api, id: &str) -> Done {
                     break batch;
                 }
             }
-            Err(error @ ClientError::Unreachable { .. }) => {
-                failed += 1;
-                if failed >= LOOKS_FAILED_MAX {
+            Err(error @ (ClientError::Unreachable { .. } | ClientError::Silent { .. })) => {
+                if seen.elapsed() >= LOST {
                     return Err(error);
                 }
             }

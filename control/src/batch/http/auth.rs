@@ -1,13 +1,16 @@
-//! Who is calling, and the frame around every request: its id, its metrics, its log line.
+//! Who is calling, and the frame around every request: whether it comes from another site's page, its
+//! id, its metrics, its log line.
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::body::HttpBody;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use crate::batch::http::origin::{self, Names};
 use crate::batch::http::{ApiError, App};
 use crate::batch::id;
 use crate::keys::Keys;
@@ -20,11 +23,10 @@ pub const ONLY_TENANT: &str = "default";
 pub enum Access {
     /// By their API keys.
     Keys(Arc<Keys>),
-    /// Not at all.
-    Open {
-        /// Whether whoever calls may manage users, too.
-        admin: bool,
-    },
+    /// Not at all: whoever is on this machine may do everything.
+    Local,
+    /// Not at all: whoever can connect may do everything but manage users.
+    Anonymous,
 }
 
 /// Whoever calls.
@@ -36,14 +38,30 @@ pub(super) struct Caller {
 }
 
 impl Access {
+    /// Whether there are several tenants.
+    #[must_use]
+    pub fn has_tenants(&self) -> bool {
+        matches!(self, Access::Keys(_))
+    }
+
+    /// Refuses what another site's page sends, where no key says who it is from.
+    fn check_origin(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
+        let names = match self {
+            Access::Keys(_) => return Ok(()),
+            Access::Local => Names::Local,
+            Access::Anonymous => Names::Any,
+        };
+        origin::check(headers, uri, names).map_err(|error| ApiError::forbidden(&error.to_string()))
+    }
+
     fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let keys = match self {
             Access::Keys(keys) => keys,
-            Access::Open { admin } => {
+            Access::Local | Access::Anonymous => {
                 return Ok(Caller {
                     tenant: ONLY_TENANT.to_owned(),
                     storage_bytes: None,
-                    admin: *admin,
+                    admin: matches!(self, Access::Local),
                 });
             }
         };
@@ -99,7 +117,7 @@ fn known_method(method: &Method) -> &'static str {
 }
 
 /// Gives every request an id and counts it.
-pub(super) async fn frame(request: Request, next: Next) -> Response {
+pub(super) async fn frame(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = known_method(request.method());
     let route = request
@@ -107,7 +125,18 @@ pub(super) async fn frame(request: Request, next: Next) -> Response {
         .get::<MatchedPath>()
         .map_or("", MatchedPath::as_str)
         .to_owned();
-    let mut response = next.run(request).await;
+    let has_body = !request.body().is_end_stream();
+    let mut response = match app.access.check_origin(request.headers(), request.uri()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    // A body that is not read, as it was not wanted, ends its connection.
+    let is_unread = has_body && (method != "POST" || !response.status().is_success());
+    // Whoever calls next should ask another server, over a connection of its own.
+    if is_unread || app.leaving.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
     let status = response.status();
     let request_id = id::fresh("req_").unwrap_or_default();
     tracing::debug!(

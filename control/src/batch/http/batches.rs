@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::http::HeaderMap;
+use axum::response::Response;
 use serde_json::{Map, Value};
 
 use crate::batch::clock::{self, Seconds};
 use crate::batch::endpoint::{Endpoint, window_s};
 use crate::batch::file::{KEPT_MAX_S, KEPT_MIN_S, Purpose};
 use crate::batch::http::auth::Caller;
+use crate::batch::http::extract::{Id, Whole};
+use crate::batch::http::holding::whole;
 use crate::batch::http::page::{Limits, Listing};
 use crate::batch::http::{ApiError, App, files, is_retry, objects};
 use crate::batch::id;
@@ -24,6 +26,8 @@ const LIMITS: Limits = Limits {
     most: 100,
     unless_said: 20,
 };
+/// Bytes that a batch takes in a list, about.
+const BATCH_BYTES: u64 = 4 << 10;
 const METADATA_PAIRS_MAX: usize = 16;
 const METADATA_KEY_CHARS_MAX: usize = 64;
 const METADATA_VALUE_CHARS_MAX: usize = 512;
@@ -34,9 +38,9 @@ pub(super) async fn create(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Whole,
 ) -> Result<Json<Value>, ApiError> {
-    let order = read_order(&body)?;
+    let order = read_order(&body.bytes)?;
     let file = files::find(&app, &caller, &order.input_file_id)
         .await
         .map_err(|error| error.about("input_file_id"))?;
@@ -88,17 +92,21 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     listing: Listing,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     let page = listing.page(&LIMITS)?;
+    let expected = u64::from(page.limit) * BATCH_BYTES;
+    let mut memory = app.admission.memory(&caller, expected).await?;
     let listed = app.metadata.batches(&caller.tenant, page).await?;
     let listed = listed.ok_or_else(|| listing.unknown_after())?;
-    Ok(Json(objects::list(&listed, objects::batch)))
+    let text = objects::list(&listed, objects::batch)?;
+    app.admission.fit(&caller, &mut memory, text.len()).await?;
+    Ok(whole(text, "application/json", memory))
 }
 
 pub(super) async fn retrieve(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
+    Id(id): Id,
 ) -> Result<Json<Value>, ApiError> {
     let batch = app.metadata.batch(&caller.tenant, &id).await?;
     Ok(Json(objects::batch(&batch.ok_or_else(|| no_batch(&id))?)))
@@ -107,7 +115,7 @@ pub(super) async fn retrieve(
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
+    Id(id): Id,
 ) -> Result<Json<Value>, ApiError> {
     let cancelled = app
         .metadata
@@ -146,7 +154,11 @@ fn read_order(body: &[u8]) -> Result<Order, ApiError> {
         let message = format!("Invalid value: '{endpoint}'. Supported values are {known:?}.");
         ApiError::invalid("endpoint", "invalid_value", message)
     })?;
-    let completion_window = required(&body, "completion_window")?;
+    let completion_window = match body.get("completion_window") {
+        // As AIBrix has it.
+        None => "24h",
+        Some(_) => required(&body, "completion_window")?,
+    };
     let window_s = window_s(completion_window).ok_or_else(|| {
         let message = format!(
             "Invalid value: '{completion_window}'. It must be '24h', or another whole number of \

@@ -1,7 +1,7 @@
 //! Errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}`.
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
@@ -17,6 +17,8 @@ pub struct ApiError {
     code: Option<&'static str>,
     /// Whether the client should try again, where the status alone would mislead it.
     retry: Option<bool>,
+    /// After how many seconds.
+    retry_after_s: Option<u64>,
 }
 
 impl ApiError {
@@ -28,6 +30,7 @@ impl ApiError {
             param: None,
             code: None,
             retry: None,
+            retry_after_s: None,
         }
     }
 
@@ -107,6 +110,40 @@ impl ApiError {
         }
     }
 
+    /// Too many bytes of anything that is no file.
+    pub fn body_too_large(message: impl Into<String>) -> ApiError {
+        ApiError {
+            status: StatusCode::PAYLOAD_TOO_LARGE,
+            code: Some("request_too_large"),
+            ..ApiError::request(message)
+        }
+    }
+
+    /// The request did not arrive in time.
+    pub fn timed_out(message: impl Into<String>) -> ApiError {
+        ApiError {
+            status: StatusCode::REQUEST_TIMEOUT,
+            code: Some("request_timeout"),
+            ..ApiError::request(message)
+        }
+    }
+
+    /// A range that the file does not have.
+    pub fn unsatisfiable(bytes: u64) -> ApiError {
+        let message = format!("The file has {bytes} bytes, none of which is in this Range.");
+        ApiError {
+            status: StatusCode::RANGE_NOT_SATISFIABLE,
+            ..ApiError::invalid("range", "invalid_value", message)
+        }
+    }
+
+    /// The same error, saying when to come again.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> ApiError {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+
     /// The state of things forbids it; trying again will not help.
     pub fn conflict(message: impl Into<String>) -> ApiError {
         ApiError {
@@ -177,6 +214,10 @@ impl IntoResponse for ApiError {
         if let Some(retry) = self.retry {
             let value = HeaderValue::from_static(if retry { "true" } else { "false" });
             response.headers_mut().insert("x-should-retry", value);
+        }
+        if let Some(seconds) = self.retry_after_s {
+            let value = HeaderValue::from(seconds);
+            response.headers_mut().insert(header::RETRY_AFTER, value);
         }
         response
     }

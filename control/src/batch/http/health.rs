@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use serde_json::{Value, json};
 
+use crate::batch::http::admission::Probe;
+use crate::batch::http::holding::whole;
 use crate::batch::http::{ApiError, App};
 
 /// The process runs.
@@ -13,8 +16,14 @@ pub(super) async fn alive() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// Database and blob store answer.
-pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+/// Database and blob store answer, and the server is not about to stop.
+pub(super) async fn ready(
+    State(app): State<Arc<App>>,
+    _place: Probe,
+) -> Result<Json<Value>, ApiError> {
+    if app.leaving.is_cancelled() {
+        return Err(ApiError::unavailable("the server is about to stop"));
+    }
     let (metadata, blobs) = tokio::join!(app.metadata.ping(), app.blobs.ping());
     for (part, answer) in [("the database", metadata), ("the blob store", blobs)] {
         if let Err(error) = answer {
@@ -26,7 +35,10 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Ap
 }
 
 /// The queue at a glance.
-pub(super) async fn status(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn status(
+    State(app): State<Arc<App>>,
+    _place: Probe,
+) -> Result<Json<Value>, ApiError> {
     let queue = app.metadata.queue().await?;
     let models = app.view.standings();
     Ok(Json(json!({
@@ -42,6 +54,7 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Result<Json<Value>, A
 }
 
 /// Prometheus' page.
-pub(super) async fn metrics(State(app): State<Arc<App>>) -> String {
-    app.metrics.render()
+pub(super) async fn metrics(State(app): State<Arc<App>>, place: Probe) -> Response {
+    let page = app.metrics.render().into_bytes();
+    whole(page, "text/plain; version=0.0.4; charset=utf-8", place.0)
 }

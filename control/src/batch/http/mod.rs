@@ -1,40 +1,46 @@
 //! The HTTP side: OpenAI's `/v1/files`, `/v1/batches`, `/v1/models`, AIBrix's users, health, metrics.
 
+mod admission;
 mod auth;
 mod batches;
+mod connections;
 mod error;
+mod extract;
 mod files;
 mod health;
+mod holding;
 mod listen;
 mod models;
 mod objects;
+mod origin;
 mod page;
+mod progress;
+mod range;
 mod refusals;
 mod reserve;
+mod shares;
 mod upload;
 mod users;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderMap, Method, Uri};
 use axum::middleware;
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::batch::blobs::Blobs;
 use crate::batch::run::{Bell, Upstream, View};
 use crate::batch::store::{Metadata, Places};
 
+pub use admission::{Admission, Bounds};
 pub use auth::{Access, ONLY_TENANT};
 pub use error::ApiError;
-pub use listen::listen;
+pub use listen::{CONNECTION_BYTES, listen};
 pub use refusals::Refusals;
 pub use reserve::Reservations;
-
-/// Bytes of a JSON body; a create has a few hundred.
-const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// Bounds that an operator can set.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +73,12 @@ pub struct App {
     pub refusals: Refusals,
     /// Of uploads that are under way.
     pub reservations: Reservations,
+    /// How much is done at once.
+    pub admission: Admission,
+    /// Whether files are described as AIBrix v0.5.0 describes them.
+    pub aibrix: bool,
+    /// The server is about to stop: others should be asked.
+    pub leaving: CancellationToken,
     /// What `/metrics` shows.
     pub metrics: PrometheusHandle,
 }
@@ -79,24 +91,27 @@ impl App {
 
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
-    let uploads = Router::new().route(
-        "/v1/files",
-        post(upload::create)
-            .get(files::list)
-            .layer(DefaultBodyLimit::disable()),
-    );
+    let files = || post(upload::create).get(files::list);
+    let batches = || post(batches::create).get(batches::list);
+    let file = get(files::retrieve).head(files::head).delete(files::delete);
     let api = Router::new()
-        .route("/v1/files/{id}", get(files::retrieve).delete(files::delete))
+        // AIBrix's clients call the collections with a slash at the end.
+        .route("/v1/files", files())
+        .route("/v1/files/", files())
+        .route("/v1/files/{id}", file)
         .route("/v1/files/{id}/content", get(files::content))
-        .route("/v1/batches", post(batches::create).get(batches::list))
+        .route("/v1/batches", batches())
+        .route("/v1/batches/", batches())
         .route("/v1/batches/{id}", get(batches::retrieve))
         .route("/v1/batches/{id}/cancel", post(batches::cancel))
         .route("/v1/models", get(models::list))
         .route("/v1/models/", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/{action}", post(users::manage))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .merge(uploads)
+        .route_layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            admission::admit,
+        ))
         .route_layer(middleware::from_fn_with_state(
             Arc::clone(&app),
             auth::authenticate,
@@ -109,7 +124,10 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(api)
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn(auth::frame))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            auth::frame,
+        ))
         .with_state(app)
 }
 

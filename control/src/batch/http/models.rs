@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde_json::{Value, json};
 
+use crate::batch::http::extract::Id;
 use crate::batch::http::{ApiError, App};
 use crate::batch::run::NoAnswer;
 
@@ -17,7 +18,7 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, Api
 /// A model's id may hold slashes.
 pub(super) async fn retrieve(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Id(id): Id,
 ) -> Result<Json<Value>, ApiError> {
     if id.is_empty() {
         return list(State(app)).await;

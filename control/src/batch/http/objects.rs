@@ -2,12 +2,13 @@
 
 use serde_json::{Value, json};
 
+use crate::batch::error::Failure;
 use crate::batch::file::File;
 use crate::batch::state::Batch;
 use crate::batch::store::Listed;
 
-/// A file object.
-pub(super) fn file(file: &File) -> Value {
+/// A file object. AIBrix's clients expect another `status`.
+pub(super) fn file(file: &File, aibrix: bool) -> Value {
     json!({
         "id": file.id,
         "object": "file",
@@ -17,9 +18,23 @@ pub(super) fn file(file: &File) -> Value {
         "filename": file.filename,
         "purpose": file.purpose.as_str(),
         // The bytes are there as soon as the object is.
-        "status": "processed",
+        "status": file_status(aibrix),
         "status_details": null,
     })
+}
+
+/// What a file's status is called. The field is deprecated: there is only one.
+pub(super) fn file_status(aibrix: bool) -> &'static str {
+    if aibrix { "uploaded" } else { "processed" }
+}
+
+/// A file object with what AIBrix tells of a single file.
+pub(super) fn file_of_aibrix(file: &File) -> Value {
+    let mut object = self::file(file, true);
+    object["content_type"] = json!(file.content_type());
+    object["etag"] = json!(file.etag());
+    object["last_modified"] = json!(file.created_at);
+    object
 }
 
 /// A batch object.
@@ -67,15 +82,27 @@ pub(super) fn batch(batch: &Batch) -> Value {
     object
 }
 
-/// A page of a list.
-pub(super) fn list<T>(listed: &Listed<T>, object: impl Fn(&T) -> Value) -> Value {
-    let data: Vec<Value> = listed.items.iter().map(object).collect();
-    let id = |item: Option<&Value>| item.map(|item| item["id"].clone());
-    json!({
-        "object": "list",
-        "first_id": id(data.first()),
-        "last_id": id(data.last()),
-        "has_more": listed.has_more,
-        "data": data,
-    })
+/// A page of a list, as it is sent: made item by item, as there may be thousands.
+pub(super) fn list<T>(
+    listed: &Listed<T>,
+    object: impl Fn(&T) -> Value,
+) -> Result<Vec<u8>, Failure> {
+    const WHAT: &str = "writing a list";
+    let mut text = b"{\"object\":\"list\",\"data\":[".to_vec();
+    let (mut first, mut last) = (Value::Null, Value::Null);
+    for item in &listed.items {
+        let mut item = object(item);
+        if !first.is_null() {
+            text.push(b',');
+        }
+        serde_json::to_writer(&mut text, &item).map_err(Failure::when(WHAT))?;
+        last = item["id"].take();
+        if first.is_null() {
+            first.clone_from(&last);
+        }
+    }
+    let end = json!({"first_id": first, "last_id": last, "has_more": listed.has_more}).to_string();
+    text.extend_from_slice(b"],");
+    text.extend_from_slice(&end.as_bytes()[1..]);
+    Ok(text)
 }

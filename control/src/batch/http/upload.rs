@@ -24,6 +24,9 @@ use arriving::Arriving;
 use form::{Form, read_form};
 use stored::Stored;
 
+/// Memory of an upload: what its form's reader has taken in, what is hashed, what is written.
+const UPLOAD_BYTES: u64 = 96 << 10;
+
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -44,7 +47,7 @@ pub(super) async fn create(
     if outcome.is_err() {
         arriving.drain().await;
     }
-    outcome.map(|file| Json(objects::file(&file)))
+    outcome.map(|file| Json(objects::file(&file, app.aibrix)))
 }
 
 async fn receive(
@@ -54,6 +57,7 @@ async fn receive(
     arriving: &Arriving,
     boundary: String,
 ) -> Result<File, ApiError> {
+    let _memory = app.admission.memory(caller, UPLOAD_BYTES).await?;
     let mut reader = Multipart::new(arriving.stream(), boundary);
     let mut form = Form::default();
     let read = read_form(app, caller, arriving, &mut reader, &mut form).await;
@@ -61,7 +65,7 @@ async fn receive(
         read?;
         return Err(ApiError::missing("file"));
     };
-    let checked = read.and_then(|()| form.check(stored.bytes));
+    let checked = read.and_then(|()| form.check(app, stored.bytes));
     match checked {
         Ok((purpose, kept_s)) => {
             let kept = Kept { purpose, kept_s };
@@ -97,6 +101,7 @@ async fn finish(
         bytes: stored.bytes,
         created_at: now,
         expires_at: kept_s.map(|kept| now.saturating_add(kept)),
+        media_type: stored.media_type,
     };
     let digest = format!(
         "{} {} {kept_s:?} {}",
@@ -146,6 +151,7 @@ mod tests {
             bytes: 1,
             created_at: 1,
             expires_at: None,
+            media_type: None,
         };
         let key = file.blob_key();
         let lost = Failure::internal("a database query", "the connection is gone");

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use serde_json::{Value, json};
 
 use crate::batch::http::auth::Caller;
+use crate::batch::http::extract::{Id, Whole};
 use crate::batch::http::{ApiError, App};
 use crate::batch::store::User;
 use crate::keys::is_tenant_name;
@@ -17,8 +17,8 @@ use crate::keys::is_tenant_name;
 pub(super) async fn manage(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Path(action): Path<String>,
-    body: Bytes,
+    Id(action): Id,
+    body: Whole,
 ) -> Result<Json<Value>, ApiError> {
     let Some(action) = action.strip_suffix("User") else {
         return Err(ApiError::no_route("POST", &format!("/{action}")));
@@ -28,7 +28,7 @@ pub(super) async fn manage(
             "Users are managed with a key that has \"admin\": true in the file of keys.",
         ));
     }
-    let user: User = serde_json::from_slice(&body).map_err(|error| {
+    let user: User = serde_json::from_slice(&body.bytes).map_err(|error| {
         ApiError::request(format!(
             "The body must be {{\"name\", \"rpm\", \"tpm\"}}: {error}."
         ))
@@ -40,13 +40,13 @@ pub(super) async fn manage(
     let missing = || ApiError::not_found("name", format!("No such user: {}", user.name));
     let (message, user) = match action {
         "Create" => {
-            if !app.metadata.create_user(&user).await? {
-                return Err(ApiError::conflict(format!(
-                    "There is a user named {} already.",
-                    user.name
-                )));
+            if app.metadata.create_user(&user).await? {
+                ("created", user)
+            } else {
+                // As in AIBrix: whoever makes sure that a user exists may do so again. The limits stay.
+                let found = app.metadata.user(&user.name).await?;
+                ("exists", found.ok_or_else(missing)?)
             }
-            ("created", user)
         }
         "Read" => {
             let found = app.metadata.user(&user.name).await?;

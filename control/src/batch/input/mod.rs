@@ -16,6 +16,9 @@ pub use scan::{Scan, scan};
 pub const REQUESTS_MAX: u32 = 50_000;
 /// Bytes of one input file, as OpenAI allows.
 pub const FILE_BYTES_MAX: u64 = 200 * 1000 * 1000;
+/// What some editors, on Windows above all, write before a text in UTF-8. It is no part of the first
+/// line.
+pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Bytes of one line, without its line feed.
 pub const LINE_BYTES_MAX: usize = 8 << 20;
 /// Inputs of all embedding requests of a batch together, as OpenAI allows.

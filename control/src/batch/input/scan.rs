@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use std::io::{self, Read};
 
 use crate::batch::input::line::{self, Checked, Rules, Wrong};
+use crate::batch::input::{BYTE_ORDER_MARK, FILE_BYTES_MAX, LINE_BYTES_MAX};
 use crate::batch::input::{EMBEDDING_INPUTS_MAX, Entry, Index, MODELS_MAX, REQUESTS_MAX};
-use crate::batch::input::{FILE_BYTES_MAX, LINE_BYTES_MAX};
 use crate::batch::state::{ERRORS_KEPT, LineError};
 
 /// Bytes read at once. Lines that fit are looked at where they were read.
@@ -124,6 +124,10 @@ impl Scanner {
             return;
         }
         self.line = self.line.saturating_add(1);
+        let (line, offset) = match line.strip_prefix(BYTE_ORDER_MARK) {
+            Some(rest) if offset == 0 => (rest, BYTE_ORDER_MARK.len() as u64),
+            _ => (line, offset),
+        };
         if line.trim_ascii().is_empty() {
             return;
         }

@@ -80,6 +80,7 @@ pub(super) async fn assemble(
         bytes,
         created_at: now,
         expires_at: Some(now.saturating_add(kept_s(batch))),
+        media_type: None,
     }))
 }
 

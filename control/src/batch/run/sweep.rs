@@ -185,6 +185,7 @@ mod tests {
                 bytes: 1,
                 created_at: 1,
                 expires_at: None,
+                media_type: None,
             };
             let create = Create {
                 digest: id.into(),

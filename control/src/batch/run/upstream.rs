@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -16,6 +17,7 @@ use rustix::io::Errno;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::batch::credentials;
 use crate::batch::endpoint::Endpoint;
 use crate::batch::error::Failure;
 use crate::batch::run::pace::Absence;
@@ -106,6 +108,11 @@ pub enum UpstreamError {
         /// What is wrong with it.
         reason: String,
     },
+    /// There are two ways to say who calls.
+    #[error(
+        "--upstream has a name and a password, and there is --upstream-key-file: give only one"
+    )]
+    Both,
     /// The key cannot be sent.
     #[error("the upstream's key has characters that no header can carry")]
     Key,
@@ -122,14 +129,19 @@ impl Upstream {
     /// When URL or key cannot be used.
     pub fn new(url: &str, key: Option<&str>, trust: &Trust) -> Result<Upstream, UpstreamError> {
         let wrong = |reason: String| UpstreamError::Url {
-            url: url.to_owned(),
+            url: credentials::hidden(url),
             reason,
         };
+        let (url, login) = credentials::taken_out(url);
         let base = url.trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base);
         let parsed: Uri = base.parse().map_err(|error| wrong(format!("{error}")))?;
         if !matches!(parsed.scheme_str(), Some("http" | "https")) || parsed.host().is_none() {
             return Err(wrong("it needs http:// or https:// and a host".to_owned()));
+        }
+        if parsed.port_u16().is_none() && parsed.authority().map(Authority::as_str) != parsed.host()
+        {
+            return Err(wrong("its port is no number".to_owned()));
         }
         if parsed.query().is_some() {
             return Err(wrong("it must have no query".to_owned()));
@@ -137,9 +149,14 @@ impl Upstream {
         if parsed.scheme_str() == Some("https") && trust.is_empty() {
             return Err(UpstreamError::Roots);
         }
-        let authorization = key
-            .map(|key| {
-                let mut value = HeaderValue::from_str(&format!("Bearer {key}"))?;
+        let authorization = match (key, login) {
+            (Some(_), Some(_)) => return Err(UpstreamError::Both),
+            (Some(key), None) => Some(format!("Bearer {key}")),
+            (None, login) => login.map(|login| login.basic()),
+        };
+        let authorization = authorization
+            .map(|authorization| {
+                let mut value = HeaderValue::from_str(&authorization)?;
                 value.set_sensitive(true);
                 Ok(value)
             })
@@ -164,6 +181,12 @@ impl Upstream {
             base: base.to_owned(),
             authorization,
         })
+    }
+
+    /// Where it is, without anything secret.
+    #[must_use]
+    pub fn shown(&self) -> &str {
+        &self.base
     }
 
     /// Sends one request and gives back the answer's head, its body still to be read.

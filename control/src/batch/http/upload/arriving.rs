@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 
 use crate::batch::http::ApiError;
+use crate::batch::http::extract::broken;
 
 /// Bytes of a form before its first part and in the head of each, which are kept in memory.
 pub(super) const OUTSIDE_BYTES_MAX: usize = 64 << 10;
@@ -20,8 +21,7 @@ const CHUNK_BYTES: usize = 16 << 10;
 const DRAINED_BYTES_MAX: usize = 256 << 20;
 /// How long that may take.
 const DRAINED_WITHIN: Duration = Duration::from_secs(20);
-/// A client that sends nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(60);
+const FORM: &str = "The multipart form";
 
 /// The body of a request; what is left of it can be read after the form was given up.
 #[derive(Clone)]
@@ -101,23 +101,13 @@ impl Arriving {
     }
 }
 
-/// Waits for the client to send something, though not for ever.
-pub(super) async fn patiently<T>(
-    reading: impl Future<Output = multer::Result<T>>,
-) -> Result<T, ApiError> {
-    match tokio::time::timeout(SILENCE, reading).await {
-        Ok(Ok(read)) => Ok(read),
-        Ok(Err(error)) => {
-            // What is wrong with the body is in the cause.
-            let reason = match &error {
-                multer::Error::StreamReadFailed(cause) => cause.to_string(),
-                error => error.to_string(),
-            };
-            let message = format!("The multipart form cannot be read: {reason}.");
-            Err(ApiError::request(message))
-        }
-        Err(_) => Err(ApiError::request("The upload has stopped.")),
-    }
+/// What was read of a form, or why it could not be read.
+pub(super) fn arrived<T>(read: multer::Result<T>) -> Result<T, ApiError> {
+    read.map_err(|error| match &error {
+        // What is wrong with the body is in the cause.
+        multer::Error::StreamReadFailed(cause) => broken(FORM, cause.as_ref()),
+        error => broken(FORM, error),
+    })
 }
 
 #[cfg(test)]
@@ -137,7 +127,7 @@ mod tests {
         let arriving = Arriving::new(Body::from_stream(body));
         let mut form = Multipart::new(arriving.stream(), "b");
         arriving.allow(OUTSIDE_BYTES_MAX);
-        let error = patiently(form.next_field()).await.unwrap_err();
+        let error = arrived(form.next_field().await).unwrap_err();
         (sent.load(Ordering::Relaxed), format!("{error:?}"))
     }
 

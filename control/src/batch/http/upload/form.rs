@@ -2,7 +2,7 @@
 
 use multer::{Field, Multipart};
 
-use super::arriving::{Arriving, OUTSIDE_BYTES_MAX, patiently};
+use super::arriving::{Arriving, OUTSIDE_BYTES_MAX, arrived};
 use super::stored::{Stored, store};
 use crate::batch::clock::Seconds;
 use crate::batch::file::{BATCH_FILE_KEPT_S, KEPT_MAX_S, KEPT_MIN_S, Purpose};
@@ -36,7 +36,7 @@ pub(super) async fn read_form(
 ) -> Result<(), ApiError> {
     for _ in 0..FIELDS_MAX {
         arriving.allow(OUTSIDE_BYTES_MAX);
-        let Some(mut field) = patiently(form.next_field()).await? else {
+        let Some(mut field) = arrived(form.next_field().await)? else {
             return Ok(());
         };
         arriving.allow(usize::MAX);
@@ -67,7 +67,7 @@ pub(super) async fn read_form(
 async fn text(field: &mut Field<'_>) -> Result<String, ApiError> {
     let name = field.name().unwrap_or_default().to_owned();
     let mut bytes = Vec::new();
-    while let Some(chunk) = patiently(field.chunk()).await? {
+    while let Some(chunk) = arrived(field.chunk().await)? {
         bytes.extend_from_slice(&chunk);
         if bytes.len() > FIELD_BYTES_MAX {
             let message = format!("'{name}' is too long.");
@@ -78,23 +78,29 @@ async fn text(field: &mut Field<'_>) -> Result<String, ApiError> {
         .map_err(|_| ApiError::invalid(&name, "invalid_value", format!("'{name}' is not UTF-8.")))
 }
 
-/// Bytes that this file may have. OpenAI's clients send the purpose first; where it comes later, it is
-/// looked at again then.
+/// Bytes that a file for this may have. OpenAI's clients say what it is for first; where that comes
+/// later, the file is looked at again then.
 fn bytes_max(app: &App, purpose: Option<&str>) -> u64 {
+    let others = app.limits.file_bytes_max;
     match purpose {
-        Some("batch") | None => FILE_BYTES_MAX,
-        Some(_) => app.limits.file_bytes_max,
+        Some("batch") => FILE_BYTES_MAX,
+        Some(_) => others,
+        None => FILE_BYTES_MAX.max(others),
     }
 }
 
 impl Form {
     /// What the file is for, and how long it is kept.
-    pub(super) fn check(&self, bytes: u64) -> Result<(Purpose, Option<Seconds>), ApiError> {
-        let purpose = self.checked_purpose(bytes)?;
+    pub(super) fn check(
+        &self,
+        app: &App,
+        bytes: u64,
+    ) -> Result<(Purpose, Option<Seconds>), ApiError> {
+        let purpose = self.checked_purpose(app, bytes)?;
         Ok((purpose, self.kept_s(purpose)?))
     }
 
-    fn checked_purpose(&self, bytes: u64) -> Result<Purpose, ApiError> {
+    fn checked_purpose(&self, app: &App, bytes: u64) -> Result<Purpose, ApiError> {
         let Some(name) = &self.purpose else {
             return Err(ApiError::missing("purpose"));
         };
@@ -103,8 +109,9 @@ impl Form {
             let message = format!("'{name}' is not one of {known:?}.");
             return Err(ApiError::invalid("purpose", "invalid_value", message));
         };
-        if purpose == Purpose::Batch && bytes > FILE_BYTES_MAX {
-            let message = format!("A file for a batch may have at most {FILE_BYTES_MAX} bytes.");
+        let most = bytes_max(app, Some(name));
+        if bytes > most {
+            let message = format!("A file for '{name}' may have at most {most} bytes.");
             return Err(ApiError::too_large("file", message));
         }
         Ok(purpose)

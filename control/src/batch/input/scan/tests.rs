@@ -47,6 +47,26 @@ fn faults(file: &[u8], rules: Rules) -> Vec<(String, Option<u64>)> {
 }
 
 #[test]
+fn what_an_editor_writes_before_a_text_is_no_part_of_its_first_line() {
+    let a = request("a", "m");
+    let file = [BYTE_ORDER_MARK, a.as_bytes(), b"\n"].concat();
+    let entry = good(&file).entries[0];
+    let begin = usize::try_from(entry.offset).unwrap();
+    assert_eq!(&file[begin..begin + entry.bytes as usize], a.as_bytes());
+    let later = [
+        a.as_bytes(),
+        b"\n",
+        BYTE_ORDER_MARK,
+        request("b", "m").as_bytes(),
+    ]
+    .concat();
+    let expected = [("invalid_json_line".to_owned(), Some(2))];
+    assert_eq!(faults(&later, RULES), expected);
+    let alone = [("empty_file".to_owned(), None)];
+    assert_eq!(faults(BYTE_ORDER_MARK, RULES), alone);
+}
+
+#[test]
 fn every_line_is_found_where_it_lies_whatever_ends_it() {
     let (a, b, c) = (request("a", "m"), request("b", "m"), request("c", "m"));
     let file = format!("{a}\r\n\n  \n{b}\n{c}");

@@ -346,6 +346,7 @@ async fn a_create_is_a_repetition_only_of_one_that_was_made_a_short_while_ago() 
             bytes: 1,
             created_at: at,
             expires_at: None,
+            media_type: None,
         };
         db.add_file(file, again.clone(), None)
     };
