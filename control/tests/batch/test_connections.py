@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
-from rig import Mock, Server, server, upload, wait_until
+from rig import Mock, Server, jsonl, line, server, upload, wait_until
 
 MANY = 1030
 """More connections than a server takes at once."""
@@ -213,3 +214,25 @@ def test_a_server_that_is_told_to_stop_says_so_before_it_takes_no_more_connectio
         # Who does not want to wait says so again.
         running.process.send_signal(signal.SIGINT)
         assert running.process.wait(60) == 0
+
+
+def test_a_second_create_that_was_never_read_is_no_repetition_of_the_first(
+    keys: Path, data: Path, upstream: Mock
+) -> None:
+    """The client sends it again by itself once there is room: a batch of its own."""
+    with server(data, upstream.url, "--keys", str(keys)) as running:
+        client = running.client("ann")
+        order = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        file = upload(client, jsonl([line("a", "[slow 60000]")]))
+        first = client.batches.create(input_file_id=file, **order)  # type: ignore[call-overload]
+        head = "POST /v1/batches HTTP/1.1\r\nhost: h\r\nauthorization: Bearer ann\r\n"
+        with Crowd(running) as crowd:
+            crowd.add(MANY, f"{head}content-length: 100\r\n\r\n{{".encode())
+            with pytest.raises(openai.RateLimitError):
+                client.batches.create(input_file_id=file, **order)  # type: ignore[call-overload]
+        again = client.with_options(max_retries=20)
+        repeated = {"x-stainless-retry-count": "1"}
+        second = again.batches.create(  # type: ignore[call-overload]
+            input_file_id=file, extra_headers=repeated, **order
+        )
+        assert second.id != first.id

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Extension, FromRequestParts, Request, State};
+use axum::http::Method;
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -12,7 +13,7 @@ use crate::batch::http::auth::Caller;
 use crate::batch::http::holding::Holding;
 use crate::batch::http::listen::Peer;
 use crate::batch::http::shares::{Full, Share, Shares, WAIT};
-use crate::batch::http::{ApiError, App};
+use crate::batch::http::{ApiError, App, is_retry};
 
 /// Unit of memory.
 const UNIT_BYTES: u64 = 1 << 10;
@@ -121,12 +122,20 @@ pub(super) async fn admit(
     request: Request,
     next: Next,
 ) -> Response {
+    let creates = request.method() == Method::POST
+        && request.uri().path().trim_end_matches('/') == "/v1/batches";
+    let first = creates && !is_retry(request.headers());
     match app.admission.place(&caller.tenant).await {
         Ok(place) => {
             let answer = next.run(request).await;
             answer.map(|body| Body::new(Holding::new(body, place)))
         }
-        Err(error) => error.into_response(),
+        Err(error) => {
+            if first {
+                app.refusals.note_unread(&caller.tenant);
+            }
+            error.into_response()
+        }
     }
 }
 

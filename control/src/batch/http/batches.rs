@@ -38,8 +38,14 @@ pub(super) async fn create(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
-    body: Whole,
+    body: Result<Whole, ApiError>,
 ) -> Result<Json<Value>, ApiError> {
+    let is_retry = is_retry(&headers);
+    let body = body.inspect_err(|_| {
+        if !is_retry {
+            app.refusals.note_unread(&caller.tenant);
+        }
+    })?;
     let order = read_order(&body.bytes)?;
     let file = files::find(&app, &caller, &order.input_file_id)
         .await
@@ -56,7 +62,7 @@ pub(super) async fn create(
         .map_err(crate::batch::error::Failure::when("writing a document"))?;
     let digest = blake3::hash(&digest).to_hex().to_string();
     let batch = Batch::new(id::fresh("batch_")?, caller.tenant, order, clock::now());
-    let batch = add(&app, batch, digest, is_retry(&headers)).await?;
+    let batch = add(&app, batch, digest, is_retry).await?;
     app.bell.batch_added();
     tracing::info!(batch = batch.id, tenant = batch.tenant, "batch created");
     Ok(Json(objects::batch(&batch)))
@@ -73,7 +79,7 @@ async fn add(app: &App, batch: Batch, digest: String, is_retry: bool) -> Result<
             }
             true
         }
-        _ => false,
+        _ => is_retry && app.refusals.take_unread(&tenant),
     };
     let create = Create {
         digest: digest.clone(),

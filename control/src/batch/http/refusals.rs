@@ -13,9 +13,16 @@ use crate::batch::store::RETRY_WINDOW_S;
 /// is taken for the repetition of an earlier create, as long as that one is not over.
 const REMEMBERED_MAX: usize = 64;
 
+/// No repetition comes later.
+const WINDOW: Duration = Duration::from_secs(RETRY_WINDOW_S);
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<HashMap<String, VecDeque<Refusal>>>);
+pub struct Refusals {
+    read: Mutex<HashMap<String, VecDeque<Refusal>>>,
+    /// By tenant, when creates were refused before anybody read what they asked for.
+    unread: Mutex<HashMap<String, VecDeque<Instant>>>,
+}
 
 #[derive(Debug)]
 struct Refusal {
@@ -41,6 +48,31 @@ impl Refusals {
         });
     }
 
+    /// A create was refused before anybody read what it asks for, and was no repetition: what was sent
+    /// before it may have made a batch, but not this.
+    pub(super) fn note_unread(&self, tenant: &str) {
+        let mut tenants = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        for refused in tenants.values_mut() {
+            refused.retain(|at| at.elapsed() <= WINDOW);
+        }
+        tenants.retain(|_, refused| !refused.is_empty());
+        let refused = tenants.entry(tenant.to_owned()).or_default();
+        if refused.len() >= REMEMBERED_MAX {
+            refused.pop_front();
+        }
+        refused.push_back(Instant::now());
+    }
+
+    /// Whether a repetition may be that of a create that nobody read. One stands for one.
+    pub(super) fn take_unread(&self, tenant: &str) -> bool {
+        let mut tenants = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(refused) = tenants.get_mut(tenant) else {
+            return false;
+        };
+        refused.retain(|at| at.elapsed() <= WINDOW);
+        refused.pop_front().is_some()
+    }
+
     /// The id that the batch would have had, if the last create that asked for this was not carried out.
     pub(super) fn of(&self, tenant: &str, digest: &str) -> Option<String> {
         let tenants = self.lock();
@@ -51,10 +83,9 @@ impl Refusals {
 
     /// One was carried out; and what is older than any repetition is not needed any more.
     pub(super) fn forget(&self, tenant: &str, digest: &str) {
-        let window = Duration::from_secs(RETRY_WINDOW_S);
         let mut tenants = self.lock();
         for refusals in tenants.values_mut() {
-            refusals.retain(|refusal| refusal.at.elapsed() <= window);
+            refusals.retain(|refusal| refusal.at.elapsed() <= WINDOW);
         }
         if let Some(refusals) = tenants.get_mut(tenant) {
             refusals.retain(|refusal| refusal.digest != digest);
@@ -63,13 +94,25 @@ impl Refusals {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Refusal>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_create_that_nobody_read_stands_for_one_repetition_of_its_tenant() {
+        let refusals = Refusals::default();
+        refusals.note_unread("a");
+        assert!(!refusals.take_unread("b"));
+        assert!(refusals.take_unread("a"));
+        assert!(!refusals.take_unread("a"));
+        (0..=REMEMBERED_MAX).for_each(|_| refusals.note_unread("a"));
+        let taken = std::iter::repeat_with(|| refusals.take_unread("a"));
+        assert_eq!(taken.take_while(|&taken| taken).count(), REMEMBERED_MAX);
+    }
 
     #[test]
     fn the_last_refusals_of_each_tenant_are_remembered() {
