@@ -18,13 +18,13 @@ PYTHON = re.compile(
 )
 PARSER = "ArgumentParser("
 OTHERS = {
-    "AIBrix": "controllers disable-webhook",
+    "AIBrix": "controllers disable-webhook enable-k8s-job",
     "vLLM": "data-parallel-size decode-context-parallel-size disable-hybrid-kv-cache-manager "
     "enable-dbo enable-sleep-mode kv-cache-dtype kv-offloading-size kv-transfer-config nnodes "
     "pipeline-parallel-size port prefill-context-parallel-size revision runner scheduling-policy "
     "served-model-name shutdown-timeout speculative-config tensor-parallel-size ubatch-size",
     "docker and uv": "entrypoint gpus rm shm-size system ulimit",
-    "kubectl": "cascade for replicas type",
+    "kubectl": "cascade for replicas server-side type",
     "cargo": "bench document-private-items locked no-deps open path release test",
     "numactl": "cpunodebind interleave membind",
 }

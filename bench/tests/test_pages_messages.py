@@ -94,3 +94,28 @@ def test_a_quoted_message_is_in_the_code(message: str) -> None:
 
 def test_a_message_that_nothing_says_is_noticed() -> None:
     assert unexplained("ConfigError: tenant: 7 is not a colour that anybody likes; paint it blue")
+
+
+def errors() -> list[str]:
+    """Format strings of the errors that reach a user of the engine."""
+    found = []
+    for source in pages.sources("python/kvtide/*.py").values():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Error"):
+                text = node.args[0] if node.args else None
+                parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+                fixed = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
+                found.append("".join(map(str, fixed)))
+    rust = pages.text_of(
+        *(f"{crate}/src/**/*.rs" for crate in ("connector", "engine", "kernels", "transport/*"))
+    )
+    for text in re.findall(r'#\[error\(\s*"((?:[^"\\]|\\.)*)"', rust, re.DOTALL):
+        found.append(re.sub(r"\\\n\s*", "", text).replace('\\"', '"'))
+    return [text for text in found if any(part.count(" ") >= LEAST for part in pieces(text))]
+
+
+@pytest.mark.parametrize("error", errors())
+def test_an_error_has_an_entry_in_failure_modes(error: str) -> None:
+    page = " ".join(pages.page("docs/failure-modes.md").text.split())
+    known = [part.strip(" ,;:.") for part in pieces(error) if part.count(" ") >= LEAST]
+    assert any(part in page for part in known)

@@ -60,7 +60,9 @@ def options() -> dict[str, tuple[str, str]]:
     attributes = re.findall(r"#\[arg\((.*?)\)\]\n\s*(?:pub )?(\w+):", source, re.DOTALL)
     found = {}
     for attribute, field in attributes:
-        if variable := re.search(r'env = "(\w+)"', attribute):
+        variable = re.search(r'env = "(\w+)"', attribute)
+        # A hidden one is there for its variable alone.
+        if variable and "hide = true" not in attribute:
             default = re.search(r'default_value(?:_t)? = "?([^",)]+)', attribute)
             value = default[1].strip().replace("_", "") if default else ""
             found[f"--{field.replace('_', '-')}"] = (variable[1], value)

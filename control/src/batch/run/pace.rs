@@ -197,19 +197,17 @@ pub(super) struct Load {
     to_repeat: AtomicUsize,
 }
 
-const TO_REPEAT: &str = "kvtide_batch_requests_to_repeat";
-
 impl Load {
     /// So many more wait to be sent again.
     pub(super) fn to_repeat(&self, count: usize) {
         self.to_repeat.fetch_add(count, Ordering::Relaxed);
-        metrics::gauge!(TO_REPEAT).increment(small(count));
+        metrics::gauge!("kvtide_batch_requests_to_repeat").increment(small(count));
     }
 
     /// So many of these wait no more.
     pub(super) fn repeated(&self, count: usize) {
         self.to_repeat.fetch_sub(count, Ordering::Relaxed);
-        metrics::gauge!(TO_REPEAT).decrement(small(count));
+        metrics::gauge!("kvtide_batch_requests_to_repeat").decrement(small(count));
     }
 }
 
