@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvtide.cancelled import LONGEST_LOOK_S
 from kvtide.log import logger
 from kvtide.messages import CancelledLoad
 
@@ -29,11 +30,20 @@ class PendingLoad:
     """Whether it was not begun in the step that gave it its blocks."""
     failures_reported: int = 0
     """Ranks that have reported which blocks failed."""
-    deadline: float = 0.0
-    """When it is cancelled, once workers have been given it."""
+    waited_s: float = 0.0
+    """Since workers were given it, as far as somebody looked."""
+    looked: float = 0.0
+    """When somebody last did."""
     cancelled: bool = False
     cancelled_ranks: int = 0
     """Ranks that write into its blocks no more since it was cancelled."""
+
+    def is_late(self, now: float, limit_s: float) -> bool:
+        """Whether it has taken so long. While no steps run (vLLM is paused, or the whole process is
+        stopped), nobody looks, and hardly any time is counted."""
+        self.waited_s += min(now - self.looked, LONGEST_LOOK_S)
+        self.looked = now
+        return self.waited_s >= limit_s
 
     def cancel(self, request_id: str) -> CancelledLoad:
         """Gives up a load that has not ended in time, whatever the cause.

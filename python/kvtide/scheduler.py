@@ -406,7 +406,13 @@ class SchedulerSide:
         now = time.monotonic()
         for request_id, pending in self._loads.items():
             if pending.job:
-                if now >= pending.deadline and not pending.cancelled:
+                late = pending.is_late(now, self._settings.load_timeout_s)
+                # What has ended is only not seen yet.
+                if (
+                    late
+                    and not pending.cancelled
+                    and not pending.has_ended(self._segment, self._ranks)
+                ):
                     plan.cancelled.append(pending.cancel(request_id))
                     if request_id in self._requests:
                         self._requests[request_id].load_failed = True
@@ -419,7 +425,7 @@ class SchedulerSide:
             if lost and request_id in self._requests:
                 self._requests[request_id].load_failed = True
             pending.job, pending.place = self._take_job(), self._places.pop()
-            pending.deadline = now + self._settings.load_timeout_s
+            pending.looked = now
             pending.lost = bool(lost)
             behind = behind_all or pending.delayed
             plan.loads.append(

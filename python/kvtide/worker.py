@@ -68,6 +68,12 @@ class WorkerSide:
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Takes the engine's KV cache into use."""
+        if self._worker is not None:
+            # Another one's bytes would be saved under this engine's keys.
+            raise KvtideError(
+                "another engine of this process has this connector: vLLM has one in a process. Set "
+                "VLLM_ENABLE_V1_MULTIPROCESSING=1, or end the first engine before"
+            )
         refuse_shared_layers({name: tensor.data_ptr() for name, tensor in kv_caches.items()})
         rank = self._rank
         self._gpu = gpu_of(kv_caches)

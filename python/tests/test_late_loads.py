@@ -81,6 +81,10 @@ def test_others_are_served_while_a_load_does_not_end(
         late = engine.submit(LONG, 8)
         engine.step(2)
         meanwhile = engine.submit(OTHER, 8)
+        engine.step(2)
+        statuses = engine.statuses()
+        assert statuses[late] == "WAITING_FOR_REMOTE_KVS"
+        assert statuses.get(meanwhile) in ("RUNNING", None), statuses
         run_to_end(engine)
     finally:
         engine.spoil_loads(None)
@@ -101,6 +105,21 @@ def test_blocks_are_not_computed_before_the_copy_thread_is_done_with_them(
     run_to_end(engine)
     assert_same(engine.results([late]), reference([LONG]), "computed when the thread ran again")
     assert len(set(engine.recorded("bad_blocks"))) == LONG_BLOCKS
+
+
+@on(V1_IMPATIENT, V1_IMPATIENT_STRICT)
+def test_a_load_that_ends_while_no_steps_run_is_not_late(
+    engine: EngineProcess, reference: Reference
+) -> None:
+    save_long(engine)
+    with frozen(engine.pid, "-load"):
+        late = engine.submit(LONG, 8)
+        engine.step(2)
+        assert list(engine.statuses().values()) == ["WAITING_FOR_REMOTE_KVS"]
+    time.sleep(2.0)  # The load ends at once; its deadline is passed before the next step.
+    run_to_end(engine)
+    assert engine.recorded("bad_blocks") == []
+    assert_same(engine.results([late]), reference([LONG]), "loaded while the engine was paused")
 
 
 @on(V1_IMPATIENT)

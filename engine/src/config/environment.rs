@@ -100,10 +100,7 @@ fn is_for_others(key: &str) -> bool {
         || PREFIXES_OF_OTHERS
             .iter()
             .any(|prefix| key.starts_with(prefix))
-        || OF_SERVICES.iter().any(|of_service| {
-            key.split_once(of_service).is_some_and(|(before, after)| {
-                (before.is_empty() || before.ends_with('_'))
-                    && (after.is_empty() || after.starts_with('_'))
-            })
-        })
+        || OF_SERVICES
+            .iter()
+            .any(|of_service| format!("_{key}_").contains(&format!("_{of_service}_")))
 }

@@ -220,6 +220,8 @@ fn variables_that_kubernetes_sets_for_a_service_are_not_settings() {
         "KVTIDE_SERVICE_PORT_HTTP",
         "KVTIDE_PORT",
         "KVTIDE_CACHE_PORT_8000_TCP_ADDR",
+        "KVTIDE_EXPORTER_PORT",
+        "KVTIDE_TRANSPORT_PORT_80_TCP_ADDR",
     ] {
         assert!(read("{}", &[(name, "tcp://10.0.0.1:80")]).is_ok(), "{name}");
     }

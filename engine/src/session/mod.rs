@@ -3,7 +3,9 @@
 //!
 //! A pool outlives its engines. When a session is dropped, however its engine ended, nothing of it is
 //! left: what it was filling is condemned, so that nobody waits for bytes that will not come, and a
-//! writer that still runs is fenced by the generations of the shards. What it has saved stays.
+//! writer that still runs is fenced by the generations of the shards' headers. Its bytes are not: before
+//! engines in several processes share a pool, a slot that may still be written has to wait for its
+//! writer. What it has saved stays.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock, fstat};
+use rustix::fs::{Access, FlockOperation, flock, fstat};
 
 use crate::error::{SegmentError, io_error};
 
@@ -45,10 +45,13 @@ pub(crate) fn file_name(instance: &str) -> String {
     )
 }
 
-/// File systems that keep files in memory (statfs(2)).
-const IN_MEMORY: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+/// The file system that keeps a segment in memory (statfs(2)): tmpfs. Memory cannot be reserved on ramfs,
+/// and huge pages have a setting of their own.
+const TMPFS: u32 = 0x0102_1994;
 /// Others that a container may have at a path of its own.
-const KINDS: [(u32, &str); 11] = [
+const KINDS: [(u32, &str); 13] = [
+    (0x8584_58f6, "ramfs"),
+    (0x9584_58f6, "hugetlbfs"),
     (0xef53, "ext4"),
     (0x5846_5342, "xfs"),
     (0x9123_683e, "btrfs"),
@@ -62,13 +65,13 @@ const KINDS: [(u32, &str); 11] = [
     (0x9fa0, "proc"),
 ];
 
-/// Refuses a directory on a disk: the kernel would write the pool there, all the time.
+/// Refuses a directory that is not on tmpfs: to a disk the kernel would write the pool all the time.
 pub(crate) fn require_memory(directory: &Path) -> Result<(), SegmentError> {
     let status =
         rustix::fs::statfs(directory).map_err(|errno| io_error("stat", directory)(errno.into()))?;
     // The kernel's word for it is wider, and signed on some platforms.
     let kind = u32::try_from(i128::from(status.f_type) & 0xffff_ffff).unwrap_or(0);
-    if IN_MEMORY.contains(&kind) {
+    if kind == TMPFS {
         return Ok(());
     }
     let known = KINDS.iter().find(|(magic, _)| *magic == kind);
@@ -139,7 +142,8 @@ pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     (own.st_dev, own.st_ino) == (named.st_dev, named.st_ino)
 }
 
-/// The hugetlbfs mount to use for `bytes`, if there is one with enough free pages.
+/// The hugetlbfs mount to use for `bytes`, if there is one with enough free pages that this user may
+/// write.
 pub(crate) fn huge_page_mount(bytes: usize) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").ok()?;
     let mount = mounts.lines().find_map(|line| {
@@ -155,6 +159,9 @@ pub(crate) fn huge_page_mount(bytes: usize) -> Option<PathBuf> {
         .lines()
         .find_map(|line| line.strip_prefix("HugePages_Free:"))
         .and_then(|rest| rest.trim().parse().ok())?;
+    // One that this user may not enter or write is none.
+    let usable = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+    rustix::fs::access(&mount, usable).ok()?;
     (free >= bytes.div_ceil(HUGE_PAGE_BYTES)).then_some(mount)
 }
 

@@ -34,7 +34,7 @@ pub struct ShardState {
 /// acquire order therefore sees its checksum, and the bytes written before it.
 ///
 /// Generations fence writers: one that was held up until its slot was filled anew, by itself or by
-/// somebody else, changes nothing any more.
+/// somebody else, changes no header any more. Bytes that it still stores are found by the checksum.
 #[repr(C)]
 pub(crate) struct ShardHeader {
     state: AtomicU64,
