@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import random
 import signal
@@ -184,6 +186,54 @@ def test_a_server_that_sleeps_past_its_lease_writes_nothing_when_it_wakes(
     after = {item.key for item in bucket(s3).objects.all() if "/parts/" not in item.key}  # type: ignore[attr-defined]
     assert after == objects
     check(client, batch.id, ids)
+
+
+def test_who_has_all_slots_makes_way_for_the_batch_of_a_server_that_has_died(
+    tmp_path: Path, database: str, s3: dict[str, str]
+) -> None:
+    """Two of ann's batches have both slots of the server that is left; bob's was on the other."""
+    secrets = {"ann-1": "ann", "bob-1": "bob"}
+    entries = [
+        {"tenant": tenant, "sha256": hashlib.sha256(secret.encode()).hexdigest()}
+        for secret, tenant in secrets.items()
+    ]
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": entries}))
+    with mock_upstream("--service-ms", "20") as mock:
+        options = ["--upstream", mock.url, "--database", database, "--keys", str(keys)]
+        options += ["--blobs", f"s3://{BUCKET}/dead", "--lease-ms", "1500", "--jobs", "2"]
+        options += ["--requests-at-first", "4", "--requests-per-model", "4"]
+        left, dead = (Server(tmp_path / name, options, s3) for name in ("left", "dead"))
+        try:
+            lines = [line(str(n), "[slow 200]") for n in range(2000)]
+            ann = left.start().client("ann-1")
+            large = [submit(ann, lines) for _ in range(2)]
+            for batch in large:
+                wait_until(
+                    "a start",
+                    lambda batch=batch: ann.batches.retrieve(batch.id).request_counts.completed,
+                )
+            bob = dead.start().client("bob-1")
+            small = submit(bob, lines)
+            wait_until("bob's", lambda: bob.batches.retrieve(small.id).request_counts.completed)
+            dead.kill()
+            bob = left.client("bob-1")
+            done = bob.batches.retrieve(small.id).request_counts.completed
+            wait_until(
+                "bob's to go on",
+                lambda: bob.batches.retrieve(small.id).request_counts.completed > done,
+                patience_s=40,
+            )
+            assert "a batch makes way for another" in left.log.read_text()
+            # What others find in the database is nobody's any more.
+            for client, batch in [*((ann, batch) for batch in large), (bob, small)]:
+                client.batches.cancel(batch.id)
+            for client, batch in [*((ann, batch) for batch in large), (bob, small)]:
+                assert ended(client, batch).status == "cancelled"
+        finally:
+            for server in (left, dead):
+                if server.process:
+                    end(server.process)
 
 
 def test_parts_and_deleted_files_are_removed_from_the_object_store(

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::batch::input::Entry;
-use crate::batch::run::pace::{Absence, Pace, Turn};
+use crate::batch::run::pace::{Absence, Against, Pace, Turn};
 use crate::batch::run::queue::{Next, Outlook, Purpose, Queue, Sending};
 use crate::batch::run::retry::{Failures, RetryPolicy, Verdict};
 use crate::batch::state::Usage;
@@ -113,7 +113,13 @@ impl Lane {
             asked,
             usage,
         } = *report;
-        if let Some(pause) = turn.end(verdict, sending.against(), asked, &usage) {
+        // What was cleared only because it is waited for no more was not cleared by an answer.
+        let against = if self.pace.gave_up() {
+            Against::Upstream
+        } else {
+            sending.against(verdict)
+        };
+        if let Some(pause) = turn.end(verdict, against, asked, &usage) {
             let (model, reason) = (self.pace.model(), reason());
             tracing::warn!(
                 model,
@@ -135,9 +141,13 @@ impl Lane {
             let tokens = (verdict == Verdict::Success).then_some(usage.total_tokens);
             self.lock().ended(sending, tokens);
         } else {
-            // What is not held against the request has slowed down the pace; here it only keeps a limit
-            // of one from spinning.
-            let nth = if held { failures.count() } else { 1 };
+            // That nobody was there has slowed down the pace; here it only keeps a limit of one from
+            // spinning. A 429 may be for this request alone: its own pauses grow as well.
+            let nth = if held {
+                failures.count()
+            } else {
+                failures.overloads().max(1)
+            };
             let due = Instant::now() + self.policy.pause(nth, random, asked);
             if !is_witness {
                 self.pace.load.to_repeat(1);

@@ -219,9 +219,10 @@ fn small(count: usize) -> f64 {
 /// What a failure speaks against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Against {
-    /// The request was not known to fail.
+    /// The request was not known to fail, or nobody knows any more.
     Upstream,
-    /// It has failed before, while others were answered.
+    /// It has failed before, while others were answered; where they were not, a 429 speaks against the
+    /// upstream all the same.
     Request,
 }
 
@@ -328,9 +329,12 @@ impl Pace {
     }
 
     /// The upstream asks for less. What was refused together counts once.
-    fn overloaded(&self, began: Instant, asked: Option<Duration>) {
-        let is_news = self.gate.cut(began, 0.5);
+    fn overloaded(&self, against: Against, began: Instant, asked: Option<Duration>) {
         let mut mood = self.lock();
+        if against == Against::Request && mood.backoff.is_for_one_alone() {
+            return;
+        }
+        let is_news = self.gate.cut(began, 0.5);
         let pause = if is_news {
             let [random, ..] = RandomState::new().hash_one(began).to_le_bytes();
             mood.backoff.refused(asked, random)
@@ -438,7 +442,7 @@ impl Turn {
                 engine.refused();
                 pace.answered();
             }
-            Verdict::Overloaded => pace.overloaded(self.began, asked),
+            Verdict::Overloaded => pace.overloaded(against, self.began, asked),
             Verdict::Absent(absence) => match against {
                 Against::Upstream => begins = pace.missed(absence, self.began, asked),
                 Against::Request => {}

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::batch::input::Entry;
 use crate::batch::run::pace::Against;
-use crate::batch::run::retry::Failures;
+use crate::batch::run::retry::{Failures, Verdict};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -95,9 +95,12 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// What it speaks against if it fails.
-    pub(super) fn against(&self) -> Against {
+    /// What it speaks against if this comes of it.
+    pub(super) fn against(&self, verdict: Verdict) -> Against {
+        let is_first_429 = verdict == Verdict::Overloaded && self.failures.overloads() == 0;
         match self.purpose {
+            // That may come of how much was sent beside it, however it failed before.
+            Purpose::Again if is_first_429 => Against::Upstream,
             Purpose::Again => Against::Request,
             Purpose::First | Purpose::Alone | Purpose::Witness => Against::Upstream,
         }

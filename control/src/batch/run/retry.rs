@@ -56,6 +56,8 @@ impl Verdict {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Failures {
     count: u32,
+    /// 429s in a row, up to the last attempt; not held against it.
+    overloads: u32,
     /// Answers of its model when it was first sent, or when it last failed.
     answers: u64,
     /// Whether nobody was there for it when it last failed.
@@ -67,6 +69,7 @@ impl Failures {
     pub(super) fn new(answers: u64) -> Failures {
         Failures {
             count: 0,
+            overloads: 0,
             answers,
             is_doubtful: false,
         }
@@ -77,6 +80,7 @@ impl Failures {
     pub(super) fn resumed(self, answers: u64) -> Failures {
         Failures {
             count: self.count,
+            overloads: 0,
             answers,
             is_doubtful: false,
         }
@@ -92,6 +96,10 @@ impl Failures {
             Verdict::Absent(_) => others_answered,
         };
         self.count += u32::from(held);
+        self.overloads = match verdict {
+            Verdict::Overloaded => self.overloads.saturating_add(1),
+            _ => 0,
+        };
         self.is_doubtful = matches!(verdict, Verdict::Absent(_));
         held
     }
@@ -99,6 +107,11 @@ impl Failures {
     /// How many.
     pub(super) fn count(&self) -> u32 {
         self.count
+    }
+
+    /// How many 429s in a row it had last.
+    pub(super) fn overloads(&self) -> u32 {
+        self.overloads
     }
 
     /// Whether nobody was there for it when it last failed.

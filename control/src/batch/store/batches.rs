@@ -63,7 +63,7 @@ impl Columns<'_> {
 pub struct Queue {
     /// Batches that have not ended.
     pub live: u64,
-    /// Of these, those that nobody works on.
+    /// Of these, those that nobody works on, and that do not rest.
     pub waiting: u64,
     /// When the oldest of these was created.
     pub oldest_waiting_at: Option<Seconds>,

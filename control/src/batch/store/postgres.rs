@@ -49,6 +49,10 @@ const SETTINGS: &str =
 const SILENT_MAX: Duration = Duration::from_secs(15);
 /// Now, in milliseconds since 1970, by the database's clock.
 const NOW_MS: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+/// Whether nobody works on a batch, and it does not rest; of the leases that have run out, `$1` and `$2`
+/// are [`Postgres::run_out`].
+const FREE: &str = "(lease_ms = 0
+    OR (seq, lease_beat) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[])))";
 
 /// See the module's documentation.
 pub struct Postgres {

@@ -17,9 +17,13 @@ const REFUSED: Verdict = Verdict::Absent(Absence::Refused);
 const REFUSED_FOR: Duration = Duration::from_secs(900);
 
 fn paces() -> Paces {
+    paces_up_to(256)
+}
+
+fn paces_up_to(most: usize) -> Paces {
     let options = PaceOptions {
         initial: 4,
-        most: 256,
+        most,
         latency_tolerance: 1.07,
         refused_for: REFUSED_FOR,
     };
@@ -269,6 +273,70 @@ fn a_wrong_key_is_waited_for_and_mended_in_time_costs_nothing() {
     let ends: Vec<Duration> = log.results.values().map(|(_, at)| *at).collect();
     assert!(*ends.iter().min().unwrap() >= REFUSED_FOR);
     assert!(*ends.iter().max().unwrap() < REFUSED_FOR + 60 * SECOND);
+}
+
+#[test]
+fn an_outage_after_a_refusal_is_waited_for_as_any_other() {
+    // The key is changed, then the gateway goes, and comes back before the key is known everywhere.
+    let play: Play = |_, at| match at {
+        at if at < QUICK => (QUICK, REFUSED),
+        at if at < 1200 * SECOND => (QUICK, NOBODY),
+        at if at < 1220 * SECOND => (QUICK, REFUSED),
+        _ => (QUICK, Verdict::Success),
+    };
+    let log = in_virtual_time(fly(&paces(), "a", 100, play, DAY));
+    assert_eq!(log.count(Verdict::Success), 100);
+    assert!(log.attempts() < 500, "{}", log.attempts());
+}
+
+#[test]
+fn an_outage_after_a_key_was_given_up_is_waited_for() {
+    let play: Play = |_, at| match at {
+        at if at < REFUSED_FOR + 10 * SECOND => (SECOND, REFUSED),
+        at if at < 3600 * SECOND => (QUICK, NOBODY),
+        _ => (QUICK, Verdict::Success),
+    };
+    let log = in_virtual_time(fly(&paces(), "a", 100, play, DAY));
+    assert!(log.count(Verdict::Success) > 50, "{log:?}");
+    assert_eq!(log.count(Verdict::Success) + log.count(REFUSED), 100);
+    assert!(log.attempts() < 1000, "{}", log.attempts());
+}
+
+#[test]
+fn one_request_that_always_gets_429_slows_its_tenant_s_other_batches_only_at_first() {
+    let well: Play = |_, _| (SECOND, Verdict::Success);
+    let sick: Play = |_, _| (QUICK, Verdict::Overloaded);
+    let usual = in_virtual_time(fly(&paces_up_to(8), "a", 200, well, DAY));
+    let (beside, one) = in_virtual_time(async {
+        let paces = paces_up_to(8);
+        tokio::join!(
+            fly(&paces, "a", 200, well, DAY),
+            fly(&paces, "a", 1, sick, 600 * SECOND)
+        )
+    });
+    let (usual, beside) = (usual.last(Verdict::Success), beside.last(Verdict::Success));
+    assert!(
+        beside.unwrap() < usual.unwrap() * 3 / 2,
+        "{beside:?}, {usual:?}"
+    );
+    assert!(
+        one.results.is_empty(),
+        "it is sent again until its window ends"
+    );
+    assert!(one.attempts() < 60, "ever less often: {}", one.attempts());
+}
+
+#[test]
+fn a_model_that_answers_429_to_all_but_for_a_while_is_asked_ever_less_often_in_between() {
+    let play: Play = |_, at| match at.as_secs() % 600 {
+        0..60 => (SECOND, Verdict::Success),
+        _ => (QUICK, Verdict::Overloaded),
+    };
+    let log = in_virtual_time(fly(&paces_up_to(8), "a", 2000, play, DAY));
+    assert_eq!(log.count(Verdict::Success), 2000);
+    let windows = log.last(Verdict::Success).unwrap().as_secs() / 600 + 1;
+    let in_vain = log.attempts() as u64 - 2000;
+    assert!(in_vain < windows * 60, "{in_vain} in {windows} windows");
 }
 
 #[test]

@@ -19,6 +19,16 @@ impl Backoff {
         self.in_a_row = 0;
     }
 
+    /// 429 to a request that had one before. Whether others were answered since the tenant's last: then
+    /// it is meant for this request alone, and nobody need be quiet.
+    pub(super) fn is_for_one_alone(&mut self) -> bool {
+        let others_answered = self.in_a_row == 0;
+        if others_answered {
+            self.in_a_row = 1;
+        }
+        others_answered
+    }
+
     /// 429: how long to be quiet. That is what the upstream has `asked` for, if that is more than a
     /// moment; else between half and all of the exponential backoff, by `random`, so that tenants and
     /// servers that were refused together do not return together.

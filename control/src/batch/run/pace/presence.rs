@@ -34,7 +34,7 @@ pub(super) struct Presence {
     pauses: u32,
     /// When the last pause began: what was sent before tells nothing new.
     paused_at: Option<Instant>,
-    /// Since when the key is refused, with no answer between.
+    /// Since when the key is refused, with no answer between, and nobody away.
     refused_since: Option<Instant>,
 }
 
@@ -56,8 +56,12 @@ impl Presence {
         now: Instant,
         asked: Option<Duration>,
     ) -> Option<Duration> {
-        if absence == Absence::Refused {
-            self.refused_since.get_or_insert(now);
+        match absence {
+            Absence::Refused => {
+                self.refused_since.get_or_insert(now);
+            }
+            // Whether the key would still be refused, nobody knows.
+            Absence::Unavailable => self.refused_since = None,
         }
         self.in_a_row = self.in_a_row.saturating_add(1);
         let is_news = self.paused_at.is_none_or(|at| began >= at);
@@ -121,6 +125,19 @@ mod tests {
                 .is_some()
         );
         assert_eq!(presence.refused_for(later), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn an_outage_says_nothing_of_how_long_a_key_is_refused() {
+        let mut presence = Presence::default();
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        presence.missed(Absence::Refused, at(0), at(0), None);
+        presence.missed(Absence::Unavailable, at(1), at(1), None);
+        assert_eq!(presence.refused_for(at(1000)), None);
+        presence.missed(Absence::Refused, at(1000), at(1000), None);
+        let refused_for = presence.refused_for(at(1001));
+        assert_eq!(refused_for, Some(Duration::from_secs(1)));
     }
 
     #[test]

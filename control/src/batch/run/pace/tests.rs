@@ -169,6 +169,28 @@ async fn a_steady_429_that_does_not_say_how_long_is_asked_ever_less_often() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_repeated_429_after_an_answer_slows_nobody_and_the_next_without_one_does() {
+    let pace = paces(8, 8).of("m", "a");
+    let repeated = |turn: Turn| {
+        turn.end(
+            Verdict::Overloaded,
+            Against::Request,
+            Some(7 * SECOND),
+            &Usage::default(),
+        )
+    };
+    for _ in 0..9 {
+        end(pace.turn().await, Verdict::Success, None);
+        repeated(pace.turn().await);
+        assert_eq!((limits(&pace).0, pace.paused_for()), (8, None));
+        tokio::time::advance(SECOND).await;
+    }
+    repeated(pace.turn().await);
+    assert_eq!(limits(&pace).0, 4);
+    assert_eq!(pace.paused_for(), Some(7 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_that_is_refused_to_everybody_is_waited_for_and_not_for_ever() {
     let pace = paces(8, 8).of("m", "a");
     let began = Instant::now();

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use deadpool_postgres::Transaction;
 
 use super::rows::{Values, column, document, execute, failed, first, one_at_a_time, only, within};
-use super::{Postgres, sql};
+use super::{FREE, Postgres, sql};
 use crate::batch::clock::Seconds;
 use crate::batch::error::Failure;
 use crate::batch::state::{Batch, Change};
@@ -120,10 +120,12 @@ impl Batches for Postgres {
     }
 
     async fn queue(&self) -> Result<Queue, Failure> {
-        let sql = "SELECT count(*), count(*) FILTER (WHERE lease_server IS NULL),
-             min(created_at) FILTER (WHERE lease_server IS NULL)
-             FROM kvtide_batches WHERE live";
-        let rows = self.rows(sql, &[]).await?;
+        let sql = format!(
+            "SELECT count(*), count(*) FILTER (WHERE {FREE}), min(created_at) FILTER (WHERE {FREE})
+             FROM kvtide_batches WHERE live"
+        );
+        let (seqs, beats) = self.run_out().await?;
+        let rows = self.rows(&sql, &[&seqs, &beats]).await?;
         let Some(row) = rows.first() else {
             return Ok(Queue::default());
         };

@@ -8,7 +8,7 @@ use deadpool_postgres::Transaction;
 
 use super::rows::{Values, column, document, execute, failed, first, within};
 use super::watch::Leased;
-use super::{NOW_MS, Postgres, batches, files, sql};
+use super::{FREE, NOW_MS, Postgres, batches, files, sql};
 use crate::batch::clock;
 use crate::batch::error::Failure;
 use crate::batch::file::File;
@@ -46,7 +46,7 @@ async fn insert_part(
 impl Postgres {
     /// The leases that have run out: their batches' numbers, and their beats, with which alone they are
     /// taken.
-    async fn run_out(&self) -> Result<(Vec<i64>, Vec<i64>), Failure> {
+    pub(super) async fn run_out(&self) -> Result<(Vec<i64>, Vec<i64>), Failure> {
         let sql = "SELECT seq, lease_beat, lease_ms FROM kvtide_batches
              WHERE live AND lease_ms > 0";
         let rows = self.rows(sql, &[]).await?;
@@ -82,20 +82,20 @@ impl Leases for Postgres {
     ) -> Result<Vec<(Batch, Fence)>, Failure> {
         let sql = format!(
             "WITH busy AS MATERIALIZED (
-                 SELECT tenant, model FROM kvtide_batches WHERE live AND lease_server IS NOT NULL),
+                 SELECT tenant, model FROM kvtide_batches
+                 WHERE live AND lease_server IS NOT NULL AND NOT {FREE}),
              chosen AS MATERIALIZED (
                  SELECT mine.seq FROM kvtide_batches AS mine
-                 WHERE mine.live AND (mine.lease_ms = 0 OR (mine.seq, mine.lease_beat) IN (
-                     SELECT * FROM unnest($7::bigint[], $8::bigint[]))) AND CASE WHEN $5
+                 WHERE mine.live AND {FREE} AND CASE WHEN $7
                      THEN mine.due_at * 1000 <= {NOW_MS}
-                     ELSE mine.due_at * 1000 > {NOW_MS} AND mine.validated = $3 END
+                     ELSE mine.due_at * 1000 > {NOW_MS} AND mine.validated = $5 END
                  ORDER BY
-                     mine.tenant || chr(10) || coalesce(mine.model, '') = ANY($6::text[]),
+                     mine.tenant || chr(10) || coalesce(mine.model, '') = ANY($8::text[]),
                      (SELECT count(*) FROM busy WHERE busy.tenant = mine.tenant),
                      (SELECT count(*) FROM busy WHERE busy.model IS NOT DISTINCT FROM mine.model),
                      mine.seq
-                 LIMIT $4 FOR UPDATE OF mine SKIP LOCKED)
-             UPDATE kvtide_batches SET lease_server = $1, lease_ms = $2,
+                 LIMIT $6 FOR UPDATE OF mine SKIP LOCKED)
+             UPDATE kvtide_batches SET lease_server = $3, lease_ms = $4,
                  lease_beat = lease_beat + 1, lease_epoch = lease_epoch + 1
              WHERE seq IN (SELECT seq FROM chosen)
              RETURNING doc, lease_epoch"
@@ -104,7 +104,7 @@ impl Leases for Postgres {
         let last: Vec<String> = last.iter().map(Share::key).collect();
         let (seqs, beats) = self.run_out().await?;
         let limit = i64::from(limit);
-        let values: Values<'_> = &[&server, &lease_ms, &run, &limit, &end, &last, &seqs, &beats];
+        let values: Values<'_> = &[&seqs, &beats, &server, &lease_ms, &run, &limit, &end, &last];
         let rows = self.rows(&sql, values).await?;
         rows.iter()
             .map(|row| leased(&column::<String>(row, 0)?, column(row, 1)?))
@@ -114,10 +114,12 @@ impl Leases for Postgres {
     async fn waiting(&self, limit: u32) -> Result<Vec<Share>, Failure> {
         let sql = format!(
             "SELECT tenant, model FROM kvtide_batches
-             WHERE live AND validated AND lease_server IS NULL AND due_at * 1000 > {NOW_MS}
-             GROUP BY tenant, model ORDER BY min(seq) LIMIT $1"
+             WHERE live AND validated AND {FREE} AND due_at * 1000 > {NOW_MS}
+             GROUP BY tenant, model ORDER BY min(seq) LIMIT $3"
         );
-        let rows = self.rows(&sql, &[&i64::from(limit)]).await?;
+        let (seqs, beats) = self.run_out().await?;
+        let values: Values<'_> = &[&seqs, &beats, &i64::from(limit)];
+        let rows = self.rows(&sql, values).await?;
         rows.iter()
             .map(|row| {
                 Ok(Share {
