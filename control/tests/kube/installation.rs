@@ -216,6 +216,13 @@ async fn a_controller_alone_is_uninstalled_without_touching_a_service() {
     assert!(world.cluster.kubectl_fails(&role).contains("NotFound"));
     assert_eq!(uids(&world.all(&world.pods()).await), before);
     world.cluster.install();
+    assert!(said.contains("the policy that keeps them"), "{said}");
+    for kind in [
+        "validatingadmissionpolicy",
+        "validatingadmissionpolicybinding",
+    ] {
+        world.cluster.kubectl(&["get", kind, "kvtide-control-crds"]);
+    }
     let _controller = Controller::start(world.cluster, None, &["--lease-seconds=10"]);
     world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
 }
