@@ -38,8 +38,8 @@ pub const SCALING_TARGET: &str = "control.kvtide.io/scaling-target";
 /// Annotation of a StormService, ours: the role of which a pod stands for each RoleSet; the first where it
 /// names none.
 pub const SCALING_ROLE: &str = "control.kvtide.io/scaling-role";
-/// Annotation of a ControllerRevision that became the present one again, ours: the numbers of replicas that
-/// its roles had then, as JSON.
+/// Annotation of a ControllerRevision, ours: the numbers of replicas that its roles had when it became the
+/// present one, as JSON, less those that were scaled since. Without it, those in its data.
 pub const ROLE_REPLICAS: &str = "control.kvtide.io/role-replicas";
 /// Annotation of a RoleSet, ours: the roles that were created once, comma-separated. Only where
 /// roles depend on each other: dependencies gate a role's first creation alone.

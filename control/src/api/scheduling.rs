@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// A union: at most one of the three is set.
@@ -26,7 +26,11 @@ pub struct SchedulingStrategy {
 #[serde(rename_all = "camelCase")]
 pub struct GodelStrategy {
     /// Pods that must fit at once; computed where it is not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "at_least_one"
+    )]
     #[schemars(range(min = 1))]
     pub min_member: Option<i32>,
     /// Priority class of the group.
@@ -48,7 +52,11 @@ pub struct GodelStrategy {
 #[serde(rename_all = "camelCase")]
 pub struct CoschedulingStrategy {
     /// Pods that must fit at once; computed where it is not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "at_least_one"
+    )]
     #[schemars(range(min = 1))]
     pub min_member: Option<i32>,
     /// Resources that must be free at once; passed on as they are.
@@ -64,7 +72,11 @@ pub struct CoschedulingStrategy {
 #[serde(rename_all = "camelCase")]
 pub struct VolcanoStrategy {
     /// Pods that must fit at once; computed where it is not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "at_least_one"
+    )]
     #[schemars(range(min = 1))]
     pub min_member: Option<i32>,
     /// The same for each task; a task is a role's name.
@@ -105,17 +117,16 @@ impl Scheduler {
 }
 
 impl SchedulingStrategy {
-    /// The number of members that was given: at least one. AIBrix takes 0, which means the same as none.
+    /// The number of members that was given.
     #[must_use]
     pub fn min_member(&self) -> Option<i32> {
         let godel = self.godel_scheduling_strategy.as_ref();
         let coscheduling = self.coscheduling_scheduling_strategy.as_ref();
         let volcano = self.volcano_scheduling_strategy.as_ref();
-        let given = godel
+        godel
             .and_then(|godel| godel.min_member)
             .or(coscheduling.and_then(|coscheduling| coscheduling.min_member))
-            .or(volcano.and_then(|volcano| volcano.min_member));
-        given.filter(|members| *members >= 1)
+            .or(volcano.and_then(|volcano| volcano.min_member))
     }
 
     /// Which scheduler is meant; none where the union is empty.
@@ -138,5 +149,39 @@ impl SchedulingStrategy {
         usize::from(self.godel_scheduling_strategy.is_some())
             + usize::from(self.coscheduling_scheduling_strategy.is_some())
             + usize::from(self.volcano_scheduling_strategy.is_some())
+    }
+}
+
+/// What AIBrix stored as 0 means the same as nothing. It is dropped when it is read, because a copy of
+/// it, in a RoleSet or PodSet, would be refused.
+fn at_least_one<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i32>, D::Error> {
+    let given = Option::<i32>::deserialize(from)?;
+    Ok(given.filter(|members| *members >= 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_stored_min_member_below_one_is_in_no_copy() {
+        let schedulers = [
+            "godelSchedulingStrategy",
+            "coschedulingSchedulingStrategy",
+            "volcanoSchedulingStrategy",
+        ];
+        for scheduler in schedulers {
+            let copy = |members: Value| {
+                let stored = json!({scheduler: {"minMember": members}});
+                let read: SchedulingStrategy = serde_json::from_value(stored).unwrap();
+                serde_json::to_value(read).unwrap()
+            };
+            for nothing in [json!(0), json!(-1), Value::Null] {
+                assert_eq!(copy(nothing), json!({scheduler: {}}));
+            }
+            assert_eq!(copy(json!(1)), json!({scheduler: {"minMember": 1}}));
+        }
     }
 }

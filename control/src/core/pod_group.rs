@@ -48,10 +48,6 @@ pub fn spec(strategy: &SchedulingStrategy, asks: Asks) -> Option<Value> {
             1
         }
     };
-    // A gang of nobody waits for nobody.
-    if strategy.min_member().is_none() {
-        fields.remove("minMember");
-    }
     fields.entry("minMember").or_insert(json!(members));
     Some(spec)
 }

@@ -90,6 +90,15 @@ pub fn replica_counts(template: &RoleSetTemplate) -> ReplicaCounts {
         .collect()
 }
 
+/// Of the counts that came with a revision, those that still wait with it. A role that was scaled since
+/// waits no more, also if it comes back to that number.
+#[must_use]
+pub fn still_waiting(mut arrived: ReplicaCounts, template: &RoleSetTemplate) -> ReplicaCounts {
+    let present = replica_counts(template);
+    arrived.retain(|role, count| present.get(role) == Some(count));
+    arrived
+}
+
 /// Brings labels or annotations to those of another revision. What the `former` template gave goes,
 /// unless somebody gave it another value since; what others added stays.
 pub fn renew(present: &mut Option<Marks>, former: Option<&Marks>, wanted: Marks) {
@@ -208,6 +217,27 @@ mod tests {
             let replicas: Vec<i32> = spec.roles.iter().map(replicas_of).collect();
             assert_eq!(replicas, expected, "{name}");
             assert!(spec.roles[0].stateful, "{name}: it keeps the rest");
+        }
+    }
+
+    #[test]
+    fn a_role_that_was_scaled_does_not_wait_again_when_it_comes_back_to_its_number() {
+        let with = |a: i32| {
+            let roles = json!([{"name": "a", "replicas": a}, {"name": "b"}]);
+            service(&json!({}), &roles)
+        };
+        let replicas = |service: &StormService, arrived: &ReplicaCounts| -> Vec<i32> {
+            let outdated =
+                json!({"roles": [{"name": "a", "replicas": 1}, {"name": "b", "replicas": 3}]});
+            let outdated = serde_json::from_value(outdated).unwrap();
+            let spec = with_scaled_replicas(service, arrived, outdated);
+            spec.roles.iter().map(replicas_of).collect()
+        };
+        let mut arrived = replica_counts(&with(2).spec.template);
+        for (scaled_to, expected) in [(2, [1, 3]), (3, [3, 3]), (2, [2, 3])] {
+            let service = with(scaled_to);
+            arrived = still_waiting(arrived, &service.spec.template);
+            assert_eq!(replicas(&service, &arrived), expected, "{scaled_to}");
         }
     }
 

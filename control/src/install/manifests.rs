@@ -11,13 +11,22 @@ const WEBHOOK: &str = include_str!("../../deploy/webhook.yaml");
 const CONTROLLER: &str = include_str!("../../deploy/controller.yaml");
 const RIGHTS: &str = include_str!("../../deploy/rbac.yaml");
 
-/// What keeps the CRDs from being deleted, and what the API server asks at every write.
+/// What keeps the CRDs from being deleted.
 ///
 /// # Errors
 ///
 /// When a manifest is not YAML; a test covers all.
-pub(super) fn guards() -> anyhow::Result<Vec<DynamicObject>> {
-    read(&[PROTECTION, WEBHOOK])
+pub(super) fn protection() -> anyhow::Result<Vec<DynamicObject>> {
+    read(&[PROTECTION])
+}
+
+/// What the API server asks at every write.
+///
+/// # Errors
+///
+/// As above.
+pub(super) fn webhook() -> anyhow::Result<Vec<DynamicObject>> {
+    read(&[WEBHOOK])
 }
 
 /// The controller.
@@ -85,7 +94,7 @@ mod tests {
                 installed.extend(read(&[&text]).unwrap().iter().map(name_of));
             }
         }
-        let parts = [guards(), controller(), rights()];
+        let parts = [protection(), webhook(), controller(), rights()];
         let known = parts.into_iter().flat_map(Result::unwrap);
         assert_eq!(
             known

@@ -57,14 +57,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn uninstall(client: &Client, args: &Args) -> anyhow::Result<()> {
-    if !args.keep_crds && !args.delete_services {
-        refuse_to_lose(client).await?;
-    }
     let until = Instant::now() + Duration::from_secs(args.timeout_seconds);
-    for object in manifests::guards()? {
+    if !args.keep_crds {
+        refuse_to_lose(&services(client).await?, args)?;
+        for object in manifests::protection()? {
+            delete(client, &object, &args.namespace).await?;
+        }
+    }
+    for object in manifests::webhook()? {
         delete(client, &object, &args.namespace).await?;
     }
-    if !args.keep_crds {
+    if args.keep_crds {
+        say(format_args!(
+            "the CRDs are left, and the policy that keeps them from being deleted"
+        ));
+    } else {
         delete_services(client, args, until).await?;
         delete_definitions(client, until).await?;
     }
@@ -88,16 +95,19 @@ async fn uninstall(client: &Client, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says no where StormServices would be lost.
-async fn refuse_to_lose(client: &Client) -> anyhow::Result<()> {
-    let all = objects::of_ours(client)
+async fn services(client: &Client) -> anyhow::Result<Vec<Found>> {
+    objects::of_ours(client)
         .await
-        .context("listing StormServices")?;
-    if !all.is_empty() {
+        .context("listing StormServices")
+}
+
+/// Says no where StormServices would be lost of which nothing was said.
+fn refuse_to_lose(all: &[Found], args: &Args) -> anyhow::Result<()> {
+    if !args.delete_services && !all.is_empty() {
         bail!(
             "there are {}: give --delete-services to delete them with their pods, or --keep-crds to \
              leave them, and the CRDs, as they are",
-            named(&all)
+            named(all)
         );
     }
     Ok(())
@@ -143,9 +153,9 @@ async fn delete_services(client: &Client, args: &Args, until: Instant) -> anyhow
     let mut heartbeat = Heartbeat::of(client.clone(), &args.namespace, &args.lease_name);
     let mut told = String::new();
     loop {
-        let ours = objects::of_ours(client)
-            .await
-            .context("listing StormServices")?;
+        let ours = services(client).await?;
+        // Also those that were made since the last look.
+        refuse_to_lose(&ours, args)?;
         let below = objects::below(client).await.context("listing their pods")?;
         if ours.is_empty() && below.is_empty() {
             return Ok(());

@@ -2,7 +2,9 @@
 //! whenever the configuration is made anew or written without it, as `kubectl apply` does. Without it
 //! the API server trusts nobody, and validation is silently off.
 //!
-//! Every replica does so; they write the same.
+//! Every replica does so; they write the same. Where another controller, or a replica from before the
+//! certificate was renewed, has another CA, the one that started last wins: each puts its own there when
+//! it starts, and from then on fills only what is empty.
 
 use std::time::Duration;
 
@@ -23,18 +25,32 @@ use crate::reconcile::said;
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause between tries.
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
-/// After a write that succeeded: somebody who writes another CA each time does not keep us busy.
+/// After a write that succeeded: somebody who takes the CA out each time does not keep us busy.
 const PUT_BACK_EVERY: Duration = Duration::from_secs(1);
+
+/// Which webhooks are given the CA.
+#[derive(Clone, Copy)]
+enum Claim {
+    /// All that have not got it: who comes, replaces what was there before.
+    All,
+    /// Those that have none: another one is of somebody who came later.
+    Vacant,
+}
 
 /// Keeps the CA in the configuration for as long as it is polled.
 pub async fn keep_trusted(client: Client, configuration: &str, authority: &[u8]) {
     let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
     let looks = watch_object(api.clone(), configuration).default_backoff();
     let mut looks = std::pin::pin!(looks);
+    let mut claim = Claim::All;
     while let Some(look) = looks.next().await {
         match look {
-            Ok(Some(found)) if changes(&found, authority).is_empty() => {}
-            Ok(Some(_)) => put(&api, configuration, authority).await,
+            Ok(Some(found)) => {
+                if !changes(&found, authority, claim).is_empty() {
+                    put(&api, configuration, authority, claim).await;
+                }
+                claim = Claim::Vacant;
+            }
             Ok(None) => tracing::warn!(
                 configuration,
                 "no such ValidatingWebhookConfiguration: nobody asks the webhook"
@@ -48,10 +64,15 @@ pub async fn keep_trusted(client: Client, configuration: &str, authority: &[u8])
 }
 
 /// Puts the CA there, however often it takes.
-async fn put(api: &Api<ValidatingWebhookConfiguration>, configuration: &str, authority: &[u8]) {
+async fn put(
+    api: &Api<ValidatingWebhookConfiguration>,
+    configuration: &str,
+    authority: &[u8],
+    claim: Claim,
+) {
     let mut pause = RETRY_FIRST;
     loop {
-        match try_put(api, configuration, authority).await {
+        match try_put(api, configuration, authority, claim).await {
             Ok(()) => {
                 tracing::info!(configuration, "the API server is told the webhook's CA");
                 return tokio::time::sleep(PUT_BACK_EVERY).await;
@@ -70,11 +91,12 @@ async fn try_put(
     api: &Api<ValidatingWebhookConfiguration>,
     configuration: &str,
     authority: &[u8],
+    claim: Claim,
 ) -> anyhow::Result<()> {
     let found = api.get_opt(configuration).await?;
     // One that is gone is looked at when it comes again.
     let Some(found) = found else { return Ok(()) };
-    let mut operations = changes(&found, authority);
+    let mut operations = changes(&found, authority, claim);
     if operations.is_empty() {
         return Ok(());
     }
@@ -89,14 +111,17 @@ async fn try_put(
     Ok(())
 }
 
-/// What puts the CA into every webhook that has another one, or none.
-fn changes(found: &ValidatingWebhookConfiguration, authority: &[u8]) -> Vec<Value> {
+/// What puts the CA into every webhook that is claimed.
+fn changes(found: &ValidatingWebhookConfiguration, authority: &[u8], claim: Claim) -> Vec<Value> {
     let webhooks = found.webhooks.iter().flatten().enumerate();
-    let stale = webhooks.filter(|(_, webhook)| {
+    let claimed = webhooks.filter(|(_, webhook)| {
         let bundle = webhook.client_config.ca_bundle.as_ref();
-        bundle.is_none_or(|bundle| bundle.0 != authority)
+        bundle.is_none_or(|bundle| match claim {
+            Claim::All => bundle.0 != authority,
+            Claim::Vacant => bundle.0.is_empty(),
+        })
     });
-    let changes = stale.map(|(at, _)| {
+    let changes = claimed.map(|(at, _)| {
         json!({"op": "add", "path": format!("/webhooks/{at}/clientConfig/caBundle"),
             "value": STANDARD.encode(authority)})
     });
@@ -108,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_webhooks_with_another_authority_are_changed() {
+    fn another_authority_is_replaced_once_and_a_missing_one_always() {
         let webhook = |bundle: Value| {
             json!({"name": "w", "admissionReviewVersions": ["v1"], "sideEffects": "None",
                 "clientConfig": {"url": "https://w", "caBundle": bundle}})
@@ -118,20 +143,17 @@ mod tests {
             webhook(json!(ours)),
             webhook(Value::Null),
             webhook(json!("b3RoZXI=")),
+            webhook(json!("")),
         ];
         let found = serde_json::from_value(json!({"webhooks": webhooks})).unwrap();
-        let changed = changes(&found, b"ours");
-        let paths: Vec<&str> = changed
-            .iter()
-            .filter_map(|op| op["path"].as_str())
-            .collect();
-        assert_eq!(
-            paths,
-            [
-                "/webhooks/1/clientConfig/caBundle",
-                "/webhooks/2/clientConfig/caBundle"
-            ]
-        );
-        assert!(changed.iter().all(|op| op["value"] == ours));
+        let table = [(Claim::All, vec![1, 2, 3]), (Claim::Vacant, vec![1, 3])];
+        for (claim, expected) in table {
+            let expected = expected.into_iter().map(|at| {
+                json!({"op": "add", "path": format!("/webhooks/{at}/clientConfig/caBundle"),
+                    "value": ours})
+            });
+            let expected: Vec<Value> = expected.collect();
+            assert_eq!(changes(&found, b"ours", claim), expected);
+        }
     }
 }

@@ -30,6 +30,9 @@ const AT_ONCE: usize = 8;
 /// Tries in flight in this process: few enough to leave the API server's queues to the controllers.
 const AT_ONCE_IN_ALL: usize = 16;
 
+/// What the API server's own validation says between an object's name and what is wrong with it.
+const INVALID: &str = " is invalid: ";
+
 /// What would be created, and which field it is made from.
 #[derive(Clone, Debug, PartialEq)]
 struct Candidate {
@@ -194,7 +197,9 @@ fn judge(candidate: &Candidate, error: &kube::Error) -> Verdict {
         kube::Error::Api(status) => status.code,
         _ => 0,
     };
-    let by_itself = !message.starts_with("admission webhook");
+    // A ValidatingAdmissionPolicy says 422 too, but not that the object is invalid.
+    let is_invalid = code != 422 || message.contains(INVALID);
+    let by_itself = is_invalid && !message.starts_with("admission webhook");
     let warning = |text: String| Verdict {
         warnings: vec![text],
         ..Verdict::default()
@@ -229,10 +234,9 @@ fn judge(candidate: &Candidate, error: &kube::Error) -> Verdict {
 
 /// The message less the name that was made up for the try.
 fn without_name(message: &str) -> &str {
-    const MARK: &str = " is invalid: ";
     message
-        .find(MARK)
-        .map_or(message, |at| &message[at + MARK.len()..])
+        .find(INVALID)
+        .map_or(message, |at| &message[at + INVALID.len()..])
 }
 
 #[cfg(test)]
@@ -322,6 +326,15 @@ mod tests {
             ),
             (&pod, refusal(400, "json: cannot unmarshal"), (1, 0)),
             (&pod, refusal(422, "admission webhook \"w\" denied"), (0, 1)),
+            (
+                &pod,
+                refusal(
+                    422,
+                    "pods \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied \
+                     request: no",
+                ),
+                (0, 1),
+            ),
             (&pod, refusal(403, "exceeded quota"), (0, 1)),
             (&pod, refusal(409, "exists"), (0, 0)),
             (&pod, refusal(429, "busy"), (0, 1)),

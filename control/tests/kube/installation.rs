@@ -146,6 +146,10 @@ async fn deleting_the_manifests_first_loses_nothing() {
         said.contains("`kvtide-control uninstall` removes it safely"),
         "{said}"
     );
+    // Nor all CRDs together, in one request that names none.
+    let all = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions?dryRun=All";
+    let said = world.cluster.kubectl_fails(&["delete", "--raw", all]);
+    assert!(said.contains("removes it safely"), "{said}");
     // Its pods went with the Deployment.
     controller.kill();
     for crd in CRDS {
@@ -212,6 +216,13 @@ async fn a_controller_alone_is_uninstalled_without_touching_a_service() {
     let (done, said) = world.cluster.kvtide_control(&["uninstall", "--keep-crds"]);
     assert!(done, "{said}");
     controller.kill();
+    assert!(said.contains("the policy that keeps them"), "{said}");
+    for kind in [
+        "validatingadmissionpolicy",
+        "validatingadmissionpolicybinding",
+    ] {
+        world.cluster.kubectl(&["get", kind, "kvtide-control-crds"]);
+    }
     let role = ["get", "clusterrole", "kvtide-control"];
     assert!(world.cluster.kubectl_fails(&role).contains("NotFound"));
     assert_eq!(uids(&world.all(&world.pods()).await), before);

@@ -43,6 +43,25 @@ fn like_aibrix(definition: &mut CustomResourceDefinition) {
     *definition = serde_json::from_value(value).unwrap();
 }
 
+/// The definitions less the rule that a gang has a member.
+fn with_gangs_of_nobody(definition: &mut CustomResourceDefinition) {
+    fn lift(schema: &mut Value) {
+        match schema {
+            Value::Object(fields) => {
+                if let Some(Value::Object(members)) = fields.get_mut("minMember") {
+                    members.remove("minimum");
+                }
+                fields.values_mut().for_each(lift);
+            }
+            Value::Array(items) => items.iter_mut().for_each(lift),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::to_value(&*definition).unwrap();
+    lift(&mut value);
+    *definition = serde_json::from_value(value).unwrap();
+}
+
 /// RoleSets with a pod that serves.
 fn serving(scene: &Scene) -> usize {
     let pods = scene.all().filter(|pod| pod.ready && !pod.going);
@@ -92,6 +111,23 @@ async fn with_the_definitions_of_aibrix_rollouts_wait_and_nothing_is_written_in_
         })
         .await;
     drop(ours);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_was_stored_with_a_gang_of_nobody_is_scaled_out() {
+    let world = World::alone(cluster_or_skip!(), "nobody").await;
+    let gang = json!({"volcanoSchedulingStrategy": {"minMember": 0}});
+    let fields = json!({"podGroupSize": 2, "schedulingStrategy": gang});
+    let roles = json!([role_with("p", 1, "i", fields)]);
+    with_definitions(&world, with_gangs_of_nobody, async || {
+        world.apply(service("llm", 1, roles)).await;
+    })
+    .await;
+    let _controller = world.controller();
+    world.until_ready("llm").await;
+    world.kubectl(&["scale", "stormservice/llm", "--replicas=2"]);
+    world.until_ready("llm").await;
+    assert_eq!(world.all(&world.pods()).await.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

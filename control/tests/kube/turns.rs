@@ -82,6 +82,39 @@ async fn a_role_that_is_scaled_amid_a_rollout_is_scaled_in_every_role_set() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_is_scaled_and_scaled_back_in_a_pause_is_scaled_in_every_role_set() {
+    let world = World::new(cluster_or_skip!(), "scaledback").await;
+    let _controller = world.controller();
+    let with = |replicas: i32, image: &str, paused: bool| {
+        let mut service = service("llm", 2, json!([role("a", replicas, image)]));
+        service["spec"]["paused"] = json!(paused);
+        service
+    };
+    let until_old = async |pods: usize| {
+        let all_old = || async {
+            let now = images(&world.pods_of("a").await);
+            (now == vec!["a"; pods]).then_some(())
+        };
+        let what = format!("there are {pods} pods, of the old template");
+        world.until(&what, all_old).await;
+        world.until_quiet().await;
+        assert_eq!(all_old().await, Some(()), "{what}");
+    };
+    world.apply(with(1, "a", false)).await;
+    world.until_ready("llm").await;
+    // Two come with the revision, and wait with it.
+    world.apply(with(2, "b", true)).await;
+    until_old(2).await;
+    world.apply(with(3, "b", true)).await;
+    until_old(6).await;
+    world.apply(with(2, "b", true)).await;
+    until_old(4).await;
+    world.apply(with(2, "b", false)).await;
+    world.until_ready("llm").await;
+    assert_eq!(images(&world.pods_of("a").await), ["b"; 4]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn labels_and_annotations_that_the_template_no_longer_gives_leave_the_role_sets() {
     let world = World::new(cluster_or_skip!(), "marks").await;
     let _controller = world.controller();

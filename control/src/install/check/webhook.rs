@@ -18,7 +18,7 @@ use crate::reconcile::said;
 /// When it is taken, or why it could not be tried.
 pub(super) async fn check(client: &Client, namespace: &str) -> anyhow::Result<String> {
     let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    for object in manifests::guards()? {
+    for object in manifests::webhook()? {
         let name = object.name_any();
         let kind = object.types.unwrap_or_default().kind;
         if kind != "ValidatingWebhookConfiguration" {

@@ -24,6 +24,8 @@ pub(super) enum Left {
     Nothing,
     /// Some were taken over; the watch shows them.
     Adopted,
+    /// They stay as they are: the StormService goes itself, as the watch is about to show.
+    Going,
     /// This RoleSet still names a predecessor that is gone. Garbage collection takes it, or makes it
     /// nobody's; until then nobody knows whether another one is needed.
     Unsettled(String),
@@ -72,6 +74,9 @@ pub(super) async fn adopt(service: &StormService, context: &Context) -> Result<L
     if orphans.is_empty() {
         return Ok(Left::Nothing);
     }
+    if !stays(service, context).await? {
+        return Ok(Left::Going);
+    }
     // The revisions first: RoleSets whose revision is not known count as outdated.
     for stored in context.revisions.all() {
         if is_left_behind(&stored, service) && holds_our_template(&stored, context).await? {
@@ -88,6 +93,27 @@ pub(super) async fn adopt(service: &StormService, context: &Context) -> Result<L
         .tell::<StormService>(meta, EventType::Normal, "Adopted", note)
         .await;
     Ok(Left::Adopted)
+}
+
+/// Whether a StormService may take anything over: the API server is asked, because the cache may be
+/// behind. One that is being deleted with `--cascade=orphan` would take back what is to stay, and delete
+/// it.
+pub(super) async fn stays(service: &StormService, context: &Context) -> Result<bool, Error> {
+    let (namespace, name) = names_of(&service.metadata);
+    let api: Api<StormService> = Api::namespaced(context.client.clone(), namespace);
+    let found = api.get_metadata_opt(name).await;
+    let found = found.map_err(|source| Error::Api {
+        action: "get",
+        kind: StormService::kind(&()).into(),
+        name: name.to_owned(),
+        source: Box::new(source),
+    })?;
+    let now = found.as_ref().map(Resource::meta);
+    Ok(now.is_some_and(|now| is_same_and_stays(now, uid_of(&service.metadata))))
+}
+
+fn is_same_and_stays(now: &ObjectMeta, uid: &str) -> bool {
+    uid_of(now) == uid && now.deletion_timestamp.is_none()
 }
 
 fn is_left_behind(stored: &ObservedRevision, service: &StormService) -> bool {
@@ -141,6 +167,22 @@ mod tests {
         service.metadata.namespace = Some("n".into());
         service.metadata.uid = Some("u".into());
         service
+    }
+
+    #[test]
+    fn only_a_service_that_stays_takes_anything_over() {
+        let table = [
+            (json!({"uid": "u"}), true),
+            (json!({"uid": "v"}), false),
+            (
+                json!({"uid": "u", "deletionTimestamp": "2030-01-01T00:00:00Z"}),
+                false,
+            ),
+        ];
+        for (now, expected) in table {
+            let meta = serde_json::from_value(now.clone()).unwrap();
+            assert_eq!(is_same_and_stays(&meta, "u"), expected, "{now}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::runtime::events::EventType;
 use serde_json::{Value, json};
 
+use super::adopt::stays;
 use crate::api::{StormService, keys};
 use crate::reconcile::Key;
 use crate::reconcile::apply::{owner_reference, resource};
@@ -20,7 +21,7 @@ use crate::reconcile::observed::ObservedService;
 pub(super) enum Headless {
     /// The Service is there.
     Serves,
-    /// One of this name is on its way out, and ours takes its place.
+    /// One of this name is on its way out, and ours takes its place; or the StormService goes itself.
     Waits,
 }
 
@@ -115,6 +116,7 @@ pub(super) async fn sync_headless(
             return Ok(Headless::Serves);
         }
         Owner::Us => {}
+        Owner::Nobody if !stays(service, context).await? => return Ok(Headless::Waits),
         Owner::Nobody => {
             let note = format!("took over the Service {name}, which was nobody's");
             let meta = &service.metadata;

@@ -88,7 +88,7 @@ async fn look_at(service: &StormService, context: &Context) -> Result<Action, Er
     }
     match adopt(service, context).await? {
         Left::Nothing => bring_about(service, template_spec, context).await,
-        Left::Adopted => Ok(Action::await_change()),
+        Left::Adopted | Left::Going => Ok(Action::await_change()),
         Left::Unsettled(role_set) => {
             let status = unsettled(service, &role_set, context);
             write(service, &status, context).await?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::observe::Observed;
 use crate::api::{RoleSetTemplate, StormService, keys};
-use crate::core::role_set::{ReplicaCounts, replica_counts};
+use crate::core::role_set::{ReplicaCounts, replica_counts, still_waiting};
 use crate::core::{names, revision};
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
@@ -28,7 +28,8 @@ pub(super) struct Revisions {
     pub(super) current: String,
     /// The template of `current`, with the present replica counts.
     pub(super) current_template: RoleSetTemplate,
-    /// The numbers of replicas that roles had when `update` became the present one.
+    /// The numbers of replicas that roles had when `update` became the present one, of those that were
+    /// not scaled since.
     pub(super) arrived: ReplicaCounts,
     pub(super) collisions: i32,
 }
@@ -57,9 +58,8 @@ pub(super) async fn sync_revisions(
                 // Going back: the old revision becomes the newest.
                 let (namespace, _) = names_of(&service.metadata);
                 let kind = resource::<ControllerRevision>();
-                // Its data cannot be changed any more.
-                let counts = json!({keys::ROLE_REPLICAS: json!(arrived).to_string()});
-                let patch = json!({"revision": next, "metadata": {"annotations": counts}});
+                let mut patch = note_of(&arrived);
+                patch["revision"] = json!(next);
                 context
                     .writer
                     .merge(&kind, namespace, &name, &patch)
@@ -71,7 +71,7 @@ pub(super) async fn sync_revisions(
                     .tell::<StormService>(meta, EventType::Normal, "Rollout", note)
                     .await;
             } else {
-                arrived = counts_of(same);
+                arrived = note_scaling(service, same, context).await?;
             }
             name
         }
@@ -100,7 +100,30 @@ pub(super) async fn sync_revisions(
     })
 }
 
-/// The numbers of replicas that roles had when a revision became the present one.
+/// The counts that still wait with the present revision. It is noted which ones do not any more: scaled
+/// back, they would look as if they did.
+async fn note_scaling(
+    service: &StormService,
+    stored: &ObservedRevision,
+    context: &Context,
+) -> Result<ReplicaCounts, Error> {
+    let noted = counts_of(stored);
+    let waiting = still_waiting(noted.clone(), &service.spec.template);
+    if waiting != noted {
+        let (kind, (namespace, name)) =
+            (resource::<ControllerRevision>(), names_of(&stored.metadata));
+        let patch = note_of(&waiting);
+        context.writer.merge(&kind, namespace, name, &patch).await?;
+    }
+    Ok(waiting)
+}
+
+/// A patch of a ControllerRevision, of which the data cannot be changed any more.
+fn note_of(counts: &ReplicaCounts) -> Value {
+    json!({"metadata": {"annotations": {keys::ROLE_REPLICAS: json!(counts).to_string()}}})
+}
+
+/// The numbers of replicas that roles had when a revision became the present one, as noted last.
 fn counts_of(stored: &ObservedRevision) -> ReplicaCounts {
     let noted = annotation(&stored.metadata, keys::ROLE_REPLICAS);
     let noted = noted.and_then(|text| serde_json::from_str(text).ok());
