@@ -33,17 +33,14 @@ pub(super) fn taken_out(url: &str) -> (String, Option<Login>) {
     (format!("{scheme}{rest}"), Some(login))
 }
 
-/// The URL as it may be shown, even where it is none.
+/// The URL as it may be shown, even where it is none: a password may have any character.
 pub(super) fn hidden(url: &str) -> String {
-    match split(url) {
-        Some((scheme, _, rest)) => format!("{scheme}***@{rest}"),
-        None if url.contains("://") => url.to_owned(),
-        // What it was meant to be cannot be told.
-        None => match url.rsplit_once('@') {
-            Some((_, rest)) => format!("***@{rest}"),
-            None => url.to_owned(),
-        },
-    }
+    let Some((before, rest)) = url.rsplit_once('@') else {
+        return url.to_owned();
+    };
+    let mut schemes = ["http://", "https://"].into_iter();
+    let scheme = schemes.find(|scheme| before.starts_with(scheme));
+    format!("{}***@{rest}", scheme.unwrap_or_default())
 }
 
 /// What is before them, they, and what is behind the '@'.
@@ -80,6 +77,10 @@ mod tests {
     fn what_is_shown_has_no_password_even_where_it_is_no_url() {
         for url in ["http://u:secret@host:x", "u:secret@host", "htp:/u:secret@h"] {
             assert!(!hidden(url).contains("secret"), "{url}");
+        }
+        for url in ["http://u:se/cret@h", "http://u:se?cret@h", "x:se://cret@h"] {
+            let shown = hidden(url);
+            assert!(!shown.contains("se") && !shown.contains("cret"), "{shown}");
         }
         assert_eq!(hidden("http://host"), "http://host");
     }

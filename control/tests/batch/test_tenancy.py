@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -394,6 +396,20 @@ def test_what_cannot_be_served_is_refused_with_the_reason(
     assert "secret" not in done.stderr
 
 
+def test_the_status_names_models_to_an_admin_only(guarded: Server) -> None:
+    def status(key: str | None) -> dict[str, object]:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        answer = httpx.get(f"{guarded.url}/status", headers=headers, timeout=30)
+        assert answer.status_code == 200
+        found: dict[str, object] = answer.json()
+        return found
+
+    assert isinstance(status("root-1")["models"], list)
+    for other in (None, "ann-1", "wrong"):
+        assert "models" not in status(other)
+        assert "requests" in status(other)
+
+
 # --- retried creates
 
 
@@ -427,6 +443,26 @@ def test_a_create_that_is_sent_again_gives_the_same_batch_while_that_goes_on(
     for batch in client.batches.list(limit=100):
         if batch.input_file_id == file and batch.status in ("validating", "in_progress"):
             client.batches.cancel(batch.id)
+
+
+def test_a_retry_that_fails_makes_the_next_no_batch_of_its_own(data: Path, upstream: Mock) -> None:
+    """The answer to the first is lost, the database fails the second: the third is the first's."""
+    with server(data, upstream.url) as running:
+        client = running.client(max_retries=0)
+        file = upload(client, jsonl([line("a", "[slow 60000]")]))
+        order = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        first = client.batches.create(input_file_id=file, **order)  # type: ignore[call-overload]
+        with contextlib.closing(sqlite3.connect(data / "batch.sqlite", timeout=60)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            with pytest.raises(openai.InternalServerError):
+                client.batches.create(  # type: ignore[call-overload]
+                    input_file_id=file, extra_headers=RETRIED, **order
+                )
+            db.rollback()
+        again = client.batches.create(  # type: ignore[call-overload]
+            input_file_id=file, extra_headers=RETRIED, **order
+        )
+        assert again.id == first.id
 
 
 def test_a_create_whose_answer_is_lost_is_one_batch_for_openai_s_client(shared: Server) -> None:

@@ -5,27 +5,36 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use reqwest::multipart::{Form, Part};
-use reqwest::{Certificate, Client, RequestBuilder, Response};
+use reqwest::multipart::Form;
+use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, Response};
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt;
-use tokio_util::io::ReaderStream;
 use url::Url;
 
 use crate::batch::client::input::Input;
+use crate::batch::client::sending::{Patience, Sending};
 use crate::batch::client::{ClientArgs, ClientError};
 use crate::batch::credentials;
 use crate::batch::tls::Trust;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// How long a server may send nothing. After an upload it may have to pass the file on.
+/// How long a server may send nothing.
 const SILENCE: Duration = Duration::from_secs(60);
+/// For how long an upload is waited for. What has left this program may still be on its way, and the
+/// server may have to pass it on to its store before it answers.
+const UPLOADS: Patience = Patience {
+    moving: Duration::from_secs(60),
+    answer: Duration::from_secs(600),
+};
 /// How long the answer to a question may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 /// A server.
 pub(super) struct Api {
     client: Client,
+    /// Reqwest counts the time in which a body is sent as silence: uploads are watched in another way.
+    uploads: Client,
+    patience: Patience,
     base: String,
     key: String,
 }
@@ -41,18 +50,23 @@ impl Api {
             url: base.clone(),
             reason: reason_of(&source),
         };
-        let mut builder = Client::builder()
-            .connect_timeout(CONNECT_WITHIN)
-            .read_timeout(SILENCE);
+        let mut trusted = Vec::new();
         if let Some(path) = &args.ca_file {
             for added in Trust::open(Some(path))?.added() {
-                let certificate = Certificate::from_der(added).map_err(unusable)?;
-                builder = builder.add_root_certificate(certificate);
+                trusted.push(Certificate::from_der(added).map_err(unusable)?);
             }
         }
-        let client = builder.build().map_err(unusable)?;
+        let builder = || {
+            let builder = Client::builder().connect_timeout(CONNECT_WITHIN);
+            let trusted = trusted.iter().cloned();
+            trusted.fold(builder, ClientBuilder::add_root_certificate)
+        };
+        let client = builder().read_timeout(SILENCE).build().map_err(unusable)?;
+        let uploads = builder().build().map_err(unusable)?;
         Ok(Api {
             client,
+            uploads,
+            patience: UPLOADS,
             base,
             // Servers without keys want none, and mind none.
             key: args.api_key.clone().unwrap_or_else(|| "none".to_owned()),
@@ -60,12 +74,15 @@ impl Api {
     }
 
     pub(super) async fn upload(&self, input: Input) -> Result<String, ClientError> {
-        let file = tokio::fs::File::from_std(input.file);
-        let body = reqwest::Body::wrap_stream(ReaderStream::with_capacity(file, 256 << 10));
-        let part = Part::stream_with_length(body, input.bytes).file_name(input.name);
+        let (part, sending) = Sending::begin(input);
         let form = Form::new().text("purpose", "batch").part("file", part);
-        let request = self.client.post(self.url("/files")).multipart(form);
-        let file = self.json(request).await?;
+        let request = self.uploads.post(self.url("/files")).multipart(form);
+        let file = tokio::select! {
+            file = self.json(request) => file?,
+            () = sending.stalled(self.patience) => {
+                return Err(ClientError::Silent { url: self.base.clone() });
+            }
+        };
         Ok(file["id"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -180,7 +197,8 @@ fn base_of(url: &str) -> Result<String, ClientError> {
     if !matches!(parsed.scheme(), "http" | "https") || !parsed.has_host() {
         return Err(wrong("it has to begin with http:// or https://"));
     }
-    if !parsed.username().is_empty() || parsed.password().is_some() {
+    // Also where a password has a '/': it is then no password to the parser.
+    if url.contains('@') {
         return Err(wrong("a key goes into --api-key (or OPENAI_API_KEY)"));
     }
     let base = url.trim_end_matches('/');
@@ -198,7 +216,80 @@ fn reason_of(error: &reqwest::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use socket2::SockRef;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    /// A server that reads an upload piece by piece, each after a pause, up to so many bytes, and answers
+    /// what it has read to its end after another pause.
+    async fn reads_slowly(pause: Duration, most: usize, thinks: Duration) -> String {
+        let listening = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // Else the system takes megabytes before anybody reads.
+        let socket = SockRef::from(&listening);
+        socket.set_recv_buffer_size(64 << 10).unwrap();
+        let url = format!("http://{}", listening.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listening.accept().await.unwrap();
+            let mut piece = vec![0; 64 << 10];
+            let (mut read, mut end) = (Vec::new(), None);
+            while end.is_none_or(|end| read.len() < end) {
+                if read.len() >= most {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(pause).await;
+                let bytes = stream.read(&mut piece).await.unwrap();
+                assert!(bytes > 0, "the client has gone");
+                read.extend_from_slice(&piece[..bytes]);
+                end = end.or_else(|| end_of(&read));
+            }
+            tokio::time::sleep(thinks).await;
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{\"id\":\"file-1\"}";
+            stream.write_all(answer).await.unwrap();
+        });
+        url
+    }
+
+    /// Where a request ends, once its head is there.
+    fn end_of(read: &[u8]) -> Option<usize> {
+        let head = read.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+        let text = String::from_utf8_lossy(&read[..head]).to_lowercase();
+        let length = text.split("content-length: ").nth(1)?;
+        Some(head + length.split("\r\n").next()?.parse::<usize>().ok()?)
+    }
+
+    async fn upload_to(url: String, moving: Duration) -> Result<String, ClientError> {
+        let mut api = Api::new(&ClientArgs {
+            url,
+            api_key: None,
+            ca_file: None,
+        })?;
+        api.patience.moving = moving;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(16 << 20).unwrap();
+        api.upload(Input::open(file.path())?).await
+    }
+
+    #[tokio::test]
+    async fn an_upload_may_take_its_time_as_long_as_it_gets_on() {
+        let moving = Duration::from_secs(3);
+        let url = reads_slowly(Duration::from_millis(20), usize::MAX, moving * 5 / 4).await;
+        let began = Instant::now();
+        assert_eq!(upload_to(url, moving).await.unwrap(), "file-1");
+        assert!(began.elapsed() > moving * 2, "nothing was slow");
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_stands_still_is_given_up() {
+        let url = reads_slowly(Duration::ZERO, 1 << 20, Duration::ZERO).await;
+        let error = upload_to(url, Duration::from_millis(500))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, ClientError::Silent { .. }), "{error}");
+    }
 
     #[test]
     fn a_url_that_is_none_is_told_with_one_that_is() {
@@ -221,10 +312,12 @@ mod tests {
             let error = base_of(wrong).unwrap_err().to_string();
             assert!(error.contains("http://127.0.0.1:8090/v1"), "{error}");
         }
-        let error = base_of("http://u:secret@h").unwrap_err().to_string();
-        assert!(
-            error.contains("--api-key") && !error.contains("secret"),
-            "{error}"
-        );
+        for secret in ["http://u:secret@h", "http://u:1/secret@h"] {
+            let error = base_of(secret).unwrap_err().to_string();
+            assert!(
+                error.contains("--api-key") && !error.contains("secret"),
+                "{error}"
+            );
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 mod api;
 mod input;
+mod sending;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;

@@ -44,6 +44,12 @@ impl Access {
         matches!(self, Access::Keys(_))
     }
 
+    /// Whether the caller may see what concerns all tenants: anybody where there is only one, else an
+    /// admin.
+    pub(super) fn may_see_all(&self, headers: &HeaderMap) -> bool {
+        !self.has_tenants() || self.caller(headers).is_ok_and(|caller| caller.admin)
+    }
+
     /// Refuses what another site's page sends, where no key says who it is from.
     fn check_origin(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
         let names = match self {

@@ -89,7 +89,9 @@ async fn add(app: &App, batch: Batch, digest: String, is_retry: bool) -> Result<
     let added = app.metadata.add_batch(batch, create, places).await;
     match added {
         Ok(_) => app.refusals.forget(&tenant, &digest),
-        Err(_) => app.refusals.note(&tenant, &digest, &id),
+        Err(_) if !is_retry || refused => app.refusals.note(&tenant, &digest, &id),
+        // What it repeats may have been carried out all the same.
+        Err(_) => {}
     }
     Ok(added?)
 }

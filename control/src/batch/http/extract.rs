@@ -55,7 +55,7 @@ impl FromRequest<Arc<App>> for Whole {
         let body = request.into_body();
         let expected = body.size_hint().upper().unwrap_or(BODY_BYTES_MAX as u64);
         let expected = expected.min(BODY_BYTES_MAX as u64);
-        let memory = app.admission.memory(&caller, expected).await?;
+        let memory = app.admission.body(&caller, expected).await?;
         Ok(Whole {
             bytes: read_whole(body).await?,
             _memory: memory,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::Response;
 use serde_json::{Value, json};
 
@@ -34,14 +35,15 @@ pub(super) async fn ready(
     Ok(Json(json!({"status": "ready"})))
 }
 
-/// The queue at a glance.
+/// The queue at a glance. Models' names are told to whoever may know all tenants'.
 pub(super) async fn status(
     State(app): State<Arc<App>>,
     _place: Probe,
+    headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     let queue = app.metadata.queue().await?;
     let models = app.view.standings();
-    Ok(Json(json!({
+    let mut status = json!({
         "status": "ok",
         "version": env!("CARGO_PKG_VERSION"),
         "batches": {"live": queue.live, "waiting": queue.waiting},
@@ -49,8 +51,11 @@ pub(super) async fn status(
             "in_flight": models.iter().map(|model| model.in_flight).sum::<usize>(),
             "to_repeat": models.iter().map(|model| model.to_repeat).sum::<usize>(),
         },
-        "models": models,
-    })))
+    });
+    if app.access.may_see_all(&headers) {
+        status["models"] = json!(models);
+    }
+    Ok(Json(status))
 }
 
 /// Prometheus' page.

@@ -70,6 +70,11 @@ impl Shares {
         Ok(Share { own, all })
     }
 
+    /// Units that one caller may have.
+    pub(super) fn each(&self) -> u32 {
+        self.each
+    }
+
     fn of(&self, who: &str) -> Arc<Semaphore> {
         let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(own) = of.get(who) {

@@ -57,7 +57,7 @@ async fn receive(
     arriving: &Arriving,
     boundary: String,
 ) -> Result<File, ApiError> {
-    let _memory = app.admission.memory(caller, UPLOAD_BYTES).await?;
+    let _memory = app.admission.body(caller, UPLOAD_BYTES).await?;
     let mut reader = Multipart::new(arriving.stream(), boundary);
     let mut form = Form::default();
     let read = read_form(app, caller, arriving, &mut reader, &mut form).await;

@@ -133,6 +133,13 @@ impl Upstream {
             reason,
         };
         let (url, login) = credentials::taken_out(url);
+        if url.contains('@') {
+            return Err(wrong(
+                "an '@' is left behind its host; percent-encode '/', '?', '#' and '@' in the password \
+                 (%2F, %3F, %23, %40)"
+                    .to_owned(),
+            ));
+        }
         let base = url.trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base);
         let parsed: Uri = base.parse().map_err(|error| wrong(format!("{error}")))?;
@@ -305,6 +312,23 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("tcp open error")]
     struct Connecting(#[source] io::Error);
+
+    #[test]
+    fn a_password_that_would_end_the_host_is_refused_and_not_shown() {
+        let trust = Trust::open(None).unwrap();
+        for url in [
+            "http://u:se/cret@h",
+            "http://u:1/cret@h",
+            "http://u:se#cret@h",
+        ] {
+            let error = Upstream::new(url, None, &trust).unwrap_err().to_string();
+            assert!(error.contains("%2F"), "{error}");
+            let secret = error.contains("cret") || error.contains("u:");
+            assert!(!secret, "{error}");
+        }
+        let encoded = Upstream::new("http://u:se%2Fcret@h", None, &trust).unwrap();
+        assert_eq!(encoded.shown(), "http://h");
+    }
 
     #[test]
     fn what_is_lacking_here_is_told_from_whom_nobody_answers() {
