@@ -41,8 +41,8 @@ pub(super) async fn create(
     body: Result<Whole, ApiError>,
 ) -> Result<Json<Value>, ApiError> {
     let is_retry = is_retry(&headers);
-    let body = body.inspect_err(|_| {
-        if !is_retry {
+    let body = body.inspect_err(|error| {
+        if !is_retry && error.asks_to_come_again() {
             app.refusals.note_unread(&caller.tenant);
         }
     })?;

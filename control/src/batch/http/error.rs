@@ -162,6 +162,11 @@ impl ApiError {
         }
     }
 
+    /// Whether the caller is told to come again later with the same.
+    pub(super) fn asks_to_come_again(&self) -> bool {
+        self.retry_after_s.is_some()
+    }
+
     /// The upstream cannot be asked.
     pub fn upstream(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::BAD_GATEWAY, "api_error", message)

@@ -15,6 +15,9 @@ const REMEMBERED_MAX: usize = 64;
 
 /// No repetition comes later.
 const WINDOW: Duration = Duration::from_secs(RETRY_WINDOW_S);
+/// Nor one of a create that nobody read: it is told to come again in five seconds. Not much longer, for it
+/// is not known what it asked for, and a client that gave up leaves it to the next one that repeats any.
+const UNREAD_WINDOW: Duration = Duration::from_secs(30);
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -53,7 +56,7 @@ impl Refusals {
     pub(super) fn note_unread(&self, tenant: &str) {
         let mut tenants = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
         for refused in tenants.values_mut() {
-            refused.retain(|at| at.elapsed() <= WINDOW);
+            refused.retain(|at| at.elapsed() <= UNREAD_WINDOW);
         }
         tenants.retain(|_, refused| !refused.is_empty());
         let refused = tenants.entry(tenant.to_owned()).or_default();
@@ -69,7 +72,7 @@ impl Refusals {
         let Some(refused) = tenants.get_mut(tenant) else {
             return false;
         };
-        refused.retain(|at| at.elapsed() <= WINDOW);
+        refused.retain(|at| at.elapsed() <= UNREAD_WINDOW);
         refused.pop_front().is_some()
     }
 
