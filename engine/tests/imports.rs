@@ -2,7 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cargo_metadata::{DependencyKind, MetadataCommand};
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
+
+fn workspace() -> Metadata {
+    MetadataCommand::new()
+        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata")
+}
 
 #[test]
 fn every_crate_imports_only_what_lies_below_it() {
@@ -34,11 +42,7 @@ fn every_crate_imports_only_what_lies_below_it() {
             ][..],
         ),
     ]);
-    let metadata = MetadataCommand::new()
-        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .no_deps()
-        .exec()
-        .expect("cargo metadata");
+    let metadata = workspace();
     let names: BTreeSet<&str> = metadata.packages.iter().map(|p| p.name.as_str()).collect();
     assert_eq!(
         names,
@@ -72,11 +76,7 @@ const CONFINED: &[(&str, &[&str])] = &[
 
 #[test]
 fn worlds_of_their_own_are_met_in_one_place_each() {
-    let metadata = MetadataCommand::new()
-        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .no_deps()
-        .exec()
-        .expect("cargo metadata");
+    let metadata = workspace();
     for (external, users) in CONFINED {
         let importers: BTreeSet<&str> = metadata
             .packages
