@@ -28,7 +28,7 @@ def measure() -> dict[str, float]:
         ranks=1,
         shard_bytes=64,
     )
-    pool = _native.Pool(settings, segment, namespace, False)
+    pool = _native.Pool(settings, segment, False)
     tokens = [(i * 2_654_435_761) % 128_000 for i in range(TOKENS)]
     blocks = TOKENS // BLOCK_TOKENS
 

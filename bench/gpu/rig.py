@@ -131,7 +131,7 @@ class Rig:
             ranks=1,
             shard_bytes=layers * row_layer_bytes,
         )
-        self.pool = _native.Pool(self.settings, self.segment, self.namespace, False)
+        self.pool = _native.Pool(self.settings, self.segment, False)
         self._jobs = itertools.count(1 << 40)
 
     def __enter__(self) -> Rig:
@@ -222,7 +222,7 @@ class Rig:
         targets = [block for block in blocks for _ in range(one_in)]
         found, complete = sequence.match_blocks(self.pool, 0, len(targets), False)
         assert (found, complete) == (len(targets), True)
-        load = sequence.begin_load(0, targets)
+        load = sequence.begin_load(self.pool, 0, targets)
         assert load is not None
         plan = load.plan(self.pool)
         assert plan is not None

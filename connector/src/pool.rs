@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, Session, available_memory_bytes};
+use kvtide_engine::{
+    PoolEvent, PoolOptions, Scrubber, Session, SessionOptions, available_memory_bytes,
+};
 use kvtide_model::SlotRef;
 use kvtide_segment::{Holder, LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::fence::{config_error, enter, kvtide_error};
-use crate::sequence::Namespace;
 use crate::settings::Settings;
 
 /// The shared host segment of one engine.
@@ -146,23 +147,21 @@ pub(crate) struct Pool {
 
 #[pymethods]
 impl Pool {
-    /// A pool over all rows of `segment`, with its background scrub, for an engine of `namespace`.
+    /// A pool over all rows of `segment`, with its background scrub.
     #[new]
-    fn new(
-        settings: &Settings,
-        segment: &Segment,
-        namespace: &Namespace,
-        events: bool,
-    ) -> PyResult<Self> {
+    fn new(settings: &Settings, segment: &Segment, events: bool) -> PyResult<Self> {
         let config = settings.config.clone();
         let options = PoolOptions {
             eviction: config.eviction,
+        };
+        let session = SessionOptions {
+            events,
             lease_ttl: config.lease_ttl,
         };
         let pool = Arc::new(kvtide_engine::Pool::new(Arc::clone(&segment.0), options));
         let scrubber =
             Scrubber::start(&pool, config.scrub_bytes_per_second).map_err(kvtide_error)?;
-        let session = Session::open(&pool, namespace.id(), events).map_err(kvtide_error)?;
+        let session = Session::open(&pool, session).map_err(kvtide_error)?;
         Ok(Self {
             session,
             config,
@@ -186,7 +185,7 @@ impl Pool {
             .into_iter()
             .map(|(slot, generation)| SlotRef { slot, generation })
             .collect();
-        enter(py, || self.session.pool().drop_damaged(&damaged));
+        enter(py, || self.session.drop_damaged(&damaged));
     }
 
     /// Drops every block of the engine's namespace.
@@ -206,7 +205,7 @@ impl Pool {
 
     /// Totals since the pool was made.
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counters = self.session.pool().counters();
+        let counters = self.session.counters();
         let dict = PyDict::new(py);
         dict.set_item("saved_blocks", counters.saved_blocks)?;
         dict.set_item("failed_blocks", counters.failed_blocks)?;
@@ -220,7 +219,7 @@ impl Pool {
 
     /// What the pool holds now.
     fn gauges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let gauges = self.session.pool().gauges();
+        let gauges = self.session.gauges();
         let dict = PyDict::new(py);
         dict.set_item("slots", gauges.slots)?;
         dict.set_item("free", gauges.free)?;

@@ -13,12 +13,6 @@ use crate::pool::Pool;
 #[pyclass(frozen, module = "kvtide._native")]
 pub(crate) struct Namespace(kvtide_model::Namespace);
 
-impl Namespace {
-    pub(crate) fn id(&self) -> kvtide_model::NamespaceId {
-        self.0.id()
-    }
-}
-
 #[pymethods]
 impl Namespace {
     #[new]
@@ -99,7 +93,7 @@ impl Sequence {
 
     /// Whether the pool has the block `place`, and complete if it is `certain` that it must load.
     fn is_held(&self, py: Python<'_>, pool: &Pool, place: usize, certain: bool) -> bool {
-        enter(py, || self.0.is_held(pool.session.pool(), place, certain))
+        enter(py, || self.0.is_held(&pool.session, place, certain))
     }
 
     /// Pins what the pool has of the blocks from `start` up to `end`: (blocks, whether complete).
@@ -113,8 +107,7 @@ impl Sequence {
         certain: bool,
     ) -> (usize, bool) {
         let matched = enter(py, || {
-            self.0
-                .match_blocks(pool.session.pool(), start, end, certain)
+            self.0.match_blocks(&pool.session, start, end, certain)
         });
         (matched.blocks, matched.complete)
     }
@@ -122,12 +115,18 @@ impl Sequence {
     /// Compares the first `blocks` of the match with their checksums, unless that was done before;
     /// how many of them are whole. The match ends before one that is not.
     fn verify(&mut self, py: Python<'_>, pool: &Pool, blocks: usize) -> usize {
-        enter(py, || self.0.verify(pool.session.pool(), blocks))
+        enter(py, || self.0.verify(&pool.session, blocks))
     }
 
     /// Turns the last match into a load into the engine's `blocks`.
-    fn begin_load(&mut self, py: Python<'_>, start: usize, blocks: Vec<u32>) -> Option<Load> {
-        enter(py, || self.0.begin_load(start, blocks)).map(Load)
+    fn begin_load(
+        &mut self,
+        py: Python<'_>,
+        pool: &Pool,
+        start: usize,
+        blocks: Vec<u32>,
+    ) -> Option<Load> {
+        enter(py, || self.0.begin_load(&pool.session, start, blocks)).map(Load)
     }
 
     /// Lets go of the last match.
@@ -159,7 +158,7 @@ impl Sequence {
 
     /// Tells the pool that the request has ended: its last blocks are given up before its first.
     fn settle(&self, py: Python<'_>, pool: &Pool) {
-        enter(py, || self.0.settle(pool.session.pool()));
+        enter(py, || self.0.settle(&pool.session));
     }
 }
 

@@ -89,7 +89,7 @@ class SchedulerSide:
         self._segment = geometry.segment(settings)
         self._events = EventLog.of(config, kv_cache, geometry.block_tokens)
         self._namespace = geometry.namespace(config, settings)
-        self._pool = Pool(settings, self._segment, self._namespace, self._events is not None)
+        self._pool = Pool(settings, self._segment, self._events is not None)
         self._requests: dict[str, RequestState] = {}
         self._loads: dict[str, PendingLoad] = {}
         self._places = list(range(LOAD_PLACES))
@@ -264,7 +264,7 @@ class SchedulerSide:
         first, _, asynchronous = match
         count = num_external_tokens // self._block_tokens
         targets = state.blocks[first : first + count]
-        load = state.sequence.begin_load(first, targets)
+        load = state.sequence.begin_load(self._pool, first, targets)
         assert load is not None, "a match is held until it is used"
         self._loading_into.extend(targets)
         if asynchronous:

@@ -41,6 +41,11 @@ impl FreeSlots {
         self.free as usize
     }
 
+    /// How many there are if all are free.
+    pub(super) fn slots(&self) -> usize {
+        self.slots as usize
+    }
+
     /// Whether a chain that begins finds a stretch of its own.
     pub(super) fn has_stretch(&self) -> bool {
         let roomiest = self.by_room.last();
@@ -124,13 +129,11 @@ fn longest_run(mut bits: u8) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::slot_table::SlotTable;
     use super::*;
 
     fn all(slots: u32) -> FreeSlots {
         let mut free = FreeSlots::new(slots);
-        let (_, each) = SlotTable::new(slots);
-        each.into_iter().for_each(|slot| free.put(slot));
+        (0..slots).for_each(|slot| free.put(FreeSlot::kept(slot)));
         free
     }
 
