@@ -6,6 +6,9 @@
 //! to the end of the block ([`ChainHasher`]). Nothing is filtered by tenant or salt after a lookup,
 //! because a key of another tenant can never be found.
 //!
+//! Engines that share a pool speak of blocks with the daemon that owns it: [`wire`] says in which
+//! bytes.
+//!
 //! This crate is pure: no I/O, no clocks, no threads, no unsafe code.
 #![forbid(unsafe_code)]
 
@@ -14,6 +17,7 @@ mod block_move;
 mod chain;
 mod encode;
 mod namespace;
+pub mod wire;
 
 pub use block_key::BlockKey;
 pub use block_move::{BlockMove, SlotRef};

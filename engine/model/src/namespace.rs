@@ -50,6 +50,20 @@ pub struct Lora {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamespaceId([u8; 16]);
 
+impl NamespaceId {
+    /// Wraps 16 bytes that [`Namespace::id`] made, for instance in another process.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The identity's bytes, in the order in which they are sent.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
 /// The state from which the first block of a chain is hashed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ChainRoot(pub(crate) [u8; 32]);
