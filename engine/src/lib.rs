@@ -5,15 +5,24 @@ mod access;
 mod config;
 mod cost;
 mod memory;
+#[cfg(not(loom))]
+mod node;
 mod pool;
 mod sequence;
 mod session;
 mod sync;
 mod worker;
 
+#[cfg(not(loom))]
+pub use access::{AttachError, AttachOptions, Attachment};
 pub use config::{Config, ConfigError, Eviction, LoadMode, Settings, Verify};
 pub use cost::CostModel;
 pub use memory::available_memory_bytes;
+#[cfg(not(loom))]
+pub use node::{
+    BlockReport, EngineReport, ModelReport, Node, NodeError, NodeOptions, NodeReport, Peer,
+    ProcessReport,
+};
 pub use pool::scrub::Scrubber;
 pub use pool::{Lease, Pool, PoolCounters, PoolEvent, PoolGauges, PoolOptions, Readiness};
 pub use sequence::{Load, LoadPlan, Matched, Sequence};

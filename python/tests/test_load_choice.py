@@ -34,6 +34,7 @@ def side(load: str = "auto", **state: Any) -> SchedulerSide:
     made._settings = Settings(json.dumps({"load": load, "host_capacity_gb": 1}), {})
     made._shard_bytes = BLOCK_BYTES
     made._step_tokens, made._prompt_tokens = 8192, 8192
+    made._pool = None  # type: ignore[assignment]
     made._epoch = 0
     made._requests = {}
     made._running = set()
@@ -142,7 +143,7 @@ def test_a_layered_load_is_admitted_with_the_tokens_behind_it() -> None:
     made = side()
     teach(made, 26e-6)
     request: Any = SimpleNamespace(request_id="r", num_tokens=1040, num_computed_tokens=0)
-    sequence: Any = SimpleNamespace(begin_load=lambda _first, _targets: object())
+    sequence: Any = SimpleNamespace(begin_load=lambda _pool, _first, _targets: object())
     blocks: Any = SimpleNamespace(get_block_ids=lambda: ([1, 2],))
     made._requests["r"] = RequestState(request, sequence, match=(0, 1, False))
     made._block_tokens, made._loading_into, made._stats = 16, [], Stats()

@@ -4,6 +4,8 @@
 //! ([`crate::pool::catalogue`]).
 
 mod local;
+#[cfg(not(loom))]
+mod socket;
 
 use std::fmt::Debug;
 
@@ -12,6 +14,8 @@ use kvtide_model::{BlockKey, SlotRef};
 use crate::pool::{Begun, PoolCounters, PoolEvent, PoolGauges};
 
 pub(crate) use local::LocalAccess;
+#[cfg(not(loom))]
+pub use socket::{AttachError, AttachOptions, Attachment};
 
 /// Blocks that an engine wants to save.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +30,11 @@ pub(crate) struct Wanted<'a> {
 
 /// A pool, as one session reaches it.
 pub(crate) trait Access: Send + Sync + Debug {
+    /// Whether what is found in the pool's memory may be used.
+    fn is_readable(&self) -> bool {
+        true
+    }
+
     /// Hands out slots for what the pool does not hold already, one answer for each that is wanted.
     fn begin_saves(&self, wanted: &[Wanted<'_>]) -> Vec<Begun>;
 

@@ -77,14 +77,17 @@ pub(super) struct IndexWriter {
 }
 
 impl IndexWriter {
-    /// Of a pool that holds nothing, whatever was in its memory before.
+    /// Of a pool that holds nothing, whatever was in its memory before: nothing of that is followed.
     pub(super) fn new(segment: &Arc<SharedSegment>) -> Self {
-        let mut index = Self {
+        for bucket in 0..segment.geometry().buckets() {
+            if let Some(bucket) = segment.bucket(bucket) {
+                bucket.store(0, Ordering::Release);
+            }
+        }
+        Self {
             index: Index::of(segment),
             entries: 0,
-        };
-        index.clear();
-        index
+        }
     }
 
     /// The slot of `key`.
@@ -101,8 +104,7 @@ impl IndexWriter {
         self.entries
     }
 
-    /// Enters `key`, which is not in the index, at `slot`, which is free: nobody pins it before it is
-    /// filled.
+    /// Enters `key`, which is not in the index, at `slot`, which nobody finds yet.
     pub(super) fn insert(&mut self, key: BlockKey, slot: u32) {
         let index = &self.index;
         let (Some(bucket), Some(record)) = (index.bucket(key), index.0.record(slot)) else {

@@ -90,11 +90,11 @@ impl Lease {
         }
     }
 
-    /// Leading blocks that are complete.
+    /// Leading blocks that are complete, and whose bytes were seen to be right.
     #[must_use]
     pub fn complete_blocks(&self) -> usize {
-        let complete = |&&slot: &&SlotRef| self.progress(slot) == Progress::Complete;
-        self.slots.iter().take_while(complete).count()
+        let certain = |&&slot: &&SlotRef| self.pins.catalogue().is_certain(slot);
+        self.slots.iter().take_while(certain).count()
     }
 
     /// Whether the blocks can be loaded now.

@@ -10,6 +10,7 @@
 //! it is evicted, found damaged ([`Pool::drop_damaged`]) or cleared ([`Pool::clear`]). Every count here
 //! is bounded by the number of slots.
 
+pub(crate) mod adoption;
 pub(crate) mod catalogue;
 mod counters;
 mod eviction;
@@ -22,6 +23,7 @@ mod sessions;
 pub(crate) mod slot_table;
 mod state;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvtide_model::{BlockKey, SlotRef};
@@ -30,9 +32,10 @@ use kvtide_segment::SharedSegment;
 use crate::config::Eviction;
 use crate::session::{SessionError, SessionId};
 use crate::sync::{Mutex, lock};
-use catalogue::Catalogue;
+use adoption::Survivor;
+use catalogue::{Catalogue, HeldBlock};
 use pins::HolderGuard;
-use slot_table::SealedSlot;
+use slot_table::{HolderBit, SealedSlot};
 use state::State;
 
 pub use counters::{PoolCounters, PoolGauges};
@@ -82,12 +85,89 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// An empty pool over all rows of `segment`, whose tables nobody has written yet.
+    /// An empty pool over all rows of `segment`, whatever was in them before.
     #[must_use]
     pub fn new(segment: Arc<SharedSegment>, options: PoolOptions) -> Self {
-        let catalogue = Arc::new(Catalogue::new(segment));
+        let rows = segment.geometry().rows();
+        let pool = Self::without_rows(segment, options, 1);
+        pool.grow(0..rows);
+        pool
+    }
+
+    /// A pool that has none of the rows of `segment` yet, in the given life of its memory.
+    pub(crate) fn without_rows(
+        segment: Arc<SharedSegment>,
+        options: PoolOptions,
+        life: u64,
+    ) -> Self {
+        let catalogue = Arc::new(Catalogue::new(segment, life));
         let state = Mutex::new(State::new(&catalogue, options));
         Self { catalogue, state }
+    }
+
+    /// Takes `rows`, in which nobody reads or writes, into the pool.
+    pub(crate) fn grow(&self, rows: Range<u32>) {
+        lock(&self.state).grow(&self.catalogue.slots, rows);
+    }
+
+    /// Takes over `rows` with what an earlier life of this memory left in them.
+    pub(crate) fn adopt(&self, rows: Range<u32>, survivors: &[Survivor]) {
+        lock(&self.state).adopt(&self.catalogue, rows, survivors);
+    }
+
+    /// Gives up `rows` with the blocks in them; whether it did.
+    pub(crate) fn give_up(&self, rows: &Range<u32>) -> bool {
+        lock(&self.state).give_up(&self.catalogue, rows)
+    }
+
+    /// When the blocks in `rows` were last used on average, in seconds of Unix time; `None` if they
+    /// cannot be given up now.
+    pub(crate) fn last_use(&self, rows: &Range<u32>) -> Option<u64> {
+        lock(&self.state).last_use(&self.catalogue, rows)
+    }
+
+    /// A session of an engine in another process, which has this bit in every pool.
+    pub(crate) fn open_session_as(&self, holder: HolderBit, events: bool) -> SessionId {
+        lock(&self.state).sessions.open_as(holder, events)
+    }
+
+    /// Nobody waits any more for what a session's engine, in another process, is saving.
+    pub(crate) fn abandon_saves(&self, session: SessionId) {
+        lock(&self.state).abandon(&self.catalogue, session);
+    }
+
+    /// Ends a session of an engine in another process, none of whose processes is left.
+    pub(crate) fn close_session_elsewhere(&self, session: SessionId) {
+        lock(&self.state).close_elsewhere(&self.catalogue, session);
+    }
+
+    /// The first row of the pool's from `row` on, or else its first of all.
+    pub(crate) fn next_row(&self, row: u32) -> Option<u32> {
+        let state = lock(&self.state);
+        let first = |from: u32| {
+            let rows = state.rows.iter().filter(|rows| rows.end > from);
+            rows.map(|rows| rows.start.max(from)).min()
+        };
+        first(row).or_else(|| first(0))
+    }
+
+    /// Shows every block that is held or being saved.
+    pub(crate) fn each_block(&self, see: &mut dyn FnMut(HeldBlock)) {
+        let rows = lock(&self.state).rows.clone();
+        let slots = rows.into_iter().flatten();
+        slots
+            .filter_map(|slot| self.catalogue.block(slot))
+            .for_each(see);
+    }
+
+    /// Rows that may be free in a full pool, so that chains that begin find some that lie together.
+    pub(crate) fn spare_rows(&self) -> usize {
+        lock(&self.state).spare()
+    }
+
+    /// Blocks that a session is saving.
+    pub(crate) fn saving_blocks_of(&self, session: SessionId) -> usize {
+        lock(&self.state).sessions.saving_blocks_of(session)
     }
 
     pub(crate) fn open_session(
@@ -113,14 +193,11 @@ impl Pool {
         let mut state = lock(&self.state);
         // Rows that nobody holds any more are of use now.
         state.poll(&self.catalogue);
-        if !state.sessions.is_open(session) {
-            return Begun::default();
-        }
         let end = chain.len().min(from + blocks);
         let (held, missing) = state.divide(chain, from, end);
-        state.used(&held);
+        state.used(&self.catalogue, &held);
         let earlier = &chain[..from.min(end)];
-        let filling = state.fill(&self.catalogue.slots, session, earlier, &held, &missing);
+        let filling = state.fill(&self.catalogue, session, earlier, &held, &missing);
         state.counters.throttled_blocks += (missing.len() - filling.len()) as u64;
         let refused = missing.get(filling.len()).map(|missing| missing.at);
         Begun {
@@ -132,7 +209,7 @@ impl Pool {
     /// Marks blocks as used, so that they are given up later. A lookup is no use, a load is: many a
     /// lookup is put off or asked again.
     pub(crate) fn mark_used(&self, used: &[SlotRef]) {
-        lock(&self.state).used_if_held(&self.catalogue.slots, used);
+        lock(&self.state).used_if_held(&self.catalogue, used);
     }
 
     /// Nothing follows in `chain` for now: its tail goes before its head, although the head was
@@ -194,7 +271,7 @@ impl Pool {
         state.poll(&self.catalogue);
         let geometry = self.catalogue.segment.geometry();
         PoolGauges {
-            slots: geometry.rows() as usize,
+            slots: state.free.owned(),
             free: state.free.len(),
             saving: state.sessions.saving_blocks(),
             held: state.index.len(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvtide_model::{BlockKey, SlotRef};
 
-use super::catalogue::{Catalogue, Progress};
+use super::catalogue::Catalogue;
 use super::slot_table::HolderBit;
 use crate::sync::{Mutex, MutexGuard, lock};
 
@@ -51,17 +51,17 @@ impl Pins {
         &self.catalogue
     }
 
-    /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving; whether all
-    /// of them are complete.
+    /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving; whether it is
+    /// certain that all of them can be loaded.
     pub(crate) fn pin_run(&self, keys: &[BlockKey]) -> (Vec<SlotRef>, bool) {
         let mut pinned = Vec::with_capacity(keys.len());
         let mut complete = true;
         let mut counts = lock(&self.counts);
         for &key in keys {
-            let Some((slot, sealed)) = self.pin(&mut counts, key) else {
+            let Some(slot) = self.pin(&mut counts, key) else {
                 break;
             };
-            complete &= sealed || self.catalogue.saved(slot) == Progress::Complete;
+            complete &= self.catalogue.is_certain(slot);
             pinned.push(slot);
         }
         (pinned, complete)
@@ -71,7 +71,7 @@ impl Pins {
         &self,
         counts: &mut MutexGuard<'_, Box<[u16]>>,
         key: BlockKey,
-    ) -> Option<(SlotRef, bool)> {
+    ) -> Option<SlotRef> {
         let Catalogue { slots, index, .. } = &*self.catalogue;
         let slot = index.find(key)?;
         let count = counts.get_mut(slot as usize)?;
@@ -79,7 +79,7 @@ impl Pins {
             return None;
         }
         // A slot that is pinned already stays, but it may have been doomed since.
-        let (pinned, sealed) = match *count {
+        let pinned = match *count {
             0 => slots.hold(slot, self.holder.bit)?,
             _ => slots.held(slot)?,
         };
@@ -91,7 +91,7 @@ impl Pins {
             return None;
         }
         *count += 1;
-        Some((pinned, sealed))
+        Some(pinned)
     }
 
     /// Gives back pins.

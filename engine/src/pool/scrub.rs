@@ -49,8 +49,11 @@ impl Scrubber {
                 while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
                     let Some(pool) = weak.upgrade() else { return };
                     for _ in 0..rows {
-                        scrub_row(&pool, next);
-                        next = (next + 1) % pool.segment().geometry().rows();
+                        let Some(row) = pool.next_row(next) else {
+                            break;
+                        };
+                        scrub_row(&pool, row);
+                        next = row + 1;
                     }
                 }
             })?;
@@ -76,11 +79,13 @@ fn scrub_row(pool: &Pool, row: u32) {
     let Some(sealed) = catalogue.slots.evictable(row) else {
         return;
     };
-    let held = catalogue.slots.hold(row, HolderBit::SCRUB);
-    let Some((slot, _)) = held else {
+    let Some(slot) = catalogue.slots.hold(row, HolderBit::SCRUB) else {
         return;
     };
     let intact = slot != sealed.slot_ref() || catalogue.bytes_match(slot);
+    if intact {
+        catalogue.note_proven(row);
+    }
     catalogue.slots.let_go(row, HolderBit::SCRUB);
     pool.note_scrubbed();
     if !intact {

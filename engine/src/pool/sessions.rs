@@ -15,6 +15,7 @@ const EVENTS_MAX: usize = 1 << 18;
 
 #[derive(Debug)]
 struct SessionState {
+    holder: HolderBit,
     /// What the engine fills, in the order in which its workers do.
     fillings: VecDeque<FillingSlot>,
     /// `None` if the session is told nothing.
@@ -49,25 +50,43 @@ impl Sessions {
             given.push(bit);
             bit
         };
+        let given = Some(Arc::clone(&self.bits));
+        let guard = HolderGuard { bit, given };
+        Ok((self.open_as(bit, events), guard))
+    }
+
+    /// A session of an engine in another process, which has this bit in every pool.
+    pub(super) fn open_as(&mut self, holder: HolderBit, events: bool) -> SessionId {
         self.opened += 1;
+        let id = SessionId::new(self.opened);
         let state = SessionState {
+            holder,
             fillings: VecDeque::new(),
             events: events.then(Vec::new),
         };
-        let id = SessionId::new(self.opened);
         self.open.insert(id, state);
-        let given = Some(Arc::clone(&self.bits));
-        Ok((id, HolderGuard { bit, given }))
+        id
+    }
+
+    /// The bit of a session that is open.
+    pub(super) fn holder(&self, id: SessionId) -> Option<HolderBit> {
+        self.open.get(&id).map(|state| state.holder)
+    }
+
+    /// What a session that is open fills.
+    pub(super) fn fillings(&self, id: SessionId) -> impl Iterator<Item = &FillingSlot> {
+        self.open.get(&id).into_iter().flat_map(|s| &s.fillings)
+    }
+
+    /// Blocks in flight of one session.
+    pub(super) fn saving_blocks_of(&self, id: SessionId) -> usize {
+        self.open.get(&id).map_or(0, |state| state.fillings.len())
     }
 
     /// Forgets a session; the slots that it was filling.
     pub(super) fn close(&mut self, id: SessionId) -> VecDeque<FillingSlot> {
         let closed = self.open.remove(&id);
         closed.map(|state| state.fillings).unwrap_or_default()
-    }
-
-    pub(super) fn is_open(&self, id: SessionId) -> bool {
-        self.open.contains_key(&id)
     }
 
     /// Notes what a session fills from now on.

@@ -86,6 +86,11 @@ impl HolderBit {
     /// The pool itself, under its lock.
     pub(crate) const POOL: Self = Self(1 << 63);
 
+    /// The number of the session whose bit it is.
+    pub(crate) fn number(self) -> u32 {
+        self.0.trailing_zeros()
+    }
+
     /// Of the session with this number, below [`HolderBit::SESSIONS`].
     pub(crate) fn of_session(number: usize) -> Option<Self> {
         (number < Self::SESSIONS).then(|| Self(1 << number))
@@ -241,10 +246,9 @@ impl SlotTable {
         SlotRef { slot, generation }
     }
 
-    /// Sets a bit of a slot's holders. The slot, and whether its block is complete, if it stays until
-    /// the bit is taken out; whose block it is, the caller has to look now. `None`, and no bit, if it
-    /// holds and awaits none.
-    pub(crate) fn hold(&self, slot: u32, holder: HolderBit) -> Option<(SlotRef, bool)> {
+    /// Sets a bit of a slot's holders. The slot, if it stays until the bit is taken out; whose block it
+    /// is, the caller has to look now. `None`, and no bit, if it holds and awaits none.
+    pub(crate) fn hold(&self, slot: u32, holder: HolderBit) -> Option<SlotRef> {
         let words = self.words(slot)?;
         words.holders.fetch_or(holder.0, Ordering::AcqRel);
         // The bit before the look: see the module's documentation.
@@ -255,19 +259,26 @@ impl SlotTable {
             return None;
         }
         let generation = word.generation;
-        Some((
-            SlotRef { slot, generation },
-            word.state == SlotState::Sealed,
-        ))
+        Some(SlotRef { slot, generation })
     }
 
     /// The same of a slot that the caller holds.
-    pub(crate) fn held(&self, slot: u32) -> Option<(SlotRef, bool)> {
+    pub(crate) fn held(&self, slot: u32) -> Option<SlotRef> {
         let word = self.word(slot)?;
         let generation = word.generation;
         let live = matches!(word.state, SlotState::Filling | SlotState::Sealed);
-        let sealed = word.state == SlotState::Sealed;
-        live.then_some((SlotRef { slot, generation }, sealed))
+        live.then_some(SlotRef { slot, generation })
+    }
+
+    /// Takes a bit out of all slots in `slots`: its session is gone.
+    pub(crate) fn let_go_all(&self, slots: std::ops::Range<u32>, holder: HolderBit) {
+        for slot in slots {
+            if let Some(words) = self.words(slot)
+                && words.holders.load(Ordering::Acquire) & holder.0 != 0
+            {
+                words.holders.fetch_and(!holder.0, Ordering::Release);
+            }
+        }
     }
 
     /// Takes a bit out again.
@@ -302,6 +313,41 @@ impl SlotTable {
     fn is_held(&self, slot: u32) -> bool {
         self.words(slot)
             .is_some_and(|words| words.holders.load(Ordering::Acquire) != 0)
+    }
+
+    /// What an earlier life of the pool left in a slot: its reference and its state. Bits of others than
+    /// the `living` are taken out.
+    pub(crate) fn adopt(&self, slot: u32, living: &[HolderBit]) -> (SlotRef, SlotState) {
+        let bits = living.iter().fold(0, |bits, bit| bits | bit.0);
+        if let Some(words) = self.words(slot) {
+            words.holders.fetch_and(bits, Ordering::AcqRel);
+        }
+        let state = self.word(slot).map_or(SlotState::Free, |word| word.state);
+        let current = self.current(slot);
+        // It may have been leaving.
+        self.set(current, state);
+        (current, state)
+    }
+
+    /// A slot that an earlier life of the pool left free.
+    pub(crate) fn adopt_as_free(&self, slot: SlotRef) -> FreeSlot {
+        self.set(slot, SlotState::Free);
+        FreeSlot(slot.slot)
+    }
+
+    /// A slot whose block an earlier life left complete.
+    pub(crate) fn adopt_as_sealed(&self, slot: SlotRef) {
+        self.set(slot, SlotState::Sealed);
+    }
+
+    /// Nobody pins any more what an earlier life left in this slot.
+    pub(crate) fn adopt_as_doomed(&self, slot: SlotRef) {
+        self.set(slot, SlotState::Doomed);
+    }
+
+    /// The writer of a slot that an earlier life of the pool left is still at it.
+    pub(crate) fn adopt_as_filling(&self, slot: SlotRef) -> FillingSlot {
+        FillingSlot(slot)
     }
 
     /// A slot of a pool that holds nothing, whatever it was in before. Its generation goes on.
@@ -431,9 +477,9 @@ mod tests {
         assert_eq!(table.hold(0, A), None, "there is nothing in it");
         let filling = table.fill(free);
         let first = filling.slot_ref();
-        assert_eq!(table.hold(0, A), Some((first, false)));
+        assert_eq!(table.hold(0, A), Some(first));
         let sealed = table.seal(&filling).unwrap();
-        assert_eq!(table.hold(0, B), Some((first, true)));
+        assert_eq!(table.hold(0, B), Some(first));
         table.let_go(0, B);
         assert_eq!(table.evict(sealed), None, "one still holds it");
         assert_eq!(table.state(first), Some(SlotState::Sealed));
@@ -510,7 +556,7 @@ mod models {
             };
             // Evicted if it can be, and filled with the next block at once.
             let next = table.evict(sealed).map(|free| table.fill(free));
-            if let Some((slot, _)) = session.join().unwrap() {
+            if let Some(slot) = session.join().unwrap() {
                 let now = next.map_or(sealed.0, |filling| filling.slot_ref());
                 assert_eq!(slot, now);
                 assert!(table.is_held(0));

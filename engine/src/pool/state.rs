@@ -1,6 +1,8 @@
 //! What the pool's lock protects: which blocks are held, which go next, and what is in flight.
 
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvtide_model::{BlockKey, SlotRef};
 
@@ -31,10 +33,14 @@ pub(super) struct State {
     pub(super) index: IndexWriter,
     pub(super) policy: Box<dyn EvictionPolicy>,
     pub(super) free: FreeSlots,
+    /// The rows that are the pool's.
+    pub(super) rows: Vec<Range<u32>>,
     pub(super) sessions: Sessions,
     /// Blocks that are dropped and that somebody still holds. A session gives up its pins without a
     /// word, so the pool looks.
-    doomed: VecDeque<SlotRef>,
+    pub(super) doomed: VecDeque<SlotRef>,
+    /// Seconds of Unix time when the pool was last looked at.
+    now: u64,
     pub(super) counters: PoolCounters,
 }
 
@@ -48,19 +54,30 @@ pub(super) struct Missing {
 }
 
 impl State {
-    /// Of an empty pool.
+    /// Of a pool without a slot.
     pub(super) fn new(catalogue: &Catalogue, options: PoolOptions) -> Self {
         let rows = catalogue.segment.geometry().rows();
-        let mut free = FreeSlots::new(rows);
-        (0..rows).for_each(|slot| free.put(catalogue.slots.reset(slot)));
         Self {
             index: IndexWriter::new(&catalogue.segment),
             policy: eviction::policy(options.eviction, rows),
-            free,
+            free: FreeSlots::new(rows),
+            rows: Vec::new(),
             sessions: Sessions::default(),
             doomed: VecDeque::new(),
+            now: 0,
             counters: PoolCounters::default(),
         }
+    }
+
+    /// Takes `rows` into the pool, whatever was in them before.
+    pub(super) fn grow(&mut self, slots: &SlotTable, rows: Range<u32>) {
+        self.own(rows.clone());
+        rows.for_each(|slot| self.free.put(slots.reset(slot)));
+    }
+
+    pub(super) fn own(&mut self, rows: Range<u32>) {
+        self.free.own(rows.end - rows.start);
+        self.rows.push(rows);
     }
 
     /// Of `chain` from `from` up to `end`: the slots of what is held, and what is not.
@@ -88,7 +105,7 @@ impl State {
     /// `held`, as far as there is room.
     pub(super) fn fill(
         &mut self,
-        slots: &SlotTable,
+        catalogue: &Catalogue,
         session: SessionId,
         earlier: &[BlockKey],
         held: &[u32],
@@ -97,6 +114,10 @@ impl State {
         if missing.is_empty() {
             return Vec::new();
         }
+        let Some(filler) = self.sessions.holder(session) else {
+            return Vec::new();
+        };
+        let slots = &catalogue.slots;
         // What this save evicts must not be what it continues.
         let mut pinned = hold_all(slots, held);
         let (mut may_evict, mut settled) = (true, false);
@@ -116,6 +137,8 @@ impl State {
                 break; // What follows could not be used without this block.
             };
             self.index.insert(each.key, free.number());
+            catalogue.note_filler(free.number(), filler);
+            catalogue.note_used(free.number(), self.now);
             filling.push(slots.fill(free));
         }
         // A chain is useless without its head, so the head is entered last and evicted last.
@@ -135,18 +158,19 @@ impl State {
     }
 
     /// Marks blocks of a chain as used: its head last, so that it is given up last.
-    pub(super) fn used(&mut self, slots: &[u32]) {
+    pub(super) fn used(&mut self, catalogue: &Catalogue, slots: &[u32]) {
         for &slot in slots.iter().rev() {
             self.policy.touch(slot);
+            catalogue.note_used(slot, self.now);
         }
     }
 
     /// The same for blocks that a session has loaded. One that was lost or cleared since is in no queue
     /// any more.
-    pub(super) fn used_if_held(&mut self, slots: &SlotTable, used: &[SlotRef]) {
-        let held = used.iter().filter(|&&slot| slots.holds(slot));
+    pub(super) fn used_if_held(&mut self, catalogue: &Catalogue, used: &[SlotRef]) {
+        let held = used.iter().filter(|&&slot| catalogue.slots.holds(slot));
         let held: Vec<u32> = held.map(|slot| slot.slot).collect();
-        self.used(&held);
+        self.used(catalogue, &held);
     }
 
     /// See [`super::Pool::settle`]; the slots. What follows a block that is lost is of no use, and
@@ -162,9 +186,13 @@ impl State {
 
     /// Whether [`State::take_slot`] has to give up blocks.
     fn must_evict(&self, previous: Option<u32>) -> bool {
-        let spare = (self.free.slots() / SPARE_SHARE).max(1);
         let room = self.free.can_follow(previous) || self.free.has_stretch();
-        !room && self.free.len() < spare
+        !room && self.free.len() < self.spare()
+    }
+
+    /// See [`super::Pool::spare_rows`].
+    pub(super) fn spare(&self) -> usize {
+        (self.free.owned() / SPARE_SHARE).max(1)
     }
 
     /// A slot to fill for the block behind the one in slot `previous`.
@@ -218,9 +246,11 @@ impl State {
     }
 
     pub(super) fn poll(&mut self, catalogue: &Catalogue) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.now = since.map_or(0, |since| since.as_secs());
         for ended in self.sessions.collect(catalogue) {
             match ended {
-                Saved::Complete(filling) => self.seal(&catalogue.slots, &filling),
+                Saved::Complete(filling) => self.seal(catalogue, &filling),
                 Saved::Failed(filling) => self.fail(&catalogue.slots, &filling),
             }
         }
@@ -232,8 +262,10 @@ impl State {
         }
     }
 
-    fn seal(&mut self, slots: &SlotTable, filling: &FillingSlot) {
+    fn seal(&mut self, catalogue: &Catalogue, filling: &FillingSlot) {
+        let slots = &catalogue.slots;
         let slot = filling.slot_ref();
+        catalogue.note_proven(slot.slot);
         if slots.seal(filling).is_some() {
             self.counters.saved_blocks += 1;
             let key = self.index.key_of(slot.slot);

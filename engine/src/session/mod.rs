@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use kvtide_model::{BlockKey, BlockMove, SlotRef};
 
+#[cfg(not(loom))]
+use crate::access::Attachment;
 use crate::access::{Access, LocalAccess, Wanted};
 use crate::pool::pins::Pins;
 use crate::pool::{Begun, Lease, Pool, PoolCounters, PoolEvent, PoolGauges};
@@ -111,6 +113,20 @@ impl Session {
         })
     }
 
+    /// A session of an engine with a pool in another process.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn attached(attachment: Attachment, lease_ttl: Duration) -> Self {
+        let (access, pins) = attachment.into_access();
+        Self {
+            access: Box::new(access),
+            pins: Arc::new(pins),
+            saves: Mutex::default(),
+            verified_blocks: AtomicU64::new(0),
+            lease_ttl,
+        }
+    }
+
     /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving.
     ///
     /// The run ends at the first block that is missing, because what follows cannot be used
@@ -118,6 +134,7 @@ impl Session {
     /// ([`Session::mark_used`]): many a lookup is put off or asked again.
     #[must_use]
     pub fn lookup(&self, keys: &[BlockKey]) -> Match {
+        let keys = if self.access.is_readable() { keys } else { &[] };
         let (slots, complete) = self.pins.pin_run(keys);
         let lease = Lease::new(Arc::clone(&self.pins), slots, self.lease_ttl);
         Match { lease, complete }
@@ -126,7 +143,7 @@ impl Session {
     /// Whether the pool holds `key` or, unless it has to be `complete`, is saving it.
     #[must_use]
     pub fn holds(&self, key: BlockKey, complete: bool) -> bool {
-        self.pins.catalogue().holds(key, complete)
+        self.access.is_readable() && self.pins.catalogue().holds(key, complete)
     }
 
     /// Marks leased blocks as used, so that they are given up later.

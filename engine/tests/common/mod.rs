@@ -199,6 +199,6 @@ pub fn wait_load(worker: &mut Worker, job: u64) -> LoadOutcome {
     }
 }
 
-fn device(registration: Registration) -> Arc<dyn Device> {
+pub fn device(registration: Registration) -> Arc<dyn Device> {
     Arc::new(HostDevice::new(Arc::new(registration)))
 }

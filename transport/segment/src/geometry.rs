@@ -206,6 +206,33 @@ impl RowGeometry {
         board.next_multiple_of(ROW_ALIGN_BYTES)
     }
 
+    /// Bytes of what an engine has for itself: a header and the board.
+    #[must_use]
+    pub fn own_bytes(&self) -> usize {
+        HEADER_BYTES + self.board_bytes()
+    }
+
+    /// Bytes of the file with the tables of a pool that outlives its engines.
+    #[must_use]
+    pub fn tables_file_bytes(&self) -> usize {
+        HEADER_BYTES + self.table_bytes()
+    }
+
+    /// What of that file the tables need for any rows at all, and for these.
+    #[must_use]
+    pub fn tables_file_ranges(&self, rows: &Range<u32>) -> [Range<usize>; 3] {
+        let of = |start: usize, each: usize| {
+            let start = HEADER_BYTES + start;
+            start + rows.start as usize * each..start + rows.end as usize * each
+        };
+        let headers = self.records_offset() + self.rows as usize * SLOT_RECORD_BYTES;
+        [
+            0..HEADER_BYTES + self.records_offset(),
+            of(self.records_offset(), SLOT_RECORD_BYTES),
+            of(headers, self.ranks as usize * SHARD_HEADER_BYTES),
+        ]
+    }
+
     /// Offset in the board of the cell of `rank` for the load at `place`; `None` when out of range.
     pub(crate) fn board_offset(&self, place: u32, rank: u32) -> Option<usize> {
         (place < LOAD_PLACES && rank < self.ranks).then(|| {

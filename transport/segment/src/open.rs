@@ -83,18 +83,28 @@ impl SharedSegment {
         Err(SegmentError::NoWorkers { path })
     }
 
-    /// Takes `holder`'s place in the segment. An engine has only itself in it then: for each rank
-    /// one worker has the place, the others get an error, and a scheduler's side only comes when all
-    /// of its workers have got theirs.
-    fn enter(&self, holder: Holder) -> Result<(), SegmentError> {
+    /// Takes `holder`'s place in what an engine has for itself.
+    ///
+    /// # Errors
+    /// [`SegmentError::Taken`] when another process has it, or the scheduler's side comes before all of
+    /// its workers have theirs.
+    pub fn take_place(&self, holder: Holder) -> Result<(), SegmentError> {
         let path = || self.path().display().to_string();
         if holder == Holder::Scheduler && !self.has_all_workers() {
             return Err(SegmentError::NoWorkers { path: path() });
         }
-        if !self.arrive(holder) {
-            let path = path();
-            return Err(SegmentError::Taken { holder, path });
+        if self.arrive(holder) {
+            return Ok(());
         }
+        let path = path();
+        Err(SegmentError::Taken { holder, path })
+    }
+
+    /// Takes `holder`'s place in the segment. An engine has only itself in it then: for each rank
+    /// one worker has the place, the others get an error, and a scheduler's side only comes when all
+    /// of its workers have got theirs.
+    fn enter(&self, holder: Holder) -> Result<(), SegmentError> {
+        self.take_place(holder)?;
         if holder == Holder::Scheduler {
             fs::remove_file(self.path()).map_err(io_error("remove", self.path()))?;
         }
@@ -184,7 +194,7 @@ impl SharedSegment {
             });
         }
         let on_huge_pages = match mount {
-            Some(mount) => match Self::create_at(mount.join(name), geometry, true) {
+            Some(mount) => match Self::create_at(mount.join(name), geometry, true, &reclaimed) {
                 // Another engine was faster to take the pages.
                 Err(SegmentError::NoSpace { .. }) => None,
                 made => Some(made?),
@@ -196,12 +206,9 @@ impl SharedSegment {
             None if options.huge_pages == HugePages::Require => {
                 return Err(SegmentError::NoHugePages { needed_bytes });
             }
-            None => Self::create_at(directory.join(name), geometry, false)?,
+            None => Self::create_at(directory.join(name), geometry, false, &reclaimed)?,
         };
-        Ok(made.map(|mut made| {
-            made.file.reclaimed = reclaimed;
-            made
-        }))
+        Ok(made)
     }
 
     /// A new segment at `path`; `None` as in [`SharedSegment::create`].
@@ -209,6 +216,7 @@ impl SharedSegment {
         path: PathBuf,
         geometry: RowGeometry,
         on_huge_pages: bool,
+        reclaimed: &[PathBuf],
     ) -> Result<Option<Self>, SegmentError> {
         let mut options = File::options();
         options.read(true).write(true).create_new(true).mode(0o600);
@@ -231,7 +239,7 @@ impl SharedSegment {
             file,
             created: true,
             on_huge_pages,
-            reclaimed: Vec::new(),
+            reclaimed: reclaimed.to_vec(),
         };
         let segment = Self::of_map(&Arc::new(map), geometry, file);
         if let Some(segment) = &segment {

@@ -22,6 +22,8 @@ pub struct SlotRecord {
     pub next: AtomicU64,
     /// The session that fills it.
     pub filler: AtomicU64,
-    /// Zero, for later formats.
-    pub reserved: [AtomicU64; 2],
+    /// When it was last used, in seconds of Unix time.
+    pub used_at: AtomicU64,
+    /// In which life of the pool the bytes were last known to have their checksum.
+    pub proven: AtomicU64,
 }

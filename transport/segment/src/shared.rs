@@ -11,6 +11,8 @@ use memmap2::{Advice, MmapRaw};
 use crate::directory;
 use crate::error::{SegmentError, io_error};
 use crate::geometry::{HEADER_BYTES, RowGeometry};
+use crate::header;
+use crate::mapped::MappedFile;
 use crate::record::SlotRecord;
 use crate::region::Region;
 use crate::shard::{ShardHeader, ShardState};
@@ -32,7 +34,29 @@ pub struct SharedSegment {
     /// What this engine has for itself begins with it.
     pub(crate) header: Region,
     pub(crate) geometry: RowGeometry,
-    pub(crate) file: SegmentFile,
+    pub(crate) origin: Origin,
+}
+
+/// Where a segment comes from.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// A file of one engine.
+    Engine(SegmentFile),
+    /// Files of a pool that outlives the engine; their name for messages.
+    Pool(PathBuf),
+}
+
+/// The files of a pool that outlives its engines.
+#[derive(Clone, Debug)]
+pub struct SegmentParts {
+    /// The memory that holds rows, maybe also of other pools.
+    pub memory: MappedFile,
+    /// Where in it the first row begins.
+    pub data_offset: usize,
+    /// What the pool knows about its rows: [`RowGeometry::table_bytes`] behind a page that is its own.
+    pub tables: MappedFile,
+    /// What an engine has for itself: [`RowGeometry::own_bytes`].
+    pub own: MappedFile,
 }
 
 /// The file of a segment of one engine.
@@ -68,8 +92,39 @@ impl SharedSegment {
             tables: part(geometry.tables_offset(), geometry.table_bytes())?,
             rows: part(geometry.data_offset(), geometry.area_bytes())?,
             geometry,
-            file,
+            origin: Origin::Engine(file),
         })
+    }
+
+    /// A segment of `geometry` over the files of a pool; `path` is its name for messages.
+    ///
+    /// # Errors
+    /// [`SegmentError::Mismatch`] when a file is too short for that.
+    pub fn of_parts(
+        parts: &SegmentParts,
+        geometry: RowGeometry,
+        path: &Path,
+    ) -> Result<Self, SegmentError> {
+        let (own, memory) = (&parts.own.map, &parts.memory.map);
+        let part = |map, offset, bytes| Region::new(map, offset, bytes);
+        let assemble = || {
+            Some(Self {
+                header: part(own, 0, HEADER_BYTES)?,
+                board: part(own, HEADER_BYTES, geometry.board_bytes())?,
+                tables: part(&parts.tables.map, HEADER_BYTES, geometry.table_bytes())?,
+                rows: part(memory, parts.data_offset, geometry.area_bytes())?,
+                geometry,
+                origin: Origin::Pool(path.to_owned()),
+            })
+        };
+        assemble().ok_or_else(|| SegmentError::Mismatch {
+            path: path.display().to_string(),
+        })
+    }
+
+    /// Writes the header of what an engine has for itself, which nobody else can open yet.
+    pub fn write_header(&self) {
+        header::write(&self.header, &self.geometry);
     }
 
     /// Maps every page now, rather than at the first copy that touches it.
@@ -120,28 +175,38 @@ impl SharedSegment {
         &self.geometry
     }
 
-    /// The file.
+    /// Its file, or that of the pool's memory.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.file.path
+        match &self.origin {
+            Origin::Engine(file) => &file.path,
+            Origin::Pool(path) => path,
+        }
+    }
+
+    fn file(&self) -> Option<&SegmentFile> {
+        match &self.origin {
+            Origin::Engine(file) => Some(file),
+            Origin::Pool(_) => None,
+        }
     }
 
     /// Whether this process made the segment, rather than finding it.
     #[must_use]
     pub fn created(&self) -> bool {
-        self.file.created
+        self.file().is_some_and(|file| file.created)
     }
 
     /// Whether the segment lies on a hugetlbfs mount.
     #[must_use]
     pub fn on_huge_pages(&self) -> bool {
-        self.file.on_huge_pages
+        self.file().is_some_and(|file| file.on_huge_pages)
     }
 
     /// Dead segments that were removed when this one was created.
     #[must_use]
     pub fn reclaimed(&self) -> &[PathBuf] {
-        &self.file.reclaimed
+        self.file().map_or(&[], |file| &file.reclaimed)
     }
 
     /// Address and bytes of the map that the rows lie in, for a driver that registers it.
