@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvtide._native import LOAD_PLACES
+from kvtide._native import BOARD_CELLS
 from kvtide.messages import AsyncLoad, LayeredLoad
 from kvtide.pending_load import PendingLoad
 
@@ -42,8 +42,8 @@ class LoadLedger:
         """As from `hands_out_idle_blocks`."""
         self._async: dict[str, PendingLoad] = {}
         """By request."""
-        self._capacity = LOAD_PLACES
-        self._free_cells = list(range(LOAD_PLACES))
+        self._capacity = BOARD_CELLS
+        self._free_cells = list(range(BOARD_CELLS))
         self._layered_now: list[Load] = []
         """Of the step that is being scheduled."""
         self._layered: dict[int, tuple[list[Load], int]] = {}
@@ -89,8 +89,7 @@ class LoadLedger:
         waiting = [each for each in self._async.items() if not each[1].job]
         if not layered and not waiting:
             return
-        loads = [*layered, *(pending.load for _, pending in waiting)]
-        moves = [load.plan(self._pool) for load in loads]
+        moves = self._pool.plan_loads([*layered, *(pending.load for _, pending in waiting)])
         # Steps in flight do not use blocks that vLLM hands out. But the step's stream is what waits
         # for saves that read them.
         behind_steps = not self._idle_blocks or bool(plan.wait_saves)
@@ -176,8 +175,7 @@ class LoadLedger:
         """Whether each of the loads has ended."""
         if not begun:
             return []
-        board = self._segment
-        ends = [board.load_failures(pending.cell, pending.job) for _, pending in begun]
+        ends = self._segment.ended_loads([(pending.cell, pending.job) for _, pending in begun])
         return [
             (request_id, pending, pending.has_ended(failures, self._ranks))
             for (request_id, pending), failures in zip(begun, ends, strict=True)

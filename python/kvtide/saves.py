@@ -139,9 +139,9 @@ class Saves:
                 due.append((state, state.saved, blocks))
         if not due:
             return []
-        plans = [
-            state.sequence.plan_save(self._pool, first, blocks) for state, first, blocks in due
-        ]
+        plans = self._pool.plan_saves(
+            [(state.sequence, first, blocks) for state, first, blocks in due]
+        )
         jobs = []
         for (state, first, _), (job, moves, covered) in zip(due, plans, strict=True):
             state.saved = first + covered  # What was not accepted is tried with the next block.

@@ -39,7 +39,7 @@ class Side:
         **state: Any,
     ) -> None:
         settings = Settings(json.dumps({"load": load, "host_capacity_gb": 1}), {})
-        pool: Any = None
+        pool: Any = SimpleNamespace(plan_loads=lambda loads: [each.plan() for each in loads])
         segment: Any = None
         self.cost = StepCost(BLOCK_BYTES, step_tokens, prompt_tokens)
         self.cost.set_load_rate(50e9)
@@ -215,7 +215,7 @@ class Planned:
     def __init__(self, after: int = 0) -> None:
         self._after = after
 
-    def plan(self, _pool: object) -> tuple[bytes, list[int]] | None:
+    def plan(self) -> tuple[bytes, list[int]] | None:
         self._after -= 1
         return None if self._after >= 0 else (b"", [])
 
