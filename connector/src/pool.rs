@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::fence::{config_error, enter, kvtide_error};
+use crate::plans::{self, DueSave, Load, PlannedLoad, PlannedSave};
 use crate::settings::Settings;
 
 /// The shared host segment of one engine.
@@ -106,19 +107,17 @@ impl Segment {
             .collect()
     }
 
-    /// On how many ranks the async load `job` at `place` has failed, once it has ended on all of
-    /// them; None before.
-    fn load_failures(&self, place: u32, job: u64) -> Option<usize> {
-        let ranks = 0..self.0.geometry().ranks();
-        let ends: Option<Vec<LoadEnd>> = ranks
-            .map(|rank| self.0.load_end(place, rank, job))
-            .collect();
-        Some(
-            ends?
-                .into_iter()
-                .filter(|&end| end == LoadEnd::Failed)
-                .count(),
-        )
+    /// For each async load, given as (board cell, job): on how many ranks it has failed, once it has
+    /// ended on all of them; None before. Reads only atomics, so the interpreter lock stays.
+    fn ended_loads(&self, loads: Vec<(u32, u64)>) -> Vec<Option<usize>> {
+        let ranks = self.0.geometry().ranks();
+        let failures = |(cell, job): (u32, u64)| {
+            (0..ranks).try_fold(0, |failures, rank| {
+                let end = self.0.load_end(cell, rank, job)?;
+                Some(failures + usize::from(end == LoadEnd::Failed))
+            })
+        };
+        loads.into_iter().map(failures).collect()
     }
 
     #[getter]
@@ -177,6 +176,22 @@ impl Pool {
     /// Save jobs that still read one of the engine's `blocks`.
     fn saves_reading(&self, blocks: Vec<u32>) -> Vec<u64> {
         self.session.saves_reading(&blocks)
+    }
+
+    /// Plans saves, each given as (sequence, first block to save, the engine's blocks from there on):
+    /// for each (job, moves, leading blocks that are held or being saved now); job 0 is nothing to do.
+    fn plan_saves<'py>(&self, py: Python<'py>, saves: Vec<DueSave<'py>>) -> Vec<PlannedSave<'py>> {
+        plans::plan_saves(py, self, saves)
+    }
+
+    /// For each load (moves, blocks that will not be loaded), or None while blocks of it are still
+    /// being saved.
+    fn plan_loads<'py>(
+        &self,
+        py: Python<'py>,
+        loads: Vec<PyRef<'py, Load>>,
+    ) -> Vec<Option<PlannedLoad<'py>>> {
+        plans::plan_loads(py, self, &loads)
     }
 
     /// Drops blocks whose bytes were found damaged, given as (slot, generation).
