@@ -17,7 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::check::{self, Finding};
 use crate::cli::{self, Failure};
 use crate::config::quantity::exact_duration;
-use crate::config::{Config, Memory, Settings, Sources};
+use crate::config::{Config, Settings, Sources};
 use crate::connection::{self, Door};
 use crate::http;
 use crate::logs;
@@ -30,6 +30,8 @@ use crate::tally::Tally;
 /// How often the service manager hears how a start goes, and how long it is asked to wait from then.
 const ANNOUNCED_EVERY: Duration = Duration::from_secs(1);
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// The shell answers people and probes: it needs to be there, and not to be fast.
+const THREADS: usize = 2;
 /// What a node gets beyond the grace, before the process ends without it.
 const OVERTIME: Duration = Duration::from_secs(2);
 
@@ -69,6 +71,9 @@ pub enum ServeError {
         /// Why not.
         source: io::Error,
     },
+    /// Threads cannot be started.
+    #[error("threads cannot be started: {0}; look at the limits of this process")]
+    Runtime(io::Error),
     /// Signals cannot be waited for.
     #[error("signals cannot be waited for: {0}; look at the limits of this process")]
     Signals(io::Error),
@@ -99,8 +104,8 @@ fn open_node(_config: &Config) -> Result<Arc<dyn Node>, OpenError> {
 }
 
 /// Runs the command.
-pub(crate) fn main(args: ServeArgs) -> Result<(), Failure> {
-    let settings = read(&args)?;
+pub(crate) fn main(args: &ServeArgs) -> Result<(), Failure> {
+    let settings = read(args)?;
     if args.check {
         return report(&settings);
     }
@@ -109,28 +114,34 @@ pub(crate) fn main(args: ServeArgs) -> Result<(), Failure> {
     for notice in &settings.notices {
         tracing::warn!("{notice}");
     }
+    run(config).map_err(|error| {
+        tracing::error!("{error}");
+        Failure::Logged
+    })
+}
+
+fn run(config: Config) -> Result<(), ServeError> {
     // Before other threads run: it takes variables out of the environment.
-    let passed = from_service_manager(&config.socket.path).map_err(Failure::failed)?;
-    let listening = match passed {
+    let listening = match from_service_manager(&config.socket.path)? {
         Some(listening) => {
             tracing::info!(path = %listening.path().display(), "systemd has opened the socket");
             listening
         }
-        None => Listening::open(&config.socket).map_err(Failure::failed)?,
+        None => Listening::open(&config.socket)?,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(THREADS)
         .thread_name("kvtide-serve")
         .enable_all()
         .build()
-        .map_err(Failure::failed)?;
+        .map_err(ServeError::Runtime)?;
     let served = runtime.block_on(async {
         let stopped = until_stopped().map_err(ServeError::Signals)?;
         serve(config, listening, open_node, stopped).await
     });
     // What still runs in threads of its own would be waited for.
     runtime.shutdown_background();
-    served.map_err(Failure::failed)
+    served
 }
 
 fn read(args: &ServeArgs) -> Result<Settings, Failure> {
@@ -165,11 +176,7 @@ fn read(args: &ServeArgs) -> Result<Settings, Failure> {
     // lies is known when the settings have been read once.
     let available = available_memory_bytes();
     let where_it_lies = read_with(u64::MAX)?.config.memory;
-    read_with(available.saturating_add(held_bytes(&where_it_lies)))
-}
-
-fn held_bytes(memory: &Memory) -> u64 {
-    check::held_bytes(memory)
+    read_with(available.saturating_add(check::held_bytes(&where_it_lies)))
 }
 
 /// `--check`: the configuration, then what of the machine fits to it.

@@ -13,19 +13,11 @@ pub enum Turned {
     Silent,
     /// Too many operators at once.
     Full,
-    /// The daemon is opening its pool, or closing it.
-    NotReady,
 }
 
 impl Turned {
     /// All reasons.
-    pub const ALL: [Self; 5] = [
-        Self::NotAllowed,
-        Self::Malformed,
-        Self::Silent,
-        Self::Full,
-        Self::NotReady,
-    ];
+    pub const ALL: [Self; 4] = [Self::NotAllowed, Self::Malformed, Self::Silent, Self::Full];
 
     /// As metrics name it.
     #[must_use]
@@ -35,7 +27,6 @@ impl Turned {
             Self::Malformed => "malformed",
             Self::Silent => "silent",
             Self::Full => "full",
-            Self::NotReady => "not_ready",
         }
     }
 }

@@ -112,7 +112,7 @@ fn exit_status_1_is_for_a_daemon_that_is_not_there() {
 #[test]
 fn a_wrong_configuration_is_told_line_by_line() {
     let place = Place::new();
-    let path = place.configuration("[eviction]\npolicy = \"clock\"\n[log]\nlevle = \"info\"\n");
+    let path = place.configuration("[eviction]\npolicy = \"clock\"\n[log]\nlevels = \"info\"\n");
     let output = kvtide(&["serve", "--check", "--config", &path]);
     assert_eq!(output.status.code(), Some(2));
     let told = told(&output);
@@ -127,7 +127,7 @@ fn a_wrong_configuration_is_told_line_by_line() {
     );
     assert!(
         found(&format!(
-            "error: {path}:12: log.levle: there is no such setting"
+            "error: {path}:12: log.levels: there is no such setting"
         )),
         "{told}"
     );

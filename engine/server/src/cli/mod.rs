@@ -149,6 +149,8 @@ pub(crate) enum Failure {
     Failed(String),
     /// It will not.
     Usage(String),
+    /// It failed, and the log says why.
+    Logged,
     /// Whoever reads the output has gone, which is their right.
     ReaderGone,
 }
@@ -172,7 +174,7 @@ impl From<io::Error> for Failure {
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
-        Command::Serve(args) => serve::main(args),
+        Command::Serve(args) => serve::main(&args),
         Command::Status(args) => operate::status(&args),
         Command::Inspect(args) => operate::inspect(args),
         Command::Purge(args) => operate::purge(args),
@@ -181,6 +183,7 @@ pub fn run(cli: Cli) -> ExitCode {
     };
     let (text, code) = match done {
         Ok(()) | Err(Failure::ReaderGone) => return ExitCode::SUCCESS,
+        Err(Failure::Logged) => return ExitCode::FAILURE,
         Err(Failure::Failed(text)) => (text, 1),
         Err(Failure::Usage(text)) => (text, 2),
     };

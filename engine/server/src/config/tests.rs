@@ -156,9 +156,9 @@ fn a_variable_can_set_what_the_file_can() {
 #[test]
 fn an_unknown_key_is_refused_with_its_line_and_the_nearest_one() {
     assert_eq!(
-        errors("[memory]\n\ncapcity = \"1GiB\"\n", &[]),
+        errors("[memory]\n\ncapacity_gb = \"1GiB\"\n", &[]),
         [
-            "kvtide.toml:3: memory.capcity: there is no such setting; did you mean memory.capacity? \
+            "kvtide.toml:3: memory.capacity_gb: there is no such setting; did you mean memory.capacity? \
              The settings of [memory] are capacity, directory, name, huge_pages, extent, numa"
         ]
     );
@@ -173,12 +173,11 @@ fn an_unknown_key_is_refused_with_its_line_and_the_nearest_one() {
 
 #[test]
 fn an_unknown_section_is_refused_with_the_nearest_one() {
-    let [error] = &errors("[memori]\ncapacity = \"1GiB\"\n", &[])[..] else {
+    let [error] = &errors("[mem]\ncapacity = \"1GiB\"\n", &[])[..] else {
         panic!("one error");
     };
     assert!(
-        error
-            .starts_with("kvtide.toml:1: memori: there is no such section; did you mean [memory]?")
+        error.starts_with("kvtide.toml:1: mem: there is no such section; did you mean [memory]?")
     );
     let [outside] = &errors("capacity = \"1GiB\"\n", &[])[..] else {
         panic!("one error");
@@ -200,9 +199,9 @@ fn an_unknown_section_is_refused_with_the_nearest_one() {
 fn an_unknown_variable_is_refused_unless_kubernetes_has_set_it() {
     let of = |name| errors("", &[(name, "1GiB")]);
     assert_eq!(
-        of("KVTIDE_SERVE_MEMORY_CAPACTY"),
+        of("KVTIDE_SERVE_MEMORY_CAPACITY_GB"),
         [
-            "KVTIDE_SERVE_MEMORY_CAPACTY: memory_capacty: there is no such setting; did you mean \
+            "KVTIDE_SERVE_MEMORY_CAPACITY_GB: memory_capacity_gb: there is no such setting; did you mean \
              KVTIDE_SERVE_MEMORY_CAPACITY?"
         ]
     );
@@ -235,7 +234,7 @@ fn what_is_no_toml_is_told_with_its_line() {
 #[test]
 fn all_that_is_wrong_is_told_at_once() {
     let told = errors(
-        "[memory]\ncapacity = 64\nextnt = \"1GiB\"\n[eviction]\npolicy = \"clock\"\n",
+        "[memory]\ncapacity = 64\nextents = \"1GiB\"\n[eviction]\npolicy = \"clock\"\n",
         &[("KVTIDE_SERVE_SHUTDOWN_GRACE", "soon")],
     );
     assert_eq!(told.len(), 4, "{told:#?}");
