@@ -39,7 +39,7 @@ def fixed_parts() -> tuple[str, ...]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and node not in documentation:
                 found.update(pieces(str(node.value)))
-    crates = ("connector", "engine", "kernels", "transport/segment", "control")
+    crates = ("connector", "engine", "engine/model", "kernels", "transport/segment", "control")
     rust = pages.text_of(*(f"{crate}/src/**/*.rs" for crate in crates))
     for text in RUST_TEXT.findall(re.sub(r"^\s*//.*", "", rust, flags=re.MULTILINE)):
         found.update(pieces(re.sub(r"\\\n\s*", "", text).replace('\\"', '"')))
@@ -75,7 +75,7 @@ def quoted() -> list[str]:
         if LEVELS.match(line)
     ]
     failure_modes = pages.page("docs/failure-modes.md")
-    for head in ("Message (`ConfigError`)", "Message"):
+    for head in ("Message (`ConfigError`)", "Message", "Message of the protocol"):
         for row in failure_modes.table(head):
             found += re.findall(r"`([^`]+ [^`]+ [^`]+)`", row[0])
     for row in pages.page("docs/batch.md").table("The log says"):
@@ -106,9 +106,8 @@ def errors() -> list[str]:
                 parts = text.values if isinstance(text, ast.JoinedStr) else [text]
                 fixed = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
                 found.append("".join(map(str, fixed)))
-    rust = pages.text_of(
-        *(f"{crate}/src/**/*.rs" for crate in ("connector", "engine", "kernels", "transport/*"))
-    )
+    crates = ("connector", "engine", "engine/model", "kernels", "transport/*")
+    rust = pages.text_of(*(f"{crate}/src/**/*.rs" for crate in crates))
     for text in re.findall(r'#\[error\(\s*"((?:[^"\\]|\\.)*)"', rust, re.DOTALL):
         found.append(re.sub(r"\\\n\s*", "", text).replace('\\"', '"'))
     return [text for text in found if any(part.count(" ") >= LEAST for part in pieces(text))]
