@@ -39,8 +39,8 @@ def fixed_parts() -> tuple[str, ...]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and node not in documentation:
                 found.update(pieces(str(node.value)))
-    crates = ("connector", "engine", "engine/server", "kernels", "transport/segment", "control")
-    rust = pages.text_of(*(f"{crate}/src/**/*.rs" for crate in crates))
+    crates = ("connector", "control", "engine", "engine/model", "engine/server", "kernels")
+    rust = pages.text_of(*(f"{crate}/src/**/*.rs" for crate in (*crates, "transport/segment")))
     # Neither comments nor a quote as a character begin a text.
     rust = re.sub(r"^\s*//.*|'\"'", "", rust, flags=re.MULTILINE)
     for text in RUST_TEXT.findall(rust):
@@ -77,7 +77,7 @@ def quoted() -> list[str]:
         if LEVELS.match(line)
     ]
     failure_modes = pages.page("docs/failure-modes.md")
-    for head in ("Message (`ConfigError`)", "Message"):
+    for head in ("Message (`ConfigError`)", "Message", "Message of the protocol"):
         for row in failure_modes.table(head):
             found += re.findall(r"`([^`]+ [^`]+ [^`]+)`", row[0])
     for row in pages.page("docs/serve.md").table("Message"):
@@ -122,7 +122,7 @@ def engine_errors() -> list[str]:
                 parts = text.values if isinstance(text, ast.JoinedStr) else [text]
                 fixed = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
                 found.append("".join(map(str, fixed)))
-    found += rust_errors("connector", "engine", "kernels", "transport/*")
+    found += rust_errors("connector", "engine", "engine/model", "kernels", "transport/*")
     return with_words(found)
 
 

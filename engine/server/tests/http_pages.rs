@@ -1,4 +1,5 @@
 //! Health, readiness and metrics, as probes and scrapers see them.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! A daemon from its start to its end. In a process of its own, since one test sends it a signal.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod common;
 

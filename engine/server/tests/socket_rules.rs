@@ -1,4 +1,5 @@
 //! Who may listen, and how the socket file looks.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod common;
 
