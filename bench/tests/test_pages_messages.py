@@ -39,9 +39,11 @@ def fixed_parts() -> tuple[str, ...]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and node not in documentation:
                 found.update(pieces(str(node.value)))
-    crates = ("connector", "engine", "kernels", "transport/segment", "control")
-    rust = pages.text_of(*(f"{crate}/src/**/*.rs" for crate in crates))
-    for text in RUST_TEXT.findall(re.sub(r"^\s*//.*", "", rust, flags=re.MULTILINE)):
+    crates = ("connector", "control", "engine", "engine/model", "engine/server", "kernels")
+    rust = pages.text_of(*(f"{crate}/src/**/*.rs" for crate in (*crates, "transport/segment")))
+    # Neither comments nor a quote as a character begin a text.
+    rust = re.sub(r"^\s*//.*|'\"'", "", rust, flags=re.MULTILINE)
+    for text in RUST_TEXT.findall(rust):
         found.update(pieces(re.sub(r"\\\n\s*", "", text).replace('\\"', '"')))
     return tuple(
         sorted((part for part in found if part.count(" ") >= LEAST), key=len, reverse=True)
@@ -75,9 +77,11 @@ def quoted() -> list[str]:
         if LEVELS.match(line)
     ]
     failure_modes = pages.page("docs/failure-modes.md")
-    for head in ("Message (`ConfigError`)", "Message"):
+    for head in ("Message (`ConfigError`)", "Message", "Message of the protocol"):
         for row in failure_modes.table(head):
             found += re.findall(r"`([^`]+ [^`]+ [^`]+)`", row[0])
+    for row in pages.page("docs/serve.md").table("Message"):
+        found += re.findall(r"`([^`]+ [^`]+ [^`]+)`", row[0])
     for row in pages.page("docs/batch.md").table("The log says"):
         found += re.findall(r"`([^`]+)`", row[0])
     return [line for line in found if not any(words in line for words in OF_VLLM)]
@@ -96,7 +100,19 @@ def test_a_message_that_nothing_says_is_noticed() -> None:
     assert unexplained("ConfigError: tenant: 7 is not a colour that anybody likes; paint it blue")
 
 
-def errors() -> list[str]:
+def with_words(errors: list[str]) -> list[str]:
+    """Those of which a page can be searched for a part."""
+    return [text for text in errors if any(part.count(" ") >= LEAST for part in pieces(text))]
+
+
+def rust_errors(*crates: str) -> list[str]:
+    """Format strings of the errors of crates."""
+    rust = pages.text_of(*(f"{crate}/src/**/*.rs" for crate in crates))
+    found = re.findall(r'#\[error\(\s*"((?:[^"\\]|\\.)*)"', rust, re.DOTALL)
+    return [re.sub(r"\\\n\s*", "", text).replace('\\"', '"') for text in found]
+
+
+def engine_errors() -> list[str]:
     """Format strings of the errors that reach a user of the engine."""
     found = []
     for source in pages.sources("python/kvtide/*.py").values():
@@ -106,16 +122,22 @@ def errors() -> list[str]:
                 parts = text.values if isinstance(text, ast.JoinedStr) else [text]
                 fixed = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
                 found.append("".join(map(str, fixed)))
-    rust = pages.text_of(
-        *(f"{crate}/src/**/*.rs" for crate in ("connector", "engine", "kernels", "transport/*"))
-    )
-    for text in re.findall(r'#\[error\(\s*"((?:[^"\\]|\\.)*)"', rust, re.DOTALL):
-        found.append(re.sub(r"\\\n\s*", "", text).replace('\\"', '"'))
-    return [text for text in found if any(part.count(" ") >= LEAST for part in pieces(text))]
+    found += rust_errors("connector", "engine", "engine/model", "kernels", "transport/*")
+    return with_words(found)
 
 
-@pytest.mark.parametrize("error", errors())
-def test_an_error_has_an_entry_in_failure_modes(error: str) -> None:
-    page = " ".join(pages.page("docs/failure-modes.md").text.split())
+def is_explained(error: str, name: str) -> bool:
+    """Whether a page has a part of it."""
+    page = " ".join(pages.page(name).text.split())
     known = [part.strip(" ,;:.") for part in pieces(error) if part.count(" ") >= LEAST]
-    assert any(part in page for part in known)
+    return any(part in page for part in known)
+
+
+@pytest.mark.parametrize("error", engine_errors())
+def test_an_error_has_an_entry_in_failure_modes(error: str) -> None:
+    assert is_explained(error, "docs/failure-modes.md")
+
+
+@pytest.mark.parametrize("error", with_words(rust_errors("engine/server")))
+def test_an_error_of_the_daemon_has_an_entry_in_its_page(error: str) -> None:
+    assert is_explained(error, "docs/serve.md")

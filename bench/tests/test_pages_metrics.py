@@ -10,7 +10,7 @@ from bench.tests.pages import PAGES, ROOT
 
 RUST = re.compile(r'metrics::(?:counter|gauge|histogram)!\(\s*"(\w+)"')
 STATS = (ROOT / "python" / "kvtide" / "stats.py").read_text()
-NO_METRICS = {"kvtide_control"}
+NO_METRICS = {"kvtide_control", "kvtide_server"}
 """Names of crates and log targets."""
 
 
@@ -40,6 +40,11 @@ def of_the_control_plane(prefix: str) -> set[str]:
     return {name for name in RUST.findall(pages.text_of("control/src/**/*.rs")) if prefix in name}
 
 
+def of_the_daemon() -> set[str]:
+    """Of `kvtide serve`."""
+    return set(RUST.findall(pages.text_of("engine/server/src/**/*.rs")))
+
+
 def named(page: str) -> set[str]:
     """Metrics in a page's code."""
     found = re.findall(r"(?<![\w:/.-])kvtide_[a-z_]+(?![\w/(])", " ".join(pages.page(page).code))
@@ -49,7 +54,7 @@ def named(page: str) -> set[str]:
 @pytest.mark.parametrize(
     ("page", "exposed"),
     [
-        ("docs/metrics.md", of_the_engine()),
+        ("docs/metrics.md", of_the_engine() | of_the_daemon()),
         ("docs/operations.md", of_the_control_plane("kvtide_control_")),
         ("docs/batch.md", of_the_control_plane("kvtide_batch_")),
     ],
@@ -72,7 +77,7 @@ def test_the_row_of_a_counter_has_its_labels() -> None:
 
 
 def test_no_page_names_a_metric_that_does_not_exist() -> None:
-    exposed = of_the_engine() | of_the_control_plane("kvtide_")
+    exposed = of_the_engine() | of_the_daemon() | of_the_control_plane("kvtide_")
     assert not {
         (str(page), name) for page in PAGES for name in named(str(page)) if name not in exposed
     }

@@ -33,8 +33,14 @@ def read() -> set[str]:
 
 
 def own_of_settings() -> set[str]:
-    """`KVTIDE_<KEY>` of every setting of the engine."""
+    """`KVTIDE_<KEY>` of every setting of the engine, `KVTIDE_SERVE_…` of the daemon's."""
     keys = re.findall(r'Setting \{\s*key: "(\w+)"', pages.text_of("engine/src/**/*.rs"))
+    of_serve = re.findall(
+        r'Setting \{\s*section: "(\w+)",\s*key: "(\w+)"',
+        pages.text_of("engine/server/src/**/*.rs"),
+    )
+    assert of_serve
+    keys += [f"SERVE_{section}_{key}" for section, key in of_serve]
     return {f"KVTIDE_{key.upper()}" for key in keys}
 
 

@@ -1,4 +1,5 @@
-//! Crates import one way: {model, segment} ← kernels ← engine ← connector, and model ← control.
+//! Crates import one way: {model, segment} ← kernels ← engine ← {connector, server}, and
+//! model ← control.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,6 +31,10 @@ fn every_crate_imports_only_what_lies_below_it() {
                 "kvtide-kernels",
                 "kvtide-engine",
             ][..],
+        ),
+        (
+            "kvtide-server",
+            &["kvtide-model", "kvtide-segment", "kvtide-engine"][..],
         ),
         ("kvtide-control", &["kvtide-model"][..]),
         (
@@ -69,7 +74,7 @@ fn every_crate_imports_only_what_lies_below_it() {
 const CONFINED: &[(&str, &[&str])] = &[
     ("cudarc", &["kvtide-kernels"]),
     ("pyo3", &["kvtide-connector"]),
-    ("tokio", &["kvtide-control"]),
+    ("tokio", &["kvtide-control", "kvtide-server"]),
     ("kube", &["kvtide-control"]),
     ("k8s-openapi", &["kvtide-control"]),
 ];

@@ -13,7 +13,7 @@ use super::setting::require_known;
 
 const PREFIX: &str = "KVTIDE_";
 
-/// Variables `KVTIDE_<KEY>` of the control plane, of the tools and of the tests, which may stand in
+/// Variables `KVTIDE_<KEY>` of the daemon, of the control plane, of the tools and of the tests, which may stand in
 /// the same ConfigMap or shell.
 const OF_OTHERS: [&str; 6] = [
     "API_KEYS",
@@ -24,7 +24,9 @@ const OF_OTHERS: [&str; 6] = [
     "NAMESPACE",
 ];
 /// What such keys begin with.
-const PREFIXES_OF_OTHERS: [&str; 5] = ["BATCH_", "BENCH_", "CONTROL_", "KUBE_", "REQUIRE_"];
+const PREFIXES_OF_OTHERS: [&str; 6] = [
+    "BATCH_", "BENCH_", "CONTROL_", "KUBE_", "REQUIRE_", "SERVE_",
+];
 /// What the keys have in them that Kubernetes sets in every pod for a Service named `kvtide…`.
 const OF_SERVICES: [&str; 3] = ["SERVICE_HOST", "SERVICE_PORT", "PORT"];
 

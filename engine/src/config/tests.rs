@@ -159,11 +159,18 @@ fn variables_in(directory: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn variables_of_the_control_plane_do_not_stop_an_engine() {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../control/src");
-    let names = variables_in(&sources);
+fn variables_of_the_control_plane_and_of_the_daemon_do_not_stop_an_engine() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut names = variables_in(&root.join("../control/src"));
+    names.extend(variables_in(&root.join("server/src")));
     assert!(
-        names.contains("KVTIDE_LOG") && names.contains("KVTIDE_BATCH_UPSTREAM"),
+        [
+            "KVTIDE_LOG",
+            "KVTIDE_BATCH_UPSTREAM",
+            "KVTIDE_SERVE_SOCKET_PATH"
+        ]
+        .iter()
+        .all(|name| names.contains(*name)),
         "{names:?}"
     );
     for name in names {

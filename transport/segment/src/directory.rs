@@ -66,7 +66,10 @@ const KINDS: [(u32, &str); 13] = [
 ];
 
 /// Refuses a directory that is not on tmpfs: to a disk the kernel would write the pool all the time.
-pub(crate) fn require_memory(directory: &Path) -> Result<(), SegmentError> {
+///
+/// # Errors
+/// [`SegmentError`] when it is elsewhere, or cannot be looked at.
+pub fn require_memory(directory: &Path) -> Result<(), SegmentError> {
     let status =
         rustix::fs::statfs(directory).map_err(|errno| io_error("stat", directory)(errno.into()))?;
     // The kernel's word for it is wider, and signed on some platforms.

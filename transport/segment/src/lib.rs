@@ -41,7 +41,7 @@ mod size;
 
 pub use board::{LOAD_PLACES, LoadEnd};
 pub use checksum::{CHECKSUM_KEYS, digest_piece, shard_checksum};
-pub use directory::HugePages;
+pub use directory::{HugePages, require_memory};
 pub use error::SegmentError;
 pub use geometry::{GeometryError, RowGeometry};
 pub use holder::Holder;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-/// Names a session to the daemon, after a lost connection or from another process of the engine.
+/// Names a session to the daemon when the engine connects again.
 ///
-/// Whoever has it may write the session's rows, so it stays out of logs.
+/// Whoever has it is that engine to the daemon, so it stays out of logs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SessionToken([u8; 16]);
 

@@ -42,11 +42,11 @@ impl Event {
 
     fn read(reader: &mut PayloadReader<'_>) -> Result<Self, WireError> {
         let expected = "1 (stored), 2 (removed) or 3 (cleared)";
-        let kind = reader.checked("kind", expected, PayloadReader::u8, |kind| {
-            (1..=3).contains(&kind).then_some(kind)
+        let event = reader.checked("event", expected, PayloadReader::u8, |event| {
+            (1..=3).contains(&event).then_some(event)
         })?;
         let key = BlockKey::from_bytes(reader.array("key")?);
-        Ok(match kind {
+        Ok(match event {
             1 => Self::Stored(key),
             2 => Self::Removed(key),
             _ => Self::Cleared,

@@ -27,11 +27,11 @@ pub struct Welcome {
     pub session: u8,
     /// Whether this is the session that the engine's token named; otherwise it is a new one.
     pub resumed: bool,
-    /// Bytes of one extent of the memory.
+    /// Bytes of one extent.
     pub extent_bytes: u64,
-    /// Extents of the memory.
+    /// Extents in the memory, one behind the other.
     pub extents: u32,
-    /// Where the rows begin in an extent's bytes.
+    /// Where the first extent begins in the memory.
     pub data_offset: u64,
     /// Rows in an extent.
     pub rows_per_extent: u32,

@@ -1,10 +1,7 @@
 //! Messages survive the wire, and bytes that are no messages do no harm.
 
-mod common;
-
 use std::borrow::Cow;
 
-use common::{frame_of, frames_of, to_daemon, to_engine, with_payload};
 use kvtide_model::wire::{
     Ask, Bye, Frame, FrameReader, Geometry, Header, Hello, Kind, LONGEST_FRAME, RefusalCode,
     Refused, Role, Settle, Side, Tag, ToDaemon, ToEngine, Versions, WireError,
@@ -13,11 +10,14 @@ use kvtide_model::{BlockKey, NamespaceId};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::any_message::{to_daemon, to_engine};
+use crate::frames::{encoded, frame_of, frames_of, with_payload};
+
 /// One message's frame, whichever way it goes.
 fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
-        to_daemon().prop_map(|message| common::encoded(|out| message.encode(out))),
-        to_engine().prop_map(|message| common::encoded(|out| message.encode(out))),
+        to_daemon().prop_map(|message| encoded(|out| message.encode(out))),
+        to_engine().prop_map(|message| encoded(|out| message.encode(out))),
     ]
 }
 
@@ -27,6 +27,11 @@ fn heard(frame: Frame<'_>) -> [Result<String, WireError>; 2] {
         ToDaemon::decode(frame).map(|message| format!("{message:?}")),
         ToEngine::decode(frame).map(|message| format!("{message:?}")),
     ]
+}
+
+/// Whether the payload is one text, of any length.
+fn fills_its_payload(frame: Frame<'_>) -> bool {
+    [Kind::ASK, Kind::ANSWER].contains(&frame.header.kind)
 }
 
 fn hello() -> Hello {
@@ -49,19 +54,19 @@ fn hello() -> Hello {
 proptest! {
     #[test]
     fn what_an_engine_says_is_what_the_daemon_hears(message in to_daemon()) {
-        let bytes = common::encoded(|out| message.encode(out));
+        let bytes = encoded(|out| message.encode(out));
         prop_assert_eq!(ToDaemon::decode(frame_of(&bytes)), Ok(Some(message)));
     }
 
     #[test]
     fn what_the_daemon_says_is_what_an_engine_hears(message in to_engine()) {
-        let bytes = common::encoded(|out| message.encode(out));
+        let bytes = encoded(|out| message.encode(out));
         prop_assert_eq!(ToEngine::decode(frame_of(&bytes)), Ok(Some(message)));
     }
 
     #[test]
     fn messages_are_appended_one_behind_the_other(messages in vec(to_daemon(), 0..6)) {
-        let stream = common::encoded(|out| messages.iter().try_for_each(|each| each.encode(out)));
+        let stream = encoded(|out| messages.iter().try_for_each(|each| each.encode(out)));
         for piece_bytes in [1, 7, stream.len().max(1)] {
             let heard = frames_of(&stream, piece_bytes, |frame| {
                 ToDaemon::decode(frame).expect("a message").expect("of a known kind")
@@ -76,7 +81,9 @@ proptest! {
         more in vec(any::<u8>(), 1..40),
     ) {
         let frame = frame_of(&bytes);
-        prop_assume!(![Kind::ASK, Kind::ANSWER].contains(&frame.header.kind));
+        if fills_its_payload(frame) {
+            return Ok(());
+        }
         let longer = [frame.payload, &more].concat();
         prop_assert_eq!(heard(with_payload(frame, &longer)), heard(frame));
     }
@@ -84,8 +91,9 @@ proptest! {
     #[test]
     fn a_payload_that_is_cut_off_is_an_error(bytes in any_frame(), cut: prop::sample::Index) {
         let frame = frame_of(&bytes);
-        prop_assume!(![Kind::ASK, Kind::ANSWER].contains(&frame.header.kind));
-        prop_assume!(!frame.payload.is_empty());
+        if fills_its_payload(frame) || frame.payload.is_empty() {
+            return Ok(());
+        }
         let shorter = &frame.payload[..cut.index(frame.payload.len())];
         for result in heard(with_payload(frame, shorter)) {
             prop_assert!(result.is_err(), "{result:?}");
@@ -94,12 +102,12 @@ proptest! {
 
     #[test]
     fn no_message_goes_the_wrong_way(for_daemon in to_daemon(), for_engine in to_engine()) {
-        let bytes = common::encoded(|out| for_daemon.encode(out));
+        let bytes = encoded(|out| for_daemon.encode(out));
         let (frame, receiver) = (frame_of(&bytes), Side::Engine);
         let error = WireError::UnknownKind { receiver, kind: frame.header.kind };
         prop_assert_eq!(ToEngine::decode(frame), Err(error));
 
-        let bytes = common::encoded(|out| for_engine.encode(out));
+        let bytes = encoded(|out| for_engine.encode(out));
         let (frame, receiver) = (frame_of(&bytes), Side::Daemon);
         let error = WireError::UnknownKind { receiver, kind: frame.header.kind };
         prop_assert_eq!(ToDaemon::decode(frame), Err(error));
@@ -131,11 +139,11 @@ proptest! {
         let header = Header { kind: kind.0, tag, payload_bytes };
         let frame = Frame { header, payload: &payload };
         if let Ok(Some(message)) = ToDaemon::decode(frame) {
-            let bytes = common::encoded(|out| message.encode(out));
+            let bytes = encoded(|out| message.encode(out));
             prop_assert_eq!(ToDaemon::decode(frame_of(&bytes)), Ok(Some(message)));
         }
         if let Ok(Some(message)) = ToEngine::decode(frame) {
-            let bytes = common::encoded(|out| message.encode(out));
+            let bytes = encoded(|out| message.encode(out));
             prop_assert_eq!(ToEngine::decode(frame_of(&bytes)), Ok(Some(message)));
         }
     }
@@ -167,7 +175,7 @@ fn unknown_kinds_are_skipped_if_they_are_optional_and_errors_otherwise() {
 
 #[test]
 fn questions_and_answers_have_a_tag() {
-    let bytes = common::encoded(|out| {
+    let bytes = encoded(|out| {
         let (tag, json) = (Tag::FIRST, "{}".into());
         ToDaemon::Ask(Ask { tag, json }).encode(out)
     });
@@ -180,7 +188,7 @@ fn questions_and_answers_have_a_tag() {
 
 #[test]
 fn a_tag_where_no_answer_is_expected_means_nothing() {
-    let bytes = common::encoded(|out| ToDaemon::Bye(Bye).encode(out));
+    let bytes = encoded(|out| ToDaemon::Bye(Bye).encode(out));
     let mut frame = frame_of(&bytes);
     frame.header.tag = 9;
     assert_eq!(ToDaemon::decode(frame), Ok(Some(ToDaemon::Bye(Bye))));
@@ -190,7 +198,7 @@ fn a_tag_where_no_answer_is_expected_means_nothing() {
 fn an_engine_of_another_version_is_told_so_whatever_the_rest_of_its_hello_is() {
     let mut strange = hello();
     strange.versions = Versions::new(2, 3, 4).unwrap();
-    let bytes = common::encoded(|out| ToDaemon::Hello(strange.clone()).encode(out));
+    let bytes = encoded(|out| ToDaemon::Hello(strange.clone()).encode(out));
     let frame = frame_of(&bytes);
     let (known, _) = frame.payload.split_at(14);
     for payload in [known.to_vec(), [known, &[0xff; 50]].concat()] {
@@ -212,7 +220,7 @@ fn a_peer_of_another_protocol_is_recognised() {
     let (length, longest) = (u32::from_le_bytes(*b"GET "), LONGEST_FRAME);
     assert_eq!(error, Err(WireError::FrameTooLong { length, longest }));
 
-    let bytes = common::encoded(|out| ToDaemon::Hello(hello()).encode(out));
+    let bytes = encoded(|out| ToDaemon::Hello(hello()).encode(out));
     let payload = [b"NOT\nkvtd", &frame_of(&bytes).payload[8..]].concat();
     let error = ToDaemon::decode(with_payload(frame_of(&bytes), &payload)).unwrap_err();
     assert_eq!(
@@ -224,7 +232,7 @@ fn a_peer_of_another_protocol_is_recognised() {
 
 #[test]
 fn an_error_says_what_is_wrong_and_where() {
-    let bytes = common::encoded(|out| ToDaemon::Hello(hello()).encode(out));
+    let bytes = encoded(|out| ToDaemon::Hello(hello()).encode(out));
     let frame = frame_of(&bytes);
     let changed = |at: usize, new: &[u8]| {
         let mut payload = frame.payload.to_vec();
@@ -311,7 +319,7 @@ fn what_does_not_fit_is_not_sent_and_leaves_the_buffer_as_it_was() {
 fn a_refusal_with_a_long_message_is_shortened_and_sent() {
     let refused = Refused::new(RefusalCode::GEOMETRY, &"ö".repeat(1000));
     assert_eq!(refused.message.len(), Refused::LONGEST_MESSAGE);
-    let bytes = common::encoded(|out| ToEngine::Refused(refused.clone()).encode(out));
+    let bytes = encoded(|out| ToEngine::Refused(refused.clone()).encode(out));
     assert_eq!(
         ToEngine::decode(frame_of(&bytes)),
         Ok(Some(ToEngine::Refused(refused)))

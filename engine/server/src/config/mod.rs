@@ -1,0 +1,386 @@
+//! The daemon's configuration: a TOML file, the environment, the command line.
+//!
+//! The command line wins over `KVTIDE_SERVE_<SECTION>_<KEY>`, that over the file, and that over the
+//! default. What is not known is refused, and all that is wrong is told at once: a setting that is
+//! silently ignored is worse than none, and a daemon that is restarted five times to find five slips
+//! is worse than a list.
+
+mod environment;
+mod file;
+pub(crate) mod quantity;
+mod setting;
+mod shown;
+mod value;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kvtide_engine::Eviction;
+use kvtide_segment::HugePages;
+use serde_json::Value;
+
+use crate::logs::LogFormat;
+use quantity::exact_size;
+use setting::{SETTINGS, Setting};
+
+/// Sessions that the protocol has room for: each is one bit of what a slot knows of its readers.
+pub const MOST_SESSIONS: u8 = 64;
+
+/// Over which NUMA nodes the pool's memory is spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numa {
+    /// Over all, page by page.
+    Interleave,
+    /// On the node of whoever touches a page first.
+    Local,
+    /// Wherever the kernel puts it.
+    None,
+}
+
+/// `[memory]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Memory {
+    /// Bytes of all rows of all models, and of what describes them.
+    pub capacity_bytes: u64,
+    /// Whether somebody chose the capacity. Where nobody did, it follows from the memory that is
+    /// available at the moment, and a pool that exists should keep the size that it has.
+    pub capacity_is_chosen: bool,
+    /// Where the memory file lies.
+    pub directory: PathBuf,
+    /// Its name.
+    pub name: String,
+    /// Whether huge pages are used.
+    pub huge_pages: HugePages,
+    /// The unit in which space moves between models.
+    pub extent_bytes: u64,
+    /// Over which NUMA nodes it is spread.
+    pub numa: Numa,
+}
+
+/// `[socket]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Socket {
+    /// Where engines and operators connect.
+    pub path: PathBuf,
+    /// Who may, by the file's mode.
+    pub mode: u32,
+    /// Owner of the file: a name, or a number.
+    pub owner: Option<String>,
+    /// Group of the file: a name, or a number.
+    pub group: Option<String>,
+    /// Users whose processes are let in. With no user and no group named, all are.
+    pub allow_uids: Vec<u32>,
+    /// Groups whose processes are let in; a process counts with its primary group.
+    pub allow_gids: Vec<u32>,
+}
+
+/// `[limits]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Engines served at once.
+    pub sessions: u8,
+    /// Bytes that each tenant may hold which `quotas` does not name.
+    pub quota_bytes: Option<u64>,
+    /// Bytes that a tenant may hold.
+    pub quotas: BTreeMap<String, u64>,
+    /// Bytes that stay with each namespace that `minimums` does not name.
+    pub minimum_bytes: u64,
+    /// Bytes that stay with a namespace, by its id or its model.
+    pub minimums: BTreeMap<String, u64>,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// What is logged: a level, or a list as `RUST_LOG` has it.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[memory]`.
+    pub memory: Memory,
+    /// `[socket]`.
+    pub socket: Socket,
+    /// `[http] listen`: where health and metrics are served.
+    pub http_listen: Option<SocketAddr>,
+    /// `[limits]`.
+    pub limits: Limits,
+    /// `[scrub] rate`: at which rows are compared with their checksums in the background; 0 turns it
+    /// off.
+    pub scrub_bytes_per_s: u64,
+    /// `[eviction] policy`.
+    pub eviction: Eviction,
+    /// `[shutdown] grace`: how long loads may go on after SIGTERM.
+    pub grace: Duration,
+    /// `[log]`.
+    pub log: Log,
+}
+
+/// Where a value was set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nowhere.
+    Default,
+    /// In a line of the file.
+    File {
+        /// The file's path.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// In an environment variable.
+    Variable(String),
+    /// On the command line.
+    Argument(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Variable(name) => f.write_str(name),
+            Self::Argument(name) => f.write_str(name),
+        }
+    }
+}
+
+/// One setting that cannot be used.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{origin}: {key}: {problem}; {fix}")]
+pub struct ConfigError {
+    /// Where it was set.
+    pub origin: Origin,
+    /// `section.key`.
+    pub key: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What to do.
+    pub fix: String,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+/// What a configuration is read from.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    /// The file: its path, and its text.
+    pub file: Option<(&'a Path, &'a str)>,
+    /// All environment variables; only those that are meant for the daemon are looked at.
+    pub environment: &'a BTreeMap<OsString, OsString>,
+    /// Of the command line: the option, `section.key`, and the value.
+    pub arguments: &'a [(&'static str, &'static str, String)],
+    /// Memory that can be taken, from which the default capacity follows.
+    pub available_bytes: u64,
+}
+
+/// A configuration, and where each value came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The configuration.
+    pub config: Config,
+    origins: BTreeMap<String, Origin>,
+    /// One sentence each, to be logged as a warning.
+    pub notices: Vec<String>,
+}
+
+/// A value that was set somewhere.
+struct Given {
+    setting: &'static Setting,
+    origin: Origin,
+    value: Value,
+}
+
+impl Settings {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// [`ConfigErrors`] with everything that is unknown or cannot be used.
+    pub fn read(sources: &Sources<'_>) -> Result<Self, ConfigErrors> {
+        let mut errors = Vec::new();
+        let mut given = Vec::new();
+        if let Some((path, text)) = sources.file {
+            given.extend(file::read(path, text, &mut errors));
+        }
+        given.extend(environment::read(sources.environment, &mut errors));
+        for (option, key, value) in sources.arguments {
+            let setting = SETTINGS.iter().find(|setting| setting.is(key));
+            given.extend(setting.map(|setting| Given {
+                setting,
+                origin: Origin::Argument(option),
+                value: value.as_str().into(),
+            }));
+        }
+        let mut config = Config::defaults();
+        let mut origins = BTreeMap::new();
+        // Later ones win; those that they win over have to be right nevertheless.
+        for Given {
+            setting,
+            origin,
+            value,
+        } in given
+        {
+            if (setting.apply)(&mut config, &value).is_none() {
+                errors.push(setting.unexpected(origin.clone(), &value));
+            }
+            origins.insert(setting.name(), origin);
+        }
+        if !config.memory.capacity_is_chosen {
+            config.memory.capacity_bytes = default_capacity(sources.available_bytes, &config);
+        }
+        let mut settings = Self {
+            config,
+            origins,
+            notices: Vec::new(),
+        };
+        if errors.is_empty() {
+            errors.extend(settings.contradictions(sources.available_bytes));
+        }
+        if !errors.is_empty() {
+            return Err(ConfigErrors(errors));
+        }
+        settings.notices = settings.remarks();
+        Ok(settings)
+    }
+
+    /// Where the value of `section.key` came from.
+    #[must_use]
+    pub fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    /// What is wrong with values that are right one by one.
+    fn contradictions(&self, available_bytes: u64) -> Vec<ConfigError> {
+        let Config { memory, limits, .. } = &self.config;
+        let wrong = |key: &str, problem: String, fix: String| ConfigError {
+            origin: self.origin(key),
+            key: key.to_owned(),
+            problem,
+            fix,
+        };
+        let (capacity, extent) = (memory.capacity_bytes, memory.extent_bytes);
+        let mut errors = Vec::new();
+        if capacity > available_bytes {
+            errors.push(wrong(
+                "memory.capacity",
+                format!(
+                    "{} is more than the {} of memory that this process can take",
+                    exact_size(capacity),
+                    exact_size(available_bytes)
+                ),
+                "lower it, or raise the memory limit of the container or the unit".into(),
+            ));
+        }
+        if extent > capacity {
+            errors.push(wrong(
+                "memory.extent",
+                format!(
+                    "an extent of {} does not fit into the capacity of {}",
+                    exact_size(extent),
+                    exact_size(capacity)
+                ),
+                "lower it, or raise memory.capacity".into(),
+            ));
+        }
+        let minimums = limits
+            .minimums
+            .values()
+            .fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+        if minimums > capacity {
+            errors.push(wrong(
+                "limits.minimums",
+                format!(
+                    "they add up to {}, more than the capacity of {}",
+                    exact_size(minimums),
+                    exact_size(capacity)
+                ),
+                "lower them, or raise memory.capacity".into(),
+            ));
+        }
+        errors
+    }
+
+    /// What works, and may not be meant.
+    fn remarks(&self) -> Vec<String> {
+        let Config { socket, memory, .. } = &self.config;
+        let mut notices = Vec::new();
+        if socket.mode & 0o002 != 0 && socket.allow_uids.is_empty() && socket.allow_gids.is_empty()
+        {
+            notices.push(
+                "every user of this machine may connect: socket.mode lets others write, and \
+                 neither socket.allow_uids nor socket.allow_gids names anybody"
+                    .to_owned(),
+            );
+        }
+        if memory.capacity_bytes / memory.extent_bytes < 4 {
+            notices.push(format!(
+                "the capacity of {} has room for {} extents of {}, so hardly more than one model \
+                 finds space; lower memory.extent",
+                exact_size(memory.capacity_bytes),
+                memory.capacity_bytes / memory.extent_bytes,
+                exact_size(memory.extent_bytes)
+            ));
+        }
+        notices
+    }
+}
+
+/// A quarter of what is available, in whole extents, of which there is at least one.
+fn default_capacity(available_bytes: u64, config: &Config) -> u64 {
+    let extent = config.memory.extent_bytes.max(1);
+    (available_bytes / 4 / extent).max(1) * extent
+}
+
+impl Config {
+    fn defaults() -> Self {
+        Self {
+            memory: Memory {
+                capacity_bytes: 0,
+                capacity_is_chosen: false,
+                directory: PathBuf::from("/dev/shm"),
+                name: "pool".to_owned(),
+                huge_pages: HugePages::Auto,
+                extent_bytes: 256 << 20,
+                numa: Numa::Interleave,
+            },
+            socket: Socket {
+                path: PathBuf::from(crate::DEFAULT_SOCKET),
+                mode: 0o660,
+                owner: None,
+                group: None,
+                allow_uids: Vec::new(),
+                allow_gids: Vec::new(),
+            },
+            http_listen: Some(SocketAddr::from(([127, 0, 0, 1], 9462))),
+            limits: Limits {
+                sessions: MOST_SESSIONS,
+                quota_bytes: None,
+                quotas: BTreeMap::new(),
+                minimum_bytes: 0,
+                minimums: BTreeMap::new(),
+            },
+            scrub_bytes_per_s: 32 << 20,
+            eviction: Eviction::Lru,
+            // Loads in flight take a second or two; what is written for the next start, a few more.
+            grace: Duration::from_secs(30),
+            log: Log {
+                level: "info".to_owned(),
+                format: LogFormat::Text,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

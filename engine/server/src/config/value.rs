@@ -1,0 +1,96 @@
+//! How one value is read, from TOML or from the text of an environment variable.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::quantity;
+
+/// Compares without case and punctuation, so that "S3-FIFO" and "s3fifo" are the same.
+pub(super) fn choose<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Option<T> {
+    let plain = |text: &str| -> String {
+        let letters = text.chars().filter(char::is_ascii_alphanumeric);
+        letters.collect::<String>().to_lowercase()
+    };
+    let wanted = plain(value.as_str()?);
+    let found = choices.iter().find(|(name, _)| *name == wanted);
+    found.map(|&(_, choice)| choice)
+}
+
+/// A size, as text.
+pub(super) fn bytes(value: &Value) -> Option<u64> {
+    quantity::bytes(value.as_str()?)
+}
+
+/// A size, or `none`.
+#[expect(
+    clippy::option_option,
+    reason = "the outer one is for values that mean nothing"
+)]
+pub(super) fn bytes_or_none(value: &Value) -> Option<Option<u64>> {
+    match value.as_str()? {
+        "none" => Some(None),
+        text => quantity::bytes(text).map(Some),
+    }
+}
+
+/// A text that is not empty and has no blanks around it.
+pub(super) fn text(value: &Value) -> Option<String> {
+    let text = value.as_str()?;
+    (!text.is_empty() && text.trim() == text).then(|| text.to_owned())
+}
+
+/// A number in a range.
+pub(super) fn whole(value: &Value, least: u32, most: u32) -> Option<u32> {
+    let number = match value {
+        Value::String(text) => text.trim().parse().ok()?,
+        _ => value.as_u64()?,
+    };
+    let number = u32::try_from(number).ok()?;
+    (least..=most).contains(&number).then_some(number)
+}
+
+/// A list of numbers, in a variable with commas between them.
+pub(super) fn ids(value: &Value) -> Option<Vec<u32>> {
+    let number = |value: &Value| whole(value, 0, u32::MAX);
+    match value {
+        Value::Array(list) => list.iter().map(number).collect(),
+        Value::String(text) => text.split(',').map(|id| number(&id.into())).collect(),
+        _ => None,
+    }
+}
+
+/// A table of sizes; in a variable `name=size,name=size`. A name may have `=` in it, a size has none.
+pub(super) fn sizes(value: &Value) -> Option<BTreeMap<String, u64>> {
+    match value {
+        Value::Object(table) => {
+            let entries = table
+                .iter()
+                .map(|(name, size)| Some((name.clone(), bytes(size)?)));
+            entries.collect()
+        }
+        Value::String(text) => {
+            let entries = text.split(',').map(|entry| {
+                let (name, size) = entry.rsplit_once('=')?;
+                Some((name.trim().to_owned(), quantity::bytes(size)?))
+            });
+            entries.collect()
+        }
+        _ => None,
+    }
+}
+
+/// A name or a number of a user or a group.
+pub(super) fn principal(value: &Value) -> Option<String> {
+    match value {
+        Value::Number(_) => whole(value, 0, u32::MAX).map(|id| id.to_string()),
+        _ => text(value),
+    }
+}
+
+/// A file's mode, in octal digits, such as "0660". Whoever owns it has to be able to use it.
+pub(super) fn mode(value: &Value) -> Option<u32> {
+    let text = value.as_str()?;
+    let mode = u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).ok()?;
+    (mode <= 0o777 && mode & 0o600 == 0o600).then_some(mode)
+}
