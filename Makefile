@@ -127,16 +127,29 @@ soak: ## The batch server under 100 random kills
 soak-batch:
 	$(BATCH_PYTEST) control/tests/batch/test_crashes.py control/tests/batch/test_shared_work.py
 
+# The daemon as tests are built, and with the features that the workspace has.
+SERVER := $(abspath $(TARGET))/debug/kvtide
+SERVER_BUILD = $(CARGO) build --locked --profile test --workspace --bin kvtide
+
+.PHONY: test-serve
+test-serve: build ## `kvtide serve`: its own tests, and engines of vLLM $(VLLM_NEW) on its pool
+	$(CARGO) test --locked -p kvtide-engine --test node
+	$(CARGO) test --locked -p kvtide-server
+	$(SERVER_BUILD)
+	KVTIDE_BINARY=$(SERVER) $(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs python/tests/test_shared_pool.py
+
 .PHONY: test-vllm
 test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions
 
 .PHONY: test-vllm-old
 test-vllm-old: build ## Real vLLM $(VLLM_OLD)
-	$(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu
+	$(SERVER_BUILD)
+	KVTIDE_BINARY=$(SERVER) $(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu
 
 .PHONY: test-vllm-new
 test-vllm-new: build ## Real vLLM $(VLLM_NEW)
-	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu
+	$(SERVER_BUILD)
+	KVTIDE_BINARY=$(SERVER) $(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu
 
 # Uses the Python that has torch (and vLLM, for the tests with it) for this GPU, and kvtide as it is
 # installed there from a wheel: a GPU machine needs neither cargo nor the environments of above.

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use kvtide_engine::{LoadPlan, SavePlan};
+use kvtide_engine::{LoadPlan, Save, SavePlan};
 use kvtide_model::BlockMove;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -33,14 +33,15 @@ pub(crate) fn plan_saves<'py>(
     pool: &Pool,
     due: Vec<DueSave<'py>>,
 ) -> Vec<PlannedSave<'py>> {
-    let saves: Vec<(&kvtide_engine::Sequence, usize, &[u32])> = due
+    let saves: Vec<Save<'_>> = due
         .iter()
-        .map(|(sequence, start, blocks)| (&sequence.0, *start, blocks.as_slice()))
+        .map(|(sequence, start, blocks)| Save {
+            chain: sequence.0.keys(),
+            from: *start,
+            blocks,
+        })
         .collect();
-    let plan = |(sequence, start, blocks): (&kvtide_engine::Sequence, usize, &[u32])| {
-        sequence.plan_save(&pool.session, start, blocks)
-    };
-    let plans: Vec<SavePlan> = enter(py, || saves.into_iter().map(plan).collect());
+    let plans: Vec<SavePlan> = enter(py, || pool.session.begin_saves(&saves));
     plans
         .into_iter()
         .map(|plan| (plan.job, encoded(py, &plan.moves), plan.covered))

@@ -1,25 +1,32 @@
 //! The shared segment and the pool over it.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kvtide_engine::{
-    PoolEvent, PoolOptions, Scrubber, Session, SessionOptions, available_memory_bytes,
+    AttachOptions, Attachment, Config, PoolEvent, PoolOptions, Scrubber, Session, SessionOptions,
+    available_memory_bytes,
 };
 use kvtide_model::SlotRef;
+use kvtide_model::wire::Geometry;
 use kvtide_segment::{Holder, LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::fence::{config_error, enter, kvtide_error};
 use crate::plans::{self, DueSave, Load, PlannedLoad, PlannedSave};
+use crate::sequence::Namespace;
 use crate::settings::Settings;
 
-/// The shared host segment of one engine.
+/// The memory that holds an engine's rows: its own shared segment, or part of a daemon's pool.
 #[pyclass(frozen, module = "kvtide._native")]
-pub(crate) struct Segment(pub(crate) Arc<SharedSegment>);
+pub(crate) struct Segment {
+    pub(crate) memory: Arc<SharedSegment>,
+    /// The connection with the daemon, until a session takes it.
+    attachment: Mutex<Option<Attachment>>,
+}
 
 #[pymethods]
 impl Segment {
@@ -57,15 +64,59 @@ impl Segment {
             Python::attach(|py| drop(on_wait.call1(py, line)));
         };
         let open = || SharedSegment::create_or_attach(&options, geometry, &on_wait);
-        enter(py, open)
-            .map(|segment| Self(Arc::new(segment)))
-            .map_err(config_error)
+        let segment = enter(py, open).map_err(config_error)?;
+        Ok(Self {
+            memory: Arc::new(segment),
+            attachment: Mutex::new(None),
+        })
+    }
+
+    /// Attaches to the pool of the daemon that listens on `socket`, as the worker of `rank` or, without
+    /// one, as the scheduler's side. Raises ConfigError where there is none within `timeout_s`.
+    #[staticmethod]
+    #[expect(clippy::too_many_arguments, reason = "one call from one place")]
+    fn attach(
+        py: Python<'_>,
+        socket: PathBuf,
+        instance: String,
+        namespace: &Namespace,
+        tenant: String,
+        ranks: u32,
+        layers: u32,
+        layer_bytes: u64,
+        events: bool,
+        rank: Option<u32>,
+        timeout_s: f64,
+    ) -> PyResult<Self> {
+        let about = namespace.about();
+        let options = AttachOptions {
+            socket,
+            engine_id: instance,
+            client: concat!("kvtide ", env!("CARGO_PKG_VERSION")).to_owned(),
+            namespace: about.id(),
+            model: about.model.clone(),
+            tenant,
+            geometry: Geometry {
+                ranks,
+                layers,
+                layer_bytes,
+                block_tokens: about.block_tokens,
+            },
+            events,
+            timeout: Duration::from_secs_f64(timeout_s.clamp(0.0, 3600.0)),
+        };
+        let holder = rank.map_or(Holder::Scheduler, Holder::Worker);
+        let attachment = enter(py, || Attachment::new(options, holder)).map_err(config_error)?;
+        Ok(Self {
+            memory: Arc::clone(attachment.segment()),
+            attachment: Mutex::new(Some(attachment)),
+        })
     }
 
     /// Maps all of the segment's memory; `progress(done_bytes, total_bytes)` is called about every
     /// tenth of it.
     fn populate(&self, py: Python<'_>, progress: Py<PyAny>) -> PyResult<()> {
-        let segment = &self.0;
+        let segment = &self.memory;
         let reported = AtomicUsize::new(0);
         let report = |done: usize, total: usize| {
             let tenths = (done * 10).checked_div(total).unwrap_or(0);
@@ -79,28 +130,28 @@ impl Segment {
 
     #[getter]
     fn path(&self) -> String {
-        self.0.path().display().to_string()
+        self.memory.path().display().to_string()
     }
 
     /// A number that no other segment has.
     #[getter]
     fn nonce(&self) -> u64 {
-        self.0.nonce()
+        self.memory.nonce()
     }
 
     #[getter]
     fn created(&self) -> bool {
-        self.0.created()
+        self.memory.created()
     }
 
     #[getter]
     fn on_huge_pages(&self) -> bool {
-        self.0.on_huge_pages()
+        self.memory.on_huge_pages()
     }
 
     #[getter]
     fn reclaimed(&self) -> Vec<String> {
-        self.0
+        self.memory
             .reclaimed()
             .iter()
             .map(|path| path.display().to_string())
@@ -110,10 +161,10 @@ impl Segment {
     /// For each async load, given as (board cell, job): on how many ranks it has failed, once it has
     /// ended on all of them; None before. Reads only atomics, so the interpreter lock stays.
     fn ended_loads(&self, loads: Vec<(u32, u64)>) -> Vec<Option<usize>> {
-        let ranks = self.0.geometry().ranks();
+        let ranks = self.memory.geometry().ranks();
         let failures = |(cell, job): (u32, u64)| {
             (0..ranks).try_fold(0, |failures, rank| {
-                let end = self.0.load_end(cell, rank, job)?;
+                let end = self.memory.load_end(cell, rank, job)?;
                 Some(failures + usize::from(end == LoadEnd::Failed))
             })
         };
@@ -122,21 +173,21 @@ impl Segment {
 
     #[getter]
     fn total_bytes(&self) -> usize {
-        self.0.geometry().total_bytes()
+        self.memory.geometry().total_bytes()
     }
 
     #[getter]
     fn rows(&self) -> u32 {
-        self.0.geometry().rows()
+        self.memory.geometry().rows()
     }
 
     #[getter]
     fn row_bytes(&self) -> usize {
-        self.0.geometry().row_bytes()
+        self.memory.geometry().row_bytes()
     }
 }
 
-/// A pool in this process, and its only engine's session.
+/// The engine's session with its pool: one in this process, or a daemon's.
 #[pyclass(frozen, module = "kvtide._native")]
 pub(crate) struct Pool {
     pub(crate) session: Session,
@@ -146,21 +197,17 @@ pub(crate) struct Pool {
 
 #[pymethods]
 impl Pool {
-    /// A pool over all rows of `segment`, with its background scrub.
+    /// The session over `segment`. Where that is the engine's own, it comes with a pool over all of its
+    /// rows and the pool's background scrub.
     #[new]
     fn new(settings: &Settings, segment: &Segment, events: bool) -> PyResult<Self> {
         let config = settings.config.clone();
-        let options = PoolOptions {
-            eviction: config.eviction,
+        let attachment = segment.attachment.lock();
+        let attachment = attachment.unwrap_or_else(PoisonError::into_inner).take();
+        let (session, scrubber) = match attachment {
+            Some(attachment) => (Session::attached(attachment, config.lease_ttl), None),
+            None => embedded(&config, segment, events)?,
         };
-        let session = SessionOptions {
-            events,
-            lease_ttl: config.lease_ttl,
-        };
-        let pool = Arc::new(kvtide_engine::Pool::new(Arc::clone(&segment.0), options));
-        let scrubber =
-            Scrubber::start(&pool, config.scrub_bytes_per_second).map_err(kvtide_error)?;
-        let session = Session::open(&pool, session).map_err(kvtide_error)?;
         Ok(Self {
             session,
             config,
@@ -222,13 +269,9 @@ impl Pool {
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counters = self.session.counters();
         let dict = PyDict::new(py);
-        dict.set_item("saved_blocks", counters.saved_blocks)?;
-        dict.set_item("failed_blocks", counters.failed_blocks)?;
-        dict.set_item("throttled_blocks", counters.throttled_blocks)?;
-        dict.set_item("evicted_blocks", counters.evicted_blocks)?;
-        dict.set_item("damaged_blocks", counters.damaged_blocks)?;
-        dict.set_item("verified_blocks", counters.verified_blocks)?;
-        dict.set_item("scrubbed_blocks", counters.scrubbed_blocks)?;
+        for (name, value) in counters.named() {
+            dict.set_item(name, value)?;
+        }
         Ok(dict)
     }
 
@@ -236,11 +279,29 @@ impl Pool {
     fn gauges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let gauges = self.session.gauges();
         let dict = PyDict::new(py);
-        dict.set_item("slots", gauges.slots)?;
-        dict.set_item("free", gauges.free)?;
-        dict.set_item("saving", gauges.saving)?;
-        dict.set_item("held", gauges.held)?;
-        dict.set_item("index_bytes", gauges.index_bytes)?;
+        for (name, value) in gauges.named() {
+            dict.set_item(name, value)?;
+        }
         Ok(dict)
     }
+}
+
+/// A session with a pool in this process.
+fn embedded(
+    config: &Config,
+    segment: &Segment,
+    events: bool,
+) -> PyResult<(Session, Option<Scrubber>)> {
+    let options = PoolOptions {
+        eviction: config.eviction,
+    };
+    let session = SessionOptions {
+        events,
+        lease_ttl: config.lease_ttl,
+    };
+    let memory = Arc::clone(&segment.memory);
+    let pool = Arc::new(kvtide_engine::Pool::new(memory, options));
+    let scrubber = Scrubber::start(&pool, config.scrub_bytes_per_second).map_err(kvtide_error)?;
+    let session = Session::open(&pool, session).map_err(kvtide_error)?;
+    Ok((session, scrubber))
 }

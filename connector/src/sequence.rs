@@ -14,6 +14,13 @@ use crate::pool::Pool;
 #[pyclass(frozen, module = "kvtide._native")]
 pub(crate) struct Namespace(kvtide_model::Namespace);
 
+impl Namespace {
+    /// What it says.
+    pub(crate) fn about(&self) -> &kvtide_model::Namespace {
+        &self.0
+    }
+}
+
 #[pymethods]
 impl Namespace {
     #[new]

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
-use kvtide_engine::{Config, LoadMode, Verify, available_memory_bytes};
+use kvtide_engine::{Config, LoadMode, PoolPlace, Verify, available_memory_bytes};
 use kvtide_kernels::Codec;
 use pyo3::prelude::*;
 
@@ -59,6 +60,15 @@ impl Settings {
             LoadMode::Layered => "layered",
             LoadMode::Async => "async",
             LoadMode::Sync => "sync",
+        }
+    }
+
+    /// The socket of the daemon whose pool is used; None where the pool is the engine's own.
+    #[getter]
+    fn pool_socket(&self) -> Option<PathBuf> {
+        match &self.config.pool {
+            PoolPlace::Embedded => None,
+            PoolPlace::Socket(path) => Some(path.clone()),
         }
     }
 

@@ -35,6 +35,7 @@ fn options(directory: &Path, extents: usize) -> NodeOptions {
         directory: directory.to_owned(),
         name: "test".into(),
         capacity_bytes: extents * EXTENT,
+        capacity_is_chosen: true,
         extent_bytes: EXTENT,
         eviction: Eviction::Lru,
         sessions: NodeOptions::SESSIONS_MAX,

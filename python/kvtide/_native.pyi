@@ -5,6 +5,7 @@ engine. They are made on the scheduler's side and carried out on the worker's.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from collections.abc import Sequence as Seq
 from typing import Literal
 
@@ -24,6 +25,8 @@ class Settings:
     def __init__(self, extra_json: str, environment: dict[str, str], ranks: int = 1) -> None: ...
     @property
     def notices(self) -> list[str]: ...
+    @property
+    def pool_socket(self) -> Path | None: ...
     @property
     def load_timeout_s(self) -> float: ...
     @property
@@ -57,6 +60,20 @@ class Segment:
         rank: int | None,
         on_wait: Callable[[str, int], object],
     ) -> None: ...
+    @staticmethod
+    def attach(
+        socket: Path,
+        instance: str,
+        namespace: Namespace,
+        tenant: str,
+        ranks: int,
+        layers: int,
+        layer_bytes: int,
+        events: bool,
+        rank: int | None,
+        timeout_s: float,
+    ) -> Segment:
+        """The part of a daemon's pool that this engine has; ConfigError where there is none."""
     def populate(self, progress: Callable[[int, int], object]) -> None: ...
     @property
     def path(self) -> str: ...
@@ -77,7 +94,7 @@ class Segment:
     def ended_loads(self, loads: Seq[tuple[int, int]]) -> list[int | None]: ...
 
 class Pool:
-    """A pool in this process and its engine's session, on the scheduler's side."""
+    """The session with the pool, on the scheduler's side: one in this process, or a daemon's."""
 
     def __init__(self, settings: Settings, segment: Segment, events: bool) -> None: ...
     def poll(self) -> int: ...

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from kvtide._native import ConfigError, Namespace, Segment, Settings
 from kvtide.encoding import float_of, scales_of
-from kvtide.log import describe_segment, log_waiting, progress_logger
+from kvtide.log import describe_segment, log_waiting, logger, progress_logger
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
+ATTACH_TIMEOUT_S = 30.0
+"""How long an engine that starts waits for the daemon that has its pool."""
 ATTENTION_SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
 """Kinds of KV cache in which a block, once full, never changes and is never dropped early."""
 
@@ -63,9 +67,14 @@ class Geometry:
             layout=f"{getattr(kv_cache, 'kv_cache_layout', None)} {spec}",
         )
 
-    def segment(self, settings: Settings, rank: int | None = None) -> Segment:
-        """The engine's shared segment, mapped, for the worker of `rank` or the scheduler's side;
-        whoever creates it logs what it is."""
+    def segment(
+        self, config: VllmConfig, settings: Settings, rank: int | None = None, *, events: bool = False
+    ) -> Segment:
+        """The memory with the engine's rows, mapped, for the worker of `rank` or the scheduler's side:
+        its own shared segment, or part of a daemon's pool. Whoever creates it logs what it is."""
+        socket = settings.pool_socket
+        if socket is not None:
+            return self._attach(config, settings, socket, rank, events)
         segment = Segment(
             settings,
             self.instance,
@@ -77,6 +86,26 @@ class Geometry:
         )
         segment.populate(progress_logger(segment))
         describe_segment(segment)
+        return segment
+
+    def _attach(
+        self, config: VllmConfig, settings: Settings, socket: Path, rank: int | None, events: bool
+    ) -> Segment:
+        segment = Segment.attach(
+            socket,
+            self.instance,
+            self.namespace(config, settings),
+            settings.tenant or "",
+            self.ranks,
+            self.layers,
+            self.row_layer_bytes,
+            events,
+            rank,
+            ATTACH_TIMEOUT_S,
+        )
+        segment.populate(progress_logger(segment))
+        if rank is None:
+            logger.info("attached to the pool of the daemon at %s", socket)
         return segment
 
     def namespace(self, config: VllmConfig, settings: Settings) -> Namespace:

@@ -52,8 +52,8 @@ class SchedulerSide:
         settings = read_settings(config)
         geometry = Geometry.of(config, kv_cache, settings)
         block_tokens = geometry.block_tokens
-        self._segment = geometry.segment(settings)
         events = EventLog.of(config, kv_cache, block_tokens)
+        self._segment = geometry.segment(config, settings, events=events is not None)
         namespace = geometry.namespace(config, settings)
         pool = self._pool = Pool(settings, self._segment, events is not None)
         self._strangers = False

@@ -44,7 +44,7 @@ class WorkerSide:
             for notice in self._settings.notices:
                 logger.warning("%s", notice)
         self._geometry = Geometry.of(config, kv_cache, self._settings)
-        self._segment = self._geometry.segment(self._settings, self._rank)
+        self._segment = self._geometry.segment(config, self._settings, self._rank)
         self._by_layer = self._settings.load != "sync"
         self._worker: Worker | None = None
         self._gpu: int | None = None

@@ -20,6 +20,7 @@ pub mod logs;
 pub mod node;
 mod opening;
 pub mod operator;
+mod pooled;
 pub mod print;
 pub mod selection;
 pub mod serve;

@@ -23,6 +23,7 @@ use crate::http;
 use crate::logs;
 use crate::node::{Closed, Node};
 use crate::opening::Opening;
+use crate::pooled::Pooled;
 use crate::socket::{Allowed, Listening, SocketError, from_service_manager};
 use crate::systemd;
 use crate::tally::Tally;
@@ -96,11 +97,8 @@ pub struct OpenError {
 }
 
 /// The inside of the daemon: reserves or takes over its memory. Blocks for as long as that takes.
-fn open_node(_config: &Config) -> Result<Arc<dyn Node>, OpenError> {
-    Err(OpenError {
-        problem: "this version of kvtide serve has no pool yet".into(),
-        fix: "let each engine have its own (pool: \"embedded\", the default)".into(),
-    })
+fn open_node(config: &Config) -> Result<Arc<dyn Node>, OpenError> {
+    Ok(Arc::new(Pooled::open(config)?))
 }
 
 /// Runs the command.

@@ -53,9 +53,20 @@ pub enum Verify {
     Always,
 }
 
+/// Whose the pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PoolPlace {
+    /// The engine's own, in the process of its scheduler.
+    Embedded,
+    /// That of the daemon which listens on this socket.
+    Socket(PathBuf),
+}
+
 /// Everything that can be configured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// Whose the pool is.
+    pub pool: PoolPlace,
     /// Bytes of the pool in host memory.
     pub host_capacity_bytes: u64,
     /// Eviction policy.
@@ -153,6 +164,7 @@ impl Config {
 
     fn defaults(memory_bytes: u64) -> Self {
         Self {
+            pool: PoolPlace::Embedded,
             // AIBrix's default, or a quarter of what there is on a small host.
             host_capacity_bytes: (10 << 30).min(memory_bytes / 4),
             // S3-FIFO gives up what is not asked for again within a tenth of the pool's turnover, and

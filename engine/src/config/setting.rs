@@ -1,6 +1,6 @@
 //! Every setting: its key, what it may be, and how it is read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kvtide_kernels::Codec;
@@ -8,7 +8,7 @@ use kvtide_kernels::copy::Route;
 use kvtide_segment::HugePages;
 use serde_json::Value;
 
-use super::{Config, ConfigError, Eviction, LoadMode, Verify};
+use super::{Config, ConfigError, Eviction, LoadMode, PoolPlace, Verify};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -21,6 +21,20 @@ pub(super) struct Setting {
 
 /// All settings.
 pub(super) const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "pool",
+        expects: "\"embedded\" or the socket of `kvtide serve`, such as \"unix:/run/kvtide/kvtide.sock\"",
+        apply: |config, value| {
+            config.pool = match value.as_str()? {
+                "embedded" => PoolPlace::Embedded,
+                other => {
+                    let path = Path::new(other.strip_prefix("unix:")?);
+                    path.is_absolute().then(|| PoolPlace::Socket(path.to_owned()))?
+                }
+            };
+            Some(())
+        },
+    },
     Setting {
         key: "host_capacity_gb",
         expects: "a number of GiB above 0, such as 32 or 0.5",

@@ -15,11 +15,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use kvtide_model::NamespaceId;
-use kvtide_segment::{MappedFile, RowGeometry, create_sparse, reserve};
+use kvtide_segment::{MappedFile, RowGeometry, create_sparse, require_memory, reserve};
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::{NodeError, io_error};
 use super::ledger::Ledger;
+use super::options::NodeOptions;
 
 /// Memory is taken in such pieces, so that progress is seen.
 const RESERVED_AT_ONCE: usize = 1 << 30;
@@ -38,13 +39,15 @@ impl Memory {
     /// The memory of this name, with what its last life wrote down; made anew where there is none, or
     /// none of this size. `progress` hears of bytes taken, and of bytes in all.
     pub(super) fn open(
-        directory: &Path,
-        name: &str,
-        capacity_bytes: usize,
-        extent_bytes: usize,
+        options: &NodeOptions,
         nonce: u64,
         progress: &dyn Fn(usize, usize),
     ) -> Result<(Self, Ledger), NodeError> {
+        let &NodeOptions {
+            capacity_bytes,
+            extent_bytes,
+            ..
+        } = options;
         let extents = capacity_bytes / extent_bytes.max(1);
         let extents = u32::try_from(extents).unwrap_or(u32::MAX);
         if extents == 0 {
@@ -53,7 +56,9 @@ impl Memory {
                 extent_bytes,
             });
         }
-        let directory = directory.join(format!("kvtide-pool-{name}"));
+        require_memory(&options.directory)?;
+        let directory = format!("kvtide-pool-{}", options.name);
+        let directory = options.directory.join(directory);
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder
@@ -64,9 +69,10 @@ impl Memory {
         let total_bytes = extents as usize * extent_bytes;
         let found = Ledger::read(&directory.join("ledger")).filter(|ledger| {
             let length = fs::metadata(&memory).map(|status| status.len());
-            ledger.extents == extents
+            let bytes = ledger.extents as usize * ledger.extent_bytes;
+            (ledger.extents == extents || !options.capacity_is_chosen)
                 && ledger.extent_bytes == extent_bytes
-                && length.is_ok_and(|length| length == total_bytes as u64)
+                && length.is_ok_and(|length| length == bytes as u64)
         });
         let (file, ledger) = match found {
             Some(ledger) => {

@@ -97,10 +97,7 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let nonce = u64::from_le_bytes(random()?).max(1);
         let (memory, mut ledger) = Memory::open(
-            &options.directory,
-            &options.name,
-            options.capacity_bytes,
-            options.extent_bytes,
+            &options,
             nonce,
             progress,
         )?;

@@ -14,6 +14,8 @@ pub struct NodeOptions {
     pub name: String,
     /// Bytes of memory for rows, rounded down to whole extents.
     pub capacity_bytes: usize,
+    /// Whether somebody chose the capacity. Otherwise memory that is there already keeps its size.
+    pub capacity_is_chosen: bool,
     /// Bytes of an extent: the unit in which memory goes from one model to another.
     pub extent_bytes: usize,
     /// Eviction policy of every pool.

@@ -140,6 +140,15 @@ impl Node {
         (found, more)
     }
 
+    /// Keeps the blocks of a namespace, and those that come to it, from eviction until then, in seconds
+    /// of Unix time.
+    pub fn pin(&self, namespace: NamespaceId, until_unix_s: u64) {
+        let state = lock(&self.inner.state);
+        if let Some(model) = state.models.get(&namespace) {
+            model.pool.pin_until(until_unix_s);
+        }
+    }
+
     /// Drops the blocks of a namespace, or all; how many blocks and bytes that were.
     pub fn purge(&self, namespace: Option<NamespaceId>) -> (u64, u64) {
         let state = lock(&self.inner.state);

@@ -97,7 +97,7 @@ impl State {
     /// holds or writes one.
     pub(super) fn give_up(&mut self, catalogue: &Catalogue, rows: &Range<u32>) -> bool {
         self.poll(catalogue);
-        if self.last_use(catalogue, rows).is_none() {
+        if self.is_pinned() || self.last_use(catalogue, rows).is_none() {
             return false;
         }
         for slot in rows.clone() {

@@ -17,6 +17,8 @@ pub struct PoolCounters {
     pub verified_blocks: u64,
     /// Blocks that the background scrub has checked.
     pub scrubbed_blocks: u64,
+    /// Blocks that were loaded.
+    pub used_blocks: u64,
 }
 
 /// What the pool holds at one moment.

@@ -141,6 +141,11 @@ impl Pool {
         lock(&self.state).close_elsewhere(&self.catalogue, session);
     }
 
+    /// Keeps all blocks, and those that come, from eviction until then, in seconds of Unix time.
+    pub(crate) fn pin_until(&self, unix_s: u64) {
+        lock(&self.state).pinned_until = unix_s;
+    }
+
     /// The first row of the pool's from `row` on, or else its first of all.
     pub(crate) fn next_row(&self, row: u32) -> Option<u32> {
         let state = lock(&self.state);

@@ -41,6 +41,8 @@ pub(super) struct State {
     pub(super) doomed: VecDeque<SlotRef>,
     /// Seconds of Unix time when the pool was last looked at.
     now: u64,
+    /// Until when nothing is evicted.
+    pub(super) pinned_until: u64,
     pub(super) counters: PoolCounters,
 }
 
@@ -65,6 +67,7 @@ impl State {
             sessions: Sessions::default(),
             doomed: VecDeque::new(),
             now: 0,
+            pinned_until: 0,
             counters: PoolCounters::default(),
         }
     }
@@ -170,6 +173,7 @@ impl State {
     pub(super) fn used_if_held(&mut self, catalogue: &Catalogue, used: &[SlotRef]) {
         let held = used.iter().filter(|&&slot| catalogue.slots.holds(slot));
         let held: Vec<u32> = held.map(|slot| slot.slot).collect();
+        self.counters.used_blocks += used.len() as u64;
         self.used(catalogue, &held);
     }
 
@@ -188,6 +192,11 @@ impl State {
     fn must_evict(&self, previous: Option<u32>) -> bool {
         let room = self.free.can_follow(previous) || self.free.has_stretch();
         !room && self.free.len() < self.spare()
+    }
+
+    /// Whether an operator keeps everything from eviction.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.now < self.pinned_until
     }
 
     /// See [`super::Pool::spare_rows`].
@@ -217,6 +226,9 @@ impl State {
 
     /// Gives up a block that nobody uses; whether there was one.
     fn evict(&mut self, slots: &SlotTable) -> bool {
+        if self.is_pinned() {
+            return false;
+        }
         let Self {
             policy,
             index,

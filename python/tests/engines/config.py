@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engines.segment_file import segment_bytes
+
 TESTS = Path(__file__).resolve().parents[1]
 BLOCK_TOKENS = 32
 LAYERS = 8
@@ -83,8 +85,7 @@ class EngineConfig:
 
     def capacity_gb(self) -> float:
         """The setting that makes a pool of exactly `rows` rows."""
-        headers = self.rows * self.tensor_parallel * 16
-        return (self.rows * self.row_bytes + headers + 4096 * 3) / 2**30
+        return segment_bytes(self.rows, self.row_bytes, self.tensor_parallel) / 2**30
 
     def llm_arguments(self, model: Path, engine_id: str) -> dict[str, Any]:
         """Arguments of `vllm.LLM`."""

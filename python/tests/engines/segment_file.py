@@ -54,6 +54,19 @@ def padded(size: int) -> int:
     return -(-size // PAGE_BYTES) * PAGE_BYTES
 
 
+def tables_bytes(rows: int, ranks: int) -> int:
+    """Buckets, records and shard headers of so many rows."""
+    buckets = 1 << (rows - 1).bit_length()
+    each = RECORD_BYTES + ranks * SHARD_HEADER_BYTES
+    return padded(padded(buckets * BUCKET_BYTES) + rows * each)
+
+
+def segment_bytes(rows: int, row_bytes: int, ranks: int) -> int:
+    """A segment of exactly so many rows, whose bytes are whole pages."""
+    before = HEADER_BYTES + padded(ranks * BOARD_BYTES) + tables_bytes(rows, ranks)
+    return before + rows * row_bytes
+
+
 class SegmentFile:
     """One engine's segment."""
 
