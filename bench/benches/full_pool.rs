@@ -16,7 +16,6 @@ const ANSWERS: usize = 32;
 fn plans(c: &mut Criterion) {
     let memory = Memory::new(ROWS, 1, 64);
     let session = memory.session();
-    let pool = session.pool();
     let saver = Saver::new(&memory);
     let mut seed = 0;
     let mut fresh = |tokens: u32| {
@@ -26,7 +25,7 @@ fn plans(c: &mut Criterion) {
     for _ in 0..ROWS / 4096 + 1 {
         let chain = fresh(65_536);
         saver.save(&session, &[session.begin_save(chain.keys(), 0, &[0; 4096])]);
-        pool.settle(chain.keys());
+        session.settle(chain.keys());
     }
     let mut group = c.benchmark_group("full_pool");
     // What is not timed, the saves themselves, takes ten times as long.
@@ -75,7 +74,7 @@ fn plans(c: &mut Criterion) {
         });
     });
     group.bench_function("settle_of_512_blocks", |b| {
-        b.iter(|| pool.settle(black_box(&answers[0].keys()[..512])));
+        b.iter(|| session.settle(black_box(&answers[0].keys()[..512])));
     });
     group.finish();
 }

@@ -13,7 +13,6 @@ const ROWS: usize = 65_536;
 fn lookup(c: &mut Criterion) {
     let memory = Memory::new(ROWS, 1, 64);
     let session = memory.session();
-    let pool = session.pool();
     for seed in 0..8 {
         memory.save(&session, sequence(&prompt(seed, 131_072)).keys());
     }
@@ -32,7 +31,7 @@ fn lookup(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("hashed_before", tokens), |b| {
             b.iter(|| {
                 hashed.release(); // Or what was matched before would be kept.
-                let matched = hashed.match_blocks(pool, 0, blocks, false);
+                let matched = hashed.match_blocks(&session, 0, blocks, false);
                 assert_eq!(matched.blocks, blocks);
             });
         });
@@ -42,7 +41,7 @@ fn lookup(c: &mut Criterion) {
             |b, tokens| {
                 b.iter(|| {
                     let mut fresh = sequence(black_box(tokens));
-                    let matched = fresh.match_blocks(pool, 0, blocks, false);
+                    let matched = fresh.match_blocks(&session, 0, blocks, false);
                     assert_eq!(matched.blocks, blocks);
                 });
             },
@@ -58,16 +57,15 @@ fn waiting(c: &mut Criterion) {
     let blocks = (TOKENS / BLOCK_TOKENS) as usize;
     let memory = Memory::new(blocks, 1, 256 << 10);
     let session = memory.session();
-    let pool = session.pool();
     let mut request = sequence(&prompt(1, TOKENS));
     memory.save(&session, request.keys());
     let mut ask = |verify: bool| {
         request.release();
         for _ in 0..100 {
-            let matched = request.match_blocks(pool, 0, blocks, verify);
+            let matched = request.match_blocks(&session, 0, blocks, verify);
             assert_eq!((matched.blocks, matched.complete), (blocks, true));
             if verify {
-                assert_eq!(request.verify(pool, blocks), blocks);
+                assert_eq!(request.verify(&session, blocks), blocks);
             }
         }
     };

@@ -28,7 +28,7 @@ def measure() -> dict[str, float]:
         ranks=1,
         shard_bytes=64,
     )
-    pool = _native.Pool(settings, segment, namespace, False)
+    pool = _native.Pool(settings, segment, False)
     tokens = [(i * 2_654_435_761) % 128_000 for i in range(TOKENS)]
     blocks = TOKENS // BLOCK_TOKENS
 
@@ -38,7 +38,7 @@ def measure() -> dict[str, float]:
         return fresh
 
     # Blocks that are being saved are found like complete ones; no engine is needed to fill them.
-    _, _, covered = sequence().plan_save(pool, 0, list(range(blocks)))
+    [(_, _, covered)] = pool.plan_saves([(sequence(), 0, list(range(blocks)))])
     assert covered == blocks, "the pool is too small"
     from_tokens, hashed = [], []
     warm = sequence()

@@ -63,7 +63,7 @@ class Bench:
         seconds = []
         for seed in range(1, REPEATS + 2):
             sequence = self.rig.sequence(self.count, seed)
-            job, moves, _ = sequence.plan_save(self.rig.pool, 0, self.blocks)
+            [(job, moves, _)] = self.rig.pool.plan_saves([(sequence, 0, self.blocks)])
             torch.cuda.synchronize()
             start = time.perf_counter()
             self.rig.worker.begin_step([(job, moves)])
@@ -105,7 +105,7 @@ class Bench:
         seconds = []
         for seed in range(1, REPEATS + 2):
             fresh = self.rig.sequence(half, seed)
-            job, moves, _ = fresh.plan_save(self.rig.pool, 0, saved)
+            [(job, moves, _)] = self.rig.pool.plan_saves([(fresh, 0, saved)])
             torch.cuda.synchronize()
             start = time.perf_counter()
             self.rig.worker.save_now([(job, moves)])

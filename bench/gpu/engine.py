@@ -158,16 +158,18 @@ class Engine:
             "host_capacity_gb": self.options["host_gb"],
             "load": mode,
         }
-        self._planner()._settings = _native.Settings(json.dumps(settings), {})
+        planner = self._planner()
+        made = _native.Settings(json.dumps(settings), {})
+        planner._matching._settings = planner._loads._settings = made
         self.engine.model_executor.collective_rpc(go_by_layer, args=(mode != "sync",))
 
     def do_saving(self, on: bool) -> None:
         """Whether kvtide saves from now on."""
-        planner = self._planner()
+        saves = self._planner()._saves
         if on:
-            planner.__dict__.pop("_plan_save", None)
+            saves.__dict__.pop("_plan", None)
         else:
-            planner._plan_save = lambda *_arguments: None
+            saves._plan = lambda *_arguments: []
 
     def _planner(self) -> Any:
         return self.engine.engine_core.engine_core.scheduler.connector._as_scheduler

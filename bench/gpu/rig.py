@@ -131,7 +131,7 @@ class Rig:
             ranks=1,
             shard_bytes=layers * row_layer_bytes,
         )
-        self.pool = _native.Pool(self.settings, self.segment, self.namespace, False)
+        self.pool = _native.Pool(self.settings, self.segment, False)
         self._jobs = itertools.count(1 << 40)
 
     def __enter__(self) -> Rig:
@@ -179,7 +179,7 @@ class Rig:
     ) -> bytes:
         """Saves blocks as those of the sequence from `start` on, all at once or as a step computes
         them; the moves."""
-        job, moves, _ = sequence.plan_save(self.pool, start, blocks)
+        [(job, moves, _)] = self.pool.plan_saves([(sequence, start, blocks)])
         if by_layer:
             self.worker.begin_step([(job, moves)])
             for layer in range(self.layers):
@@ -208,7 +208,7 @@ class Rig:
             jobs = []
             for i, block in enumerate(blocks[start : start + SAVES_AT_ONCE], start):
                 for each in (sequence, other):
-                    job, moves, _ = each.plan_save(self.pool, i, [block])
+                    [(job, moves, _)] = self.pool.plan_saves([(each, i, [block])])
                     jobs.append((job, moves))
             self.worker.save_now(jobs)
             self.worker.finish_saves([job for job, _ in jobs])
@@ -222,9 +222,9 @@ class Rig:
         targets = [block for block in blocks for _ in range(one_in)]
         found, complete = sequence.match_blocks(self.pool, 0, len(targets), False)
         assert (found, complete) == (len(targets), True)
-        load = sequence.begin_load(0, targets)
+        load = sequence.begin_load(self.pool, 0, targets)
         assert load is not None
-        plan = load.plan(self.pool)
+        [plan] = self.pool.plan_loads([load])
         assert plan is not None
         moves, lost = plan
         assert not lost

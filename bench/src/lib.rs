@@ -4,14 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtide_engine::{Eviction, Pool, PoolOptions, SaveJob, SavePlan, Sequence, Session, Worker};
+use kvtide_engine::{
+    Eviction, Pool, PoolOptions, SaveJob, SavePlan, Sequence, Session, SessionOptions, Worker,
+};
 use kvtide_kernels::copy::{HostCache, HostDevice};
 use kvtide_model::{BlockKey, ChainRoot, Namespace, Scope};
 use kvtide_segment::{Holder, HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use tempfile::TempDir;
-
-/// Room for what a segment has besides its rows.
-const OTHER_BYTES: usize = 1 << 20;
 
 /// A segment on shared memory that is removed with this.
 pub struct Memory {
@@ -22,7 +21,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// A populated segment for one rank with at least `rows` rows.
+    /// A populated segment for one rank with `rows` rows.
     ///
     /// # Panics
     /// When the machine has not got the memory.
@@ -30,10 +29,9 @@ impl Memory {
     pub fn new(rows: usize, layers: u32, layer_bytes: usize) -> Self {
         let shared = Path::new("/dev/shm");
         let directory = tempfile::tempdir_in(shared).expect("a directory on shared memory");
-        let one = RowGeometry::fit(1, layers, layer_bytes, usize::MAX / 8).expect("geometry");
-        let capacity = OTHER_BYTES + rows * (one.row_stride_bytes() + 16);
-        let geometry = RowGeometry::fit(1, layers, layer_bytes, capacity).expect("geometry");
-        assert!(geometry.rows() as usize >= rows, "too few rows");
+        let many = RowGeometry::fit(1, layers, layer_bytes, usize::MAX / 8).expect("geometry");
+        let rows = u32::try_from(rows).expect("few enough");
+        let geometry = many.with_rows(rows).expect("few enough");
         let options = SegmentOptions {
             directory: directory.path().to_owned(),
             instance: "bench".into(),
@@ -58,10 +56,13 @@ impl Memory {
     pub fn session(&self) -> Session {
         let options = PoolOptions {
             eviction: Eviction::S3Fifo,
-            lease_ttl: Duration::from_secs(600),
         };
         let pool = Arc::new(Pool::new(Arc::clone(&self.segment), options));
-        Session::open(&pool, Namespace::default().id(), false).expect("the first session")
+        let options = SessionOptions {
+            events: false,
+            lease_ttl: Duration::from_secs(600),
+        };
+        Session::open(&pool, options).expect("the first session")
     }
 
     /// Saves `keys`, all from the engine's block 0.

@@ -6,6 +6,7 @@
 
 mod cost;
 mod fence;
+mod plans;
 mod pool;
 mod sequence;
 mod settings;
@@ -20,13 +21,13 @@ fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("KvtideError", module.py().get_type::<fence::KvtideError>())?;
     module.add("ConfigError", module.py().get_type::<fence::ConfigError>())?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add("LOAD_PLACES", kvtide_segment::LOAD_PLACES)?;
+    module.add("BOARD_CELLS", kvtide_segment::LOAD_PLACES)?;
     module.add_class::<settings::Settings>()?;
     module.add_class::<pool::Segment>()?;
     module.add_class::<pool::Pool>()?;
     module.add_class::<sequence::Namespace>()?;
     module.add_class::<sequence::Sequence>()?;
-    module.add_class::<sequence::Load>()?;
+    module.add_class::<plans::Load>()?;
     module.add_class::<cost::CostModel>()?;
     module.add_class::<worker::Worker>()?;
     Ok(())

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kvtide_engine::{PoolEvent, PoolOptions, Scrubber, Session, available_memory_bytes};
+use kvtide_engine::{
+    PoolEvent, PoolOptions, Scrubber, Session, SessionOptions, available_memory_bytes,
+};
 use kvtide_model::SlotRef;
 use kvtide_segment::{Holder, LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::fence::{config_error, enter, kvtide_error};
-use crate::sequence::Namespace;
+use crate::plans::{self, DueSave, Load, PlannedLoad, PlannedSave};
 use crate::settings::Settings;
 
 /// The shared host segment of one engine.
@@ -105,19 +107,17 @@ impl Segment {
             .collect()
     }
 
-    /// On how many ranks the async load `job` at `place` has failed, once it has ended on all of
-    /// them; None before.
-    fn load_failures(&self, place: u32, job: u64) -> Option<usize> {
-        let ranks = 0..self.0.geometry().ranks();
-        let ends: Option<Vec<LoadEnd>> = ranks
-            .map(|rank| self.0.load_end(place, rank, job))
-            .collect();
-        Some(
-            ends?
-                .into_iter()
-                .filter(|&end| end == LoadEnd::Failed)
-                .count(),
-        )
+    /// For each async load, given as (board cell, job): on how many ranks it has failed, once it has
+    /// ended on all of them; None before. Reads only atomics, so the interpreter lock stays.
+    fn ended_loads(&self, loads: Vec<(u32, u64)>) -> Vec<Option<usize>> {
+        let ranks = self.0.geometry().ranks();
+        let failures = |(cell, job): (u32, u64)| {
+            (0..ranks).try_fold(0, |failures, rank| {
+                let end = self.0.load_end(cell, rank, job)?;
+                Some(failures + usize::from(end == LoadEnd::Failed))
+            })
+        };
+        loads.into_iter().map(failures).collect()
     }
 
     #[getter]
@@ -146,23 +146,21 @@ pub(crate) struct Pool {
 
 #[pymethods]
 impl Pool {
-    /// A pool over all rows of `segment`, with its background scrub, for an engine of `namespace`.
+    /// A pool over all rows of `segment`, with its background scrub.
     #[new]
-    fn new(
-        settings: &Settings,
-        segment: &Segment,
-        namespace: &Namespace,
-        events: bool,
-    ) -> PyResult<Self> {
+    fn new(settings: &Settings, segment: &Segment, events: bool) -> PyResult<Self> {
         let config = settings.config.clone();
         let options = PoolOptions {
             eviction: config.eviction,
+        };
+        let session = SessionOptions {
+            events,
             lease_ttl: config.lease_ttl,
         };
         let pool = Arc::new(kvtide_engine::Pool::new(Arc::clone(&segment.0), options));
         let scrubber =
             Scrubber::start(&pool, config.scrub_bytes_per_second).map_err(kvtide_error)?;
-        let session = Session::open(&pool, namespace.id(), events).map_err(kvtide_error)?;
+        let session = Session::open(&pool, session).map_err(kvtide_error)?;
         Ok(Self {
             session,
             config,
@@ -180,13 +178,29 @@ impl Pool {
         self.session.saves_reading(&blocks)
     }
 
+    /// Plans saves, each given as (sequence, first block to save, the engine's blocks from there on):
+    /// for each (job, moves, leading blocks that are held or being saved now); job 0 is nothing to do.
+    fn plan_saves<'py>(&self, py: Python<'py>, saves: Vec<DueSave<'py>>) -> Vec<PlannedSave<'py>> {
+        plans::plan_saves(py, self, saves)
+    }
+
+    /// For each load (moves, blocks that will not be loaded), or None while blocks of it are still
+    /// being saved.
+    fn plan_loads<'py>(
+        &self,
+        py: Python<'py>,
+        loads: Vec<PyRef<'py, Load>>,
+    ) -> Vec<Option<PlannedLoad<'py>>> {
+        plans::plan_loads(py, self, &loads)
+    }
+
     /// Drops blocks whose bytes were found damaged, given as (slot, generation).
     fn drop_damaged(&self, py: Python<'_>, damaged: Vec<(u32, u32)>) {
         let damaged: Vec<SlotRef> = damaged
             .into_iter()
             .map(|(slot, generation)| SlotRef { slot, generation })
             .collect();
-        enter(py, || self.session.pool().drop_damaged(&damaged));
+        enter(py, || self.session.drop_damaged(&damaged));
     }
 
     /// Drops every block of the engine's namespace.
@@ -206,7 +220,7 @@ impl Pool {
 
     /// Totals since the pool was made.
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counters = self.session.pool().counters();
+        let counters = self.session.counters();
         let dict = PyDict::new(py);
         dict.set_item("saved_blocks", counters.saved_blocks)?;
         dict.set_item("failed_blocks", counters.failed_blocks)?;
@@ -220,7 +234,7 @@ impl Pool {
 
     /// What the pool holds now.
     fn gauges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let gauges = self.session.pool().gauges();
+        let gauges = self.session.gauges();
         let dict = PyDict::new(py);
         dict.set_item("slots", gauges.slots)?;
         dict.set_item("free", gauges.free)?;

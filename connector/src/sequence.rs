@@ -1,23 +1,18 @@
-//! Requests and their loads.
+//! Requests.
 
 use std::time::Instant;
 
-use kvtide_model::{BlockMove, Lora, MediaItem, Scope};
+use kvtide_model::{Lora, MediaItem, Scope};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::fence::enter;
+use crate::plans::Load;
 use crate::pool::Pool;
 
 /// What all requests of one engine have in common.
 #[pyclass(frozen, module = "kvtide._native")]
 pub(crate) struct Namespace(kvtide_model::Namespace);
-
-impl Namespace {
-    pub(crate) fn id(&self) -> kvtide_model::NamespaceId {
-        self.0.id()
-    }
-}
 
 #[pymethods]
 impl Namespace {
@@ -74,7 +69,7 @@ impl Namespace {
 
 /// One request's tokens and what it holds of the pool.
 #[pyclass(module = "kvtide._native")]
-pub(crate) struct Sequence(kvtide_engine::Sequence);
+pub(crate) struct Sequence(pub(crate) kvtide_engine::Sequence);
 
 #[pymethods]
 impl Sequence {
@@ -97,9 +92,9 @@ impl Sequence {
             .collect()
     }
 
-    /// Whether the pool has the block `place`, and complete if it is `certain` that it must load.
-    fn is_held(&self, py: Python<'_>, pool: &Pool, place: usize, certain: bool) -> bool {
-        enter(py, || self.0.is_held(pool.session.pool(), place, certain))
+    /// Whether the pool has the block `index`, and complete if it is `certain` that it must load.
+    fn is_held(&self, py: Python<'_>, pool: &Pool, index: usize, certain: bool) -> bool {
+        enter(py, || self.0.is_held(&pool.session, index, certain))
     }
 
     /// Pins what the pool has of the blocks from `start` up to `end`: (blocks, whether complete).
@@ -113,8 +108,7 @@ impl Sequence {
         certain: bool,
     ) -> (usize, bool) {
         let matched = enter(py, || {
-            self.0
-                .match_blocks(pool.session.pool(), start, end, certain)
+            self.0.match_blocks(&pool.session, start, end, certain)
         });
         (matched.blocks, matched.complete)
     }
@@ -122,12 +116,18 @@ impl Sequence {
     /// Compares the first `blocks` of the match with their checksums, unless that was done before;
     /// how many of them are whole. The match ends before one that is not.
     fn verify(&mut self, py: Python<'_>, pool: &Pool, blocks: usize) -> usize {
-        enter(py, || self.0.verify(pool.session.pool(), blocks))
+        enter(py, || self.0.verify(&pool.session, blocks))
     }
 
     /// Turns the last match into a load into the engine's `blocks`.
-    fn begin_load(&mut self, py: Python<'_>, start: usize, blocks: Vec<u32>) -> Option<Load> {
-        enter(py, || self.0.begin_load(start, blocks)).map(Load)
+    fn begin_load(
+        &mut self,
+        py: Python<'_>,
+        pool: &Pool,
+        start: usize,
+        blocks: Vec<u32>,
+    ) -> Option<Load> {
+        enter(py, || self.0.begin_load(&pool.session, start, blocks)).map(Load)
     }
 
     /// Lets go of the last match.
@@ -140,41 +140,8 @@ impl Sequence {
         self.0.expire(Instant::now())
     }
 
-    /// Plans the save of the blocks from `start` on, in the engine's `blocks`: (job, moves, leading
-    /// blocks that are held or being saved now); job 0 is nothing to do.
-    fn plan_save<'py>(
-        &self,
-        py: Python<'py>,
-        pool: &Pool,
-        start: usize,
-        blocks: Vec<u32>,
-    ) -> (u64, Bound<'py, PyBytes>, usize) {
-        let plan = enter(py, || self.0.plan_save(&pool.session, start, &blocks));
-        (
-            plan.job,
-            PyBytes::new(py, &BlockMove::encode_all(&plan.moves)),
-            plan.covered,
-        )
-    }
-
-    /// Tells the pool that the request has ended: its last blocks are given up before its first.
+    /// The request has ended: the pool gives up its last blocks before its first.
     fn settle(&self, py: Python<'_>, pool: &Pool) {
-        enter(py, || self.0.settle(pool.session.pool()));
-    }
-}
-
-/// Blocks on their way into the engine's KV cache.
-#[pyclass(frozen, module = "kvtide._native")]
-pub(crate) struct Load(kvtide_engine::Load);
-
-#[pymethods]
-impl Load {
-    /// (moves, blocks that will not be loaded), or None while blocks are still being saved.
-    fn plan<'py>(&self, py: Python<'py>, pool: &Pool) -> Option<(Bound<'py, PyBytes>, Vec<u32>)> {
-        let plan = self.0.plan(Instant::now(), pool.config.join_timeout)?;
-        Some((
-            PyBytes::new(py, &BlockMove::encode_all(&plan.moves)),
-            plan.lost,
-        ))
+        enter(py, || self.0.settle(&pool.session));
     }
 }

@@ -24,7 +24,7 @@ type Tensor = (String, usize, usize, Vec<usize>, Vec<usize>, usize);
 type Encoding = (String, Vec<Vec<(usize, usize)>>);
 /// (purpose, route, bytes per second, whether the route is in use).
 type CopyRate = (&'static str, String, f64, bool);
-/// (job, failed places, damaged slots, bytes, seconds).
+/// (job, indices of the moves that failed, damaged slots, bytes, seconds).
 type Ended = (u64, Vec<usize>, Vec<(u32, u32)>, u64, f64);
 
 /// Saves and loads for one rank.
@@ -197,7 +197,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Saves and loads that the next step waits for have been told; nothing of it has begun.
+    /// All saves and loads that the next step waits for are queued; nothing of the step has begun.
     fn step_held_back(&mut self, py: Python<'_>) -> PyResult<()> {
         let worker = self.open_mut()?;
         enter(py, || worker.step_held_back());
@@ -285,17 +285,18 @@ impl Worker {
         enter(py, || worker.finish_layers()).map_err(kvtide_error)
     }
 
-    /// Loads blocks beside the steps, and behind those that have begun if they may still use them.
+    /// Loads blocks beside the steps, and behind those that have begun if they may still use them. The
+    /// end is published in the board's `cell`.
     fn load_async(
         &self,
         py: Python<'_>,
         job: u64,
-        place: u32,
+        cell: u32,
         moves: &[u8],
         behind_steps: bool,
     ) -> PyResult<()> {
         let (worker, moves) = (self.open()?, decode(moves)?);
-        enter(py, || worker.load_async(job, place, moves, behind_steps));
+        enter(py, || worker.load_async(job, cell, moves, behind_steps));
         Ok(())
     }
 

@@ -1,22 +1,30 @@
 #![doc = include_str!("../../docs/architecture.md")]
 #![forbid(unsafe_code)]
 
+mod access;
 mod config;
 mod cost;
 mod memory;
+#[cfg(not(loom))]
+mod node;
 mod pool;
 mod sequence;
 mod session;
 mod sync;
 mod worker;
 
+#[cfg(not(loom))]
+pub use access::{AttachError, AttachOptions, Attachment};
 pub use config::{Config, ConfigError, Eviction, LoadMode, Settings, Verify};
 pub use cost::CostModel;
 pub use memory::available_memory_bytes;
-pub use pool::scrub::Scrubber;
-pub use pool::{
-    Lease, Match, Pool, PoolCounters, PoolEvent, PoolGauges, PoolOptions, Readiness, SavePlan,
+#[cfg(not(loom))]
+pub use node::{
+    BlockReport, EngineReport, ModelReport, Node, NodeError, NodeOptions, NodeReport, Peer,
+    ProcessReport,
 };
+pub use pool::scrub::Scrubber;
+pub use pool::{Lease, Pool, PoolCounters, PoolEvent, PoolGauges, PoolOptions, Readiness};
 pub use sequence::{Load, LoadPlan, Matched, Sequence};
-pub use session::{Session, SessionError, SessionId};
+pub use session::{Match, Save, SavePlan, Session, SessionError, SessionOptions};
 pub use worker::{LoadOutcome, SaveJob, StartError, StepError, Worker, WorkerCounters};

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use kvtide_model::{BlockKey, BlockMove, ChainHasher, ChainRoot, MediaItem};
 
-use crate::pool::{Lease, Pool, Readiness, SavePlan};
-use crate::session::Session;
+use crate::pool::{Lease, Readiness};
+use crate::session::{SavePlan, Session};
 
 /// A run of blocks that the pool can supply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,9 +84,9 @@ impl Sequence {
     /// Whether the pool has the block at `place` of the chain; see [`Sequence::match_blocks`] for
     /// `certain`.
     #[must_use]
-    pub fn is_held(&self, pool: &Pool, place: usize, certain: bool) -> bool {
+    pub fn is_held(&self, session: &Session, place: usize, certain: bool) -> bool {
         let key = self.chain.keys().get(place);
-        key.is_some_and(|&key| pool.holds(key, certain))
+        key.is_some_and(|&key| session.holds(key, certain))
     }
 
     /// Asks the pool for the blocks from `from` on, up to `to` (exclusive), and holds what it has.
@@ -94,12 +94,18 @@ impl Sequence {
     /// What is held of the last match and still right stays so, with its deadline, and only what
     /// follows it is looked up. If it is `certain` that what is matched must be loadable, blocks
     /// that are still being saved are not matched.
-    pub fn match_blocks(&mut self, pool: &Pool, from: usize, to: usize, certain: bool) -> Matched {
+    pub fn match_blocks(
+        &mut self,
+        session: &Session,
+        from: usize,
+        to: usize,
+        certain: bool,
+    ) -> Matched {
         let last = self.held.take(); // If it is not right any more, its pins go back first.
         let kept = last.and_then(|held| held.still_right(from, Instant::now()));
         let next = from + kept.as_ref().map_or(0, |held| held.lease.len());
         let keys = self.chain.keys().get(next..to).unwrap_or_default();
-        let found = pool.lookup(keys).lease;
+        let found = session.lookup(keys).lease;
         let mut held = match kept {
             Some(mut kept) => {
                 kept.lease.append(found);
@@ -125,12 +131,12 @@ impl Sequence {
     /// Compares the bytes of the first `blocks` of the match with their checksums, as far as that
     /// was not done before; returns how many of them are whole. The match ends before one that is
     /// not.
-    pub fn verify(&mut self, pool: &Pool, blocks: usize) -> usize {
+    pub fn verify(&mut self, session: &Session, blocks: usize) -> usize {
         let Some(held) = &mut self.held else {
             return 0;
         };
         let blocks = blocks.min(held.lease.len());
-        let damaged = pool.first_damaged(&held.lease, held.verified..blocks);
+        let damaged = session.first_damaged(&held.lease, held.verified..blocks);
         let whole = damaged.unwrap_or(blocks);
         held.verified = held.verified.max(whole);
         if damaged.is_some() {
@@ -142,7 +148,7 @@ impl Sequence {
     /// Turns the last match into a load of its first blocks into the engine's `blocks`; `None` when
     /// the match is not held any more, began elsewhere, or is shorter.
     #[must_use]
-    pub fn begin_load(&mut self, from: usize, blocks: Vec<u32>) -> Option<Load> {
+    pub fn begin_load(&mut self, session: &Session, from: usize, blocks: Vec<u32>) -> Option<Load> {
         let Held {
             from: start,
             mut lease,
@@ -150,7 +156,7 @@ impl Sequence {
         } = self.held.take()?;
         (start == from && lease.len() >= blocks.len()).then(|| {
             lease.truncate(blocks.len());
-            lease.mark_used();
+            session.mark_used(&lease);
             Load {
                 lease,
                 blocks,
@@ -177,9 +183,9 @@ impl Sequence {
         session.begin_save(self.chain.keys(), from, blocks)
     }
 
-    /// The request has ended; see [`Pool::settle`].
-    pub fn settle(&self, pool: &Pool) {
-        pool.settle(self.chain.keys());
+    /// The request has ended; see [`Session::settle`].
+    pub fn settle(&self, session: &Session) {
+        session.settle(self.chain.keys());
     }
 }
 

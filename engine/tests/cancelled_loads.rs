@@ -116,7 +116,7 @@ fn rig() -> Rig {
     let node = Node::new(8, 1, Eviction::Lru);
     (0..4u8).for_each(|i| node.compute(i.into(), 10 + i));
     node.save(&keys(0..4), &[0, 1, 2, 3]);
-    let found = node.pool.lookup(&keys(0..4));
+    let found = node.session.lookup(&keys(0..4));
     let moves = moves(found.lease.slots(), 8..12);
     let registration = node.caches[0]
         .register(Arc::clone(&node.segment), 0)

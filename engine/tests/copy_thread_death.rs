@@ -119,7 +119,7 @@ fn saves_behind_a_panic_have_failed_and_nobody_waits_for_them() {
         node.session.drain(Duration::from_secs(10)),
         "slots are free again"
     );
-    assert_eq!(node.pool.lookup(&keys(1..2)).lease.len(), 0);
+    assert_eq!(node.session.lookup(&keys(1..2)).lease.len(), 0);
 }
 
 #[test]

@@ -34,9 +34,9 @@ fn half_saved(node: &Node) -> (Sequence, SaveJob) {
 fn blocks_that_are_being_saved_are_matched_unless_the_load_must_succeed() {
     let node = Node::new(8, 1, Eviction::Lru);
     let (mut request, _saving) = half_saved(&node);
-    let found = request.match_blocks(&node.pool, 0, 4, false);
+    let found = request.match_blocks(&node.session, 0, 4, false);
     assert_eq!((found.blocks, found.complete), (4, false));
-    let found = request.match_blocks(&node.pool, 0, 4, true);
+    let found = request.match_blocks(&node.session, 0, 4, true);
     assert_eq!((found.blocks, found.complete), (2, true));
 }
 
@@ -44,8 +44,10 @@ fn blocks_that_are_being_saved_are_matched_unless_the_load_must_succeed() {
 fn a_load_that_waits_in_vain_keeps_what_is_complete() {
     let node = Node::new(8, 1, Eviction::Lru);
     let (mut request, _saving) = half_saved(&node);
-    let _ = request.match_blocks(&node.pool, 0, 4, false);
-    let load = request.begin_load(0, vec![8, 9, 10, 11]).expect("matched");
+    let _ = request.match_blocks(&node.session, 0, 4, false);
+    let load = request
+        .begin_load(&node.session, 0, vec![8, 9, 10, 11])
+        .expect("matched");
     let (now, timeout) = (Instant::now(), Duration::from_secs(60));
     assert_eq!(load.plan(now, timeout), None, "it waits");
     let plan = load
@@ -62,8 +64,10 @@ fn a_load_that_waits_in_vain_keeps_what_is_complete() {
 fn a_load_goes_ahead_once_the_save_it_joined_has_ended() {
     let node = Node::new(8, 1, Eviction::Lru);
     let (mut request, saving) = half_saved(&node);
-    let _ = request.match_blocks(&node.pool, 0, 4, false);
-    let load = request.begin_load(0, vec![8, 9, 10, 11]).expect("matched");
+    let _ = request.match_blocks(&node.session, 0, 4, false);
+    let load = request
+        .begin_load(&node.session, 0, vec![8, 9, 10, 11])
+        .expect("matched");
     node.workers[0].save_now(vec![saving]);
     assert!(node.session.drain(Duration::from_secs(10)));
     let plan = load
@@ -78,26 +82,28 @@ fn a_damaged_block_ends_the_match_and_is_dropped_unless_another_match_holds_it()
     let mut request = sequence(3);
     let saved = node.save(request.keys(), &[0, 1, 2]).moves;
     let mut other = sequence(3);
-    assert_eq!(other.match_blocks(&node.pool, 0, 3, false).blocks, 3);
+    assert_eq!(other.match_blocks(&node.session, 0, 3, false).blocks, 3);
     node.damage(saved[1].slot.slot, 0, 99);
-    let found = request.match_blocks(&node.pool, 0, 3, false);
+    let found = request.match_blocks(&node.session, 0, 3, false);
     assert_eq!(found.blocks, 3);
-    assert_eq!(request.verify(&node.pool, 3), 1);
+    assert_eq!(request.verify(&node.session, 3), 1);
     assert_eq!(
-        node.pool.counters().damaged_blocks,
+        node.session.counters().damaged_blocks,
         0,
         "vLLM was told of the other match"
     );
-    let load = other.begin_load(0, vec![8, 9, 10]).expect("still held");
+    let load = other
+        .begin_load(&node.session, 0, vec![8, 9, 10])
+        .expect("still held");
     assert!(
         load.plan(Instant::now(), Duration::from_secs(60))
             .is_some_and(|p| p.lost.is_empty())
     );
     drop(load);
-    let _ = request.match_blocks(&node.pool, 0, 3, false);
-    assert_eq!(request.verify(&node.pool, 3), 1);
-    assert_eq!(node.pool.counters().damaged_blocks, 1);
-    assert_eq!(request.match_blocks(&node.pool, 0, 3, false).blocks, 1);
+    let _ = request.match_blocks(&node.session, 0, 3, false);
+    assert_eq!(request.verify(&node.session, 3), 1);
+    assert_eq!(node.session.counters().damaged_blocks, 1);
+    assert_eq!(request.match_blocks(&node.session, 0, 3, false).blocks, 1);
 }
 
 #[test]
@@ -105,10 +111,10 @@ fn a_match_that_is_not_used_is_given_back() {
     let node = Node::new(8, 1, Eviction::Lru);
     let mut request = sequence(2);
     node.save(request.keys(), &[0, 1]);
-    let _ = request.match_blocks(&node.pool, 0, 2, false);
+    let _ = request.match_blocks(&node.session, 0, 2, false);
     assert!(!request.expire(Instant::now()));
     assert!(request.expire(Instant::now() + Duration::from_secs(3600)));
-    assert!(request.begin_load(0, vec![5, 6]).is_none());
+    assert!(request.begin_load(&node.session, 0, vec![5, 6]).is_none());
 }
 
 /// A request with three blocks, all of them saved and verified.
@@ -116,14 +122,14 @@ fn verified(node: &Node) -> Sequence {
     let mut request = sequence(3);
     node.save(request.keys(), &[0, 1, 2]);
     assert_eq!(ask(node, &mut request, 0), 3);
-    assert_eq!(node.pool.counters().verified_blocks, 3);
+    assert_eq!(node.session.counters().verified_blocks, 3);
     request
 }
 
 /// Asks for what must be loadable from `from` on, as a request does that waits.
 fn ask(node: &Node, request: &mut Sequence, from: usize) -> usize {
-    let found = request.match_blocks(&node.pool, from, request.keys().len(), true);
-    request.verify(&node.pool, found.blocks)
+    let found = request.match_blocks(&node.session, from, request.keys().len(), true);
+    request.verify(&node.session, found.blocks)
 }
 
 #[test]
@@ -133,8 +139,10 @@ fn a_request_that_waits_is_verified_once() {
     for _ in 0..100 {
         assert_eq!(ask(&node, &mut request, 0), 3);
     }
-    assert_eq!(node.pool.counters().verified_blocks, 3);
-    let load = request.begin_load(0, vec![8, 9, 10]).expect("still held");
+    assert_eq!(node.session.counters().verified_blocks, 3);
+    let load = request
+        .begin_load(&node.session, 0, vec![8, 9, 10])
+        .expect("still held");
     let plan = load.plan(Instant::now(), Duration::from_secs(60));
     assert!(plan.is_some_and(|plan| plan.moves.len() == 3));
 }
@@ -147,12 +155,12 @@ fn what_was_saved_meanwhile_is_added_to_a_match_and_verified_alone() {
     node.workers[0].save_now(vec![saving]);
     assert!(node.session.drain(Duration::from_secs(10)));
     assert_eq!(ask(&node, &mut request, 0), 4);
-    assert_eq!(node.pool.counters().verified_blocks, 4);
+    assert_eq!(node.session.counters().verified_blocks, 4);
     // The prompt grows, as that of a preempted request.
     request.extend(&(16..20).collect::<Vec<u32>>());
     node.save_from(request.keys(), 4, &[4]);
     assert_eq!(ask(&node, &mut request, 0), 5);
-    assert_eq!(node.pool.counters().verified_blocks, 5);
+    assert_eq!(node.session.counters().verified_blocks, 5);
 }
 
 #[test]
@@ -160,14 +168,18 @@ fn a_match_follows_the_engines_own_hit() {
     let node = Node::new(8, 1, Eviction::Lru);
     let mut request = verified(&node);
     assert_eq!(ask(&node, &mut request, 2), 1);
-    assert_eq!(node.pool.counters().verified_blocks, 3);
-    assert!(request.begin_load(0, vec![8, 9, 10]).is_none());
+    assert_eq!(node.session.counters().verified_blocks, 3);
+    assert!(
+        request
+            .begin_load(&node.session, 0, vec![8, 9, 10])
+            .is_none()
+    );
     // The engine has lost what it had: all blocks are asked for again.
     assert_eq!(ask(&node, &mut request, 0), 3);
-    assert_eq!(node.pool.counters().verified_blocks, 6);
+    assert_eq!(node.session.counters().verified_blocks, 6);
     node.session.clear();
     request.release();
-    assert_eq!(node.pool.gauges().free, 8, "a pin was lost");
+    assert_eq!(node.session.gauges().free, 8, "a pin was lost");
 }
 
 #[test]
@@ -176,11 +188,15 @@ fn a_kept_match_ends_when_the_pool_is_cleared() {
         let node = Node::new(8, 1, Eviction::Lru);
         let mut request = verified(&node);
         node.session.clear();
-        assert_eq!(request.match_blocks(&node.pool, 0, 3, certain).blocks, 0);
-        assert_eq!(node.pool.gauges().free, 8, "cleared blocks are still held");
+        assert_eq!(request.match_blocks(&node.session, 0, 3, certain).blocks, 0);
+        assert_eq!(
+            node.session.gauges().free,
+            8,
+            "cleared blocks are still held"
+        );
         node.save(request.keys(), &[0, 1, 2]);
         assert_eq!(ask(&node, &mut request, 0), 3);
-        assert_eq!(node.pool.counters().verified_blocks, 6);
+        assert_eq!(node.session.counters().verified_blocks, 6);
     }
 }
 
@@ -189,9 +205,9 @@ fn a_kept_match_loses_a_block_that_another_load_found_damaged() {
     for certain in [true, false] {
         let node = Node::new(8, 1, Eviction::Lru);
         let mut request = verified(&node);
-        let slots = node.pool.lookup(request.keys()).lease.slots().to_vec();
-        node.pool.drop_damaged(&slots[1..2]);
-        assert_eq!(request.match_blocks(&node.pool, 0, 3, certain).blocks, 1);
+        let slots = node.session.lookup(request.keys()).lease.slots().to_vec();
+        node.session.drop_damaged(&slots[1..2]);
+        assert_eq!(request.match_blocks(&node.session, 0, 3, certain).blocks, 1);
     }
 }
 
@@ -201,7 +217,7 @@ fn a_match_that_has_expired_is_verified_again() {
     let mut request = verified(&node);
     assert!(request.expire(Instant::now() + Duration::from_secs(3600)));
     assert_eq!(ask(&node, &mut request, 0), 3);
-    assert_eq!(node.pool.counters().verified_blocks, 6);
+    assert_eq!(node.session.counters().verified_blocks, 6);
 }
 
 #[test]
@@ -210,25 +226,25 @@ fn no_more_is_verified_than_will_be_loaded() {
     let mut request = sequence(3);
     let saved = node.save(request.keys(), &[0, 1, 2]).moves;
     node.damage(saved[2].slot.slot, 0, 7);
-    let found = request.match_blocks(&node.pool, 0, 3, true);
-    assert_eq!((found.blocks, request.verify(&node.pool, 2)), (3, 2));
-    assert_eq!(node.pool.counters().verified_blocks, 2);
-    assert_eq!(request.verify(&node.pool, 3), 2, "the last is damaged");
-    assert_eq!(node.pool.counters().verified_blocks, 3);
+    let found = request.match_blocks(&node.session, 0, 3, true);
+    assert_eq!((found.blocks, request.verify(&node.session, 2)), (3, 2));
+    assert_eq!(node.session.counters().verified_blocks, 2);
+    assert_eq!(request.verify(&node.session, 3), 2, "the last is damaged");
+    assert_eq!(node.session.counters().verified_blocks, 3);
 }
 
 #[test]
 fn whether_a_block_is_held_can_be_asked_without_a_match() {
     let node = Node::new(8, 1, Eviction::Lru);
     let (request, _saving) = half_saved(&node);
-    assert!(request.is_held(&node.pool, 1, true));
-    assert!(request.is_held(&node.pool, 2, false));
+    assert!(request.is_held(&node.session, 1, true));
+    assert!(request.is_held(&node.session, 2, false));
     assert!(
-        !request.is_held(&node.pool, 2, true),
+        !request.is_held(&node.session, 2, true),
         "it is still being saved"
     );
-    assert!(!request.is_held(&node.pool, 4, false));
-    assert!(node.pool.gauges().held == 4 && node.pool.counters().verified_blocks == 0);
+    assert!(!request.is_held(&node.session, 4, false));
+    assert!(node.session.gauges().held == 4 && node.session.counters().verified_blocks == 0);
 }
 
 #[test]
@@ -243,8 +259,8 @@ fn a_lookup_that_is_not_used_changes_nothing_in_what_is_given_up() {
         }
         request.release();
         node.save(&keys(200..203), &[6, 7, 8]);
-        assert!(!request.is_held(&node.pool, 0, false), "{eviction:?}");
-        assert!(node.pool.holds(key(100), true), "{eviction:?}");
+        assert!(!request.is_held(&node.session, 0, false), "{eviction:?}");
+        assert!(node.session.holds(key(100), true), "{eviction:?}");
     }
 }
 
@@ -256,10 +272,14 @@ fn a_load_that_begins_is_a_use() {
         node.save(request.keys(), &[0, 1, 2]);
         node.save(&keys(100..103), &[3, 4, 5]);
         assert_eq!(ask(&node, &mut request, 0), 3);
-        drop(request.begin_load(0, vec![8, 9, 10]).expect("matched"));
+        drop(
+            request
+                .begin_load(&node.session, 0, vec![8, 9, 10])
+                .expect("matched"),
+        );
         node.save(&keys(200..203), &[6, 7, 8]);
-        assert!(request.is_held(&node.pool, 0, true), "{eviction:?}");
-        assert!(!node.pool.holds(key(102), false), "{eviction:?}");
+        assert!(request.is_held(&node.session, 0, true), "{eviction:?}");
+        assert!(!node.session.holds(key(102), false), "{eviction:?}");
     }
 }
 
@@ -269,7 +289,11 @@ fn a_load_of_what_was_cleared_meanwhile_is_no_use() {
     let mut request = verified(&node);
     node.session.clear();
     node.save(&keys(100..103), &[3, 4, 5]);
-    drop(request.begin_load(0, vec![8, 9, 10]).expect("still pinned"));
+    drop(
+        request
+            .begin_load(&node.session, 0, vec![8, 9, 10])
+            .expect("still pinned"),
+    );
     node.save(&keys(200..206), &[0; 6]);
-    assert_eq!(node.pool.lookup(&keys(200..206)).lease.len(), 6);
+    assert_eq!(node.session.lookup(&keys(200..206)).lease.len(), 6);
 }

@@ -64,7 +64,7 @@ proptest! {
         let mut held: BTreeMap<BlockKey, ()> = BTreeMap::new();
         for step in steps {
             match step {
-                Step::Settle(number) => node.pool.settle(&chain(number)),
+                Step::Settle(number) => node.session.settle(&chain(number)),
                 Step::Save(number, from, blocks) => {
                     let blocks = vec![0; blocks as usize];
                     let plan = node.session.begin_save(&chain(number), from as usize, &blocks);
@@ -78,10 +78,10 @@ proptest! {
                     let id = job.job;
                     node.workers[0].save_now(vec![job]);
                     node.workers[0].finish_saves(&[id]).expect("saved");
-                    node.pool.poll();
+                    let _ = node.session.poll();
                 },
                 Step::Match(number) => {
-                    let found = node.pool.lookup(&chain(number));
+                    let found = node.session.lookup(&chain(number));
                     if !found.lease.is_empty() {
                         leases.push(found.lease);
                     }
@@ -89,12 +89,12 @@ proptest! {
                 Step::DropLease(used) => if !leases.is_empty() {
                     let lease = leases.remove(0);
                     if used {
-                        lease.mark_used();
+                        node.session.mark_used(&lease);
                     }
                 },
                 Step::Damage(number) => {
-                    let found = node.pool.lookup(&chain(number)[..1]);
-                    node.pool.drop_damaged(found.lease.slots());
+                    let found = node.session.lookup(&chain(number)[..1]);
+                    node.session.drop_damaged(found.lease.slots());
                 }
                 Step::Clear => node.session.clear(),
             }
@@ -105,13 +105,13 @@ proptest! {
                     PoolEvent::Cleared => held.clear(),
                 }
             }
-            let gauges = node.pool.gauges();
+            let gauges = node.session.gauges();
             prop_assert!(gauges.held <= rows as usize && gauges.free <= rows as usize);
             prop_assert!(gauges.free + gauges.held <= rows as usize);
             prop_assert!(held.len() <= gauges.held);
             for number in 0..4 {
                 let keys = chain(number);
-                let found = node.pool.lookup(&keys);
+                let found = node.session.lookup(&keys);
                 let run = keys.iter().take_while(|key| held.contains_key(key)).count();
                 // Blocks being saved can be matched before they are stored.
                 prop_assert!(found.lease.len() >= run);
@@ -126,8 +126,8 @@ proptest! {
         }
         node.session.clear();
         leases.clear();
-        node.pool.poll();
-        prop_assert_eq!(node.pool.gauges().free, rows as usize);
+        let _ = node.session.poll();
+        prop_assert_eq!(node.session.gauges().free, rows as usize);
     }
 }
 
@@ -136,7 +136,7 @@ fn blocks_in_use_are_never_given_up() {
     let node = Node::new(3, 1, Eviction::S3Fifo);
     node.compute(0, 1);
     node.save(&keys(0..3), &[0, 0, 0]);
-    let found = node.pool.lookup(&keys(0..2));
+    let found = node.session.lookup(&keys(0..2));
     let plan = node.save(&keys(10..13), &[1, 2, 3]);
     assert_eq!(
         (plan.moves.len(), plan.covered),
@@ -144,7 +144,7 @@ fn blocks_in_use_are_never_given_up() {
         "two of three rows are leased"
     );
     assert_eq!(
-        node.pool.lookup(&keys(0..2)).lease.slots(),
+        node.session.lookup(&keys(0..2)).lease.slots(),
         found.lease.slots()
     );
     drop(found);
@@ -157,7 +157,11 @@ fn the_head_of_a_chain_outlives_its_tail() {
         let node = Node::new(4, 1, eviction);
         node.save(&keys(0..4), &[0, 1, 2, 3]);
         node.save(&[key(50)], &[4]);
-        assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 3, "{eviction:?}");
+        assert_eq!(
+            node.session.lookup(&keys(0..4)).lease.len(),
+            3,
+            "{eviction:?}"
+        );
     }
 }
 
@@ -166,9 +170,15 @@ fn the_head_of_a_chain_that_was_matched_outlives_its_tail() {
     for eviction in [Eviction::Lru, Eviction::S3Fifo] {
         let node = Node::new(4, 1, eviction);
         node.save(&keys(0..4), &[0, 1, 2, 3]);
-        node.pool.lookup(&keys(0..4)).lease.mark_used();
+        let found = node.session.lookup(&keys(0..4));
+        node.session.mark_used(&found.lease);
+        drop(found);
         node.save(&[key(50)], &[4]);
-        assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 3, "{eviction:?}");
+        assert_eq!(
+            node.session.lookup(&keys(0..4)).lease.len(),
+            3,
+            "{eviction:?}"
+        );
     }
 }
 
@@ -191,7 +201,7 @@ fn rows_apart_in_chats(eviction: Eviction) -> f64 {
                     *length = 0;
                 }
                 let history = keys(begin..begin + *length);
-                let found = node.pool.lookup(&history);
+                let found = node.session.lookup(&history);
                 let mut slots: Vec<u32> = found.lease.slots().iter().map(|s| s.slot).collect();
                 slots.sort_unstable();
                 loaded += slots.len();
@@ -214,17 +224,17 @@ fn rows_apart_in_chats(eviction: Eviction) -> f64 {
                 }
             }
             for &(_, to) in &growing {
-                node.pool.settle(&keys(to / 1000 * 1000..to));
+                node.session.settle(&keys(to / 1000 * 1000..to));
             }
         }
     }
     assert!(
-        node.pool.counters().evicted_blocks > 1000,
+        node.session.counters().evicted_blocks > 1000,
         "the pool was never full"
     );
     assert!(loaded > 5000, "{loaded} rows were loaded");
     node.session.clear();
-    assert_eq!(node.pool.gauges().free, 2048, "rows were lost");
+    assert_eq!(node.session.gauges().free, 2048, "rows were lost");
     f64::from(u32::try_from(apart).unwrap()) / f64::from(u32::try_from(loaded).unwrap())
 }
 
@@ -234,7 +244,7 @@ fn a_save_gives_up_nothing_that_it_continues() {
         let node = Node::new(640, 1, eviction);
         node.save(&keys(0..600), &[0; 600]);
         let plan = node.save(&keys(0..720), &[0; 720]);
-        let held = node.pool.lookup(&keys(0..720)).lease.len();
+        let held = node.session.lookup(&keys(0..720)).lease.len();
         assert_eq!((plan.covered, held), (640, 640), "{eviction:?}");
     }
 }
@@ -248,7 +258,7 @@ fn a_chain_that_grows_beyond_the_pool_keeps_its_head() {
             let blocks = vec![0; end as usize - saved];
             saved += node.save_from(&keys(0..end), saved, &blocks).covered;
         }
-        let held = node.pool.lookup(&keys(0..900)).lease.len();
+        let held = node.session.lookup(&keys(0..900)).lease.len();
         assert_eq!((saved, held), (640, 640), "{eviction:?}");
     }
 }
@@ -261,11 +271,11 @@ fn what_lost_its_head_is_not_put_before_what_has_one() {
     node.save(&keys(100..108), &[0; 8]);
     // Takes the rows of the first chain's head, which is the oldest.
     node.save(&keys(200..204), &[0; 4]);
-    assert_eq!(node.pool.lookup(&keys(0..8)).lease.len(), 0);
-    node.pool.settle(&keys(0..8));
+    assert_eq!(node.session.lookup(&keys(0..8)).lease.len(), 0);
+    node.session.settle(&keys(0..8));
     node.save(&keys(300..304), &[0; 4]);
-    assert_eq!(node.pool.lookup(&keys(200..204)).lease.len(), 4);
-    assert_eq!(node.pool.lookup(&keys(100..108)).lease.len(), 8);
+    assert_eq!(node.session.lookup(&keys(200..204)).lease.len(), 4);
+    assert_eq!(node.session.lookup(&keys(100..108)).lease.len(), 8);
 }
 
 #[test]
@@ -275,9 +285,13 @@ fn what_was_saved_first_of_a_chain_is_given_up_last() {
         for i in 0..4 {
             node.save_from(&keys(0..4), i, &[0]);
         }
-        node.pool.settle(&keys(0..4));
+        node.session.settle(&keys(0..4));
         node.save(&[key(50)], &[4]);
-        assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 3, "{eviction:?}");
+        assert_eq!(
+            node.session.lookup(&keys(0..4)).lease.len(),
+            3,
+            "{eviction:?}"
+        );
     }
 }
 
@@ -295,25 +309,25 @@ fn a_full_pool_saves_the_head_of_what_it_cannot_hold() {
     let node = Node::new(2, 1, Eviction::Lru);
     let plan = node.session.begin_save(&keys(0..4), 0, &[0, 1, 2, 3]);
     assert_eq!((plan.moves.len(), plan.covered), (2, 2));
-    assert_eq!(node.pool.counters().throttled_blocks, 2);
-    assert_eq!(node.pool.lookup(&keys(0..4)).lease.len(), 2);
+    assert_eq!(node.session.counters().throttled_blocks, 2);
+    assert_eq!(node.session.lookup(&keys(0..4)).lease.len(), 2);
 }
 
 #[test]
 fn a_reset_during_a_save_serves_nothing_of_it() {
     let node = Node::new(4, 1, Eviction::Lru);
     let plan = node.session.begin_save(&keys(0..2), 0, &[0, 1]);
-    let found = node.pool.lookup(&keys(0..2));
+    let found = node.session.lookup(&keys(0..2));
     node.session.clear();
-    assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
+    assert!(node.session.lookup(&keys(0..2)).lease.is_empty());
     node.workers[0].save_now(vec![SaveJob {
         job: plan.job,
         moves: plan.moves,
     }]);
     assert!(node.session.drain(std::time::Duration::from_secs(10)));
-    assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
+    assert!(node.session.lookup(&keys(0..2)).lease.is_empty());
     drop(found);
-    assert_eq!(node.pool.gauges().free, 4);
+    assert_eq!(node.session.gauges().free, 4);
 }
 
 #[test]
@@ -326,7 +340,7 @@ fn the_scrub_finds_damage_before_anyone_reads_it() {
         .unwrap()
         .expect("a rate");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while node.pool.counters().damaged_blocks == 0 {
+    while node.session.counters().damaged_blocks == 0 {
         assert!(
             std::time::Instant::now() < deadline,
             "the scrub found nothing"
@@ -334,7 +348,7 @@ fn the_scrub_finds_damage_before_anyone_reads_it() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     drop(scrubber);
-    assert_eq!(node.pool.lookup(&keys(0..2)).lease.len(), 1);
+    assert_eq!(node.session.lookup(&keys(0..2)).lease.len(), 1);
     assert!(
         kvtide_engine::Scrubber::start(&node.pool, 0)
             .unwrap()
@@ -345,7 +359,7 @@ fn the_scrub_finds_damage_before_anyone_reads_it() {
 #[test]
 fn the_index_costs_at_most_160_bytes_a_block() {
     let node = Node::new(1 << 16, 1, Eviction::S3Fifo);
-    let gauges = node.pool.gauges();
+    let gauges = node.session.gauges();
     let bytes = gauges.index_bytes as f64 / gauges.slots as f64;
     assert!((40.0..=160.0).contains(&bytes), "{bytes} bytes a block");
 }

@@ -13,7 +13,7 @@ fn saved_blocks_come_back_on_every_rank() {
     (0..4u8).for_each(|i| node.compute(i.into(), 10 + i));
     assert_eq!(node.save(&keys(0..4), &[0, 1, 2, 3]).moves.len(), 4);
 
-    let found = node.pool.lookup(&keys(0..6));
+    let found = node.session.lookup(&keys(0..6));
     assert!(found.complete);
     assert_eq!(
         found.lease.len(),
@@ -49,7 +49,7 @@ fn a_save_follows_the_forward_pass_layer_by_layer() {
     }
     node.workers[0].end_step();
     assert!(node.session.drain(std::time::Duration::from_secs(10)));
-    let found = node.pool.lookup(&keys(0..1));
+    let found = node.session.lookup(&keys(0..1));
     let outcome = node.load(1, &moves(found.lease.slots(), 6..7)).remove(0);
     assert!(outcome.failed.is_empty());
     (0..3)
@@ -84,9 +84,9 @@ fn a_step_that_never_ends_leaves_nothing_behind() {
     node.workers[0].wait_saves(&[plan.job]).expect("saved");
     node.workers[0].end_step();
     assert!(node.session.drain(std::time::Duration::from_secs(10)));
-    assert!(node.pool.lookup(&keys(0..2)).lease.is_empty());
-    assert_eq!(node.pool.counters().failed_blocks, 2);
-    assert_eq!(node.pool.gauges().free, 8);
+    assert!(node.session.lookup(&keys(0..2)).lease.is_empty());
+    assert_eq!(node.session.counters().failed_blocks, 2);
+    assert_eq!(node.session.gauges().free, 8);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_layered_load_is_ahead_of_the_layer_that_waits() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
     (0..4u8).for_each(|i| node.compute(i.into(), i));
     node.save(&keys(0..4), &[0, 1, 2, 3]);
-    let found = node.pool.lookup(&keys(0..4));
+    let found = node.session.lookup(&keys(0..4));
     node.workers[0].load_layered(9, moves(found.lease.slots(), 4..8), true);
     for layer in 0..LAYERS as usize {
         node.workers[0].wait_layer(layer).unwrap();
@@ -114,7 +114,7 @@ fn a_damaged_row_is_found_by_the_load_that_reads_it_and_then_missing() {
     let mut node = Node::new(8, 2, Eviction::S3Fifo);
     (0..3u8).for_each(|i| node.compute(i.into(), i));
     node.save(&keys(0..3), &[0, 1, 2]);
-    let found = node.pool.lookup(&keys(0..3));
+    let found = node.session.lookup(&keys(0..3));
     let bad = found.lease.slots()[1];
     node.damage(bad.slot, 1, 1234);
     let outcomes = node.load(1, &moves(found.lease.slots(), 8..11));
@@ -123,13 +123,13 @@ fn a_damaged_row_is_found_by_the_load_that_reads_it_and_then_missing() {
         (&outcomes[1].failed[..], &outcomes[1].damaged[..]),
         (&[1][..], &[bad][..])
     );
-    node.pool.drop_damaged(&outcomes[1].damaged);
+    node.session.drop_damaged(&outcomes[1].damaged);
     drop(found);
-    assert_eq!(node.pool.lookup(&keys(0..3)).lease.len(), 1);
-    assert_eq!(node.pool.counters().damaged_blocks, 1);
+    assert_eq!(node.session.lookup(&keys(0..3)).lease.len(), 1);
+    assert_eq!(node.session.counters().damaged_blocks, 1);
     // Saved anew, it is served again.
     assert_eq!(node.save(&keys(0..3), &[0, 1, 2]).moves.len(), 1);
-    assert_eq!(node.pool.lookup(&keys(0..3)).lease.len(), 3);
+    assert_eq!(node.session.lookup(&keys(0..3)).lease.len(), 3);
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn the_board_says_of_every_rank_how_a_load_ended() {
     let mut node = Node::new(8, 2, Eviction::Lru);
     node.compute(0, 1);
     node.save(&keys(0..1), &[0]);
-    let found = node.pool.lookup(&keys(0..1));
+    let found = node.session.lookup(&keys(0..1));
     let ends = |node: &Node, job| [0, 1].map(|rank| node.segment.load_end(0, rank, job));
     assert_eq!(ends(&node, 1), [None; 2]);
     node.load(1, &moves(found.lease.slots(), 8..9));
@@ -178,7 +178,7 @@ fn a_plan_out_of_range_fails_and_harms_nobody() {
         moves: plan.moves,
     }]);
     assert!(node.session.drain(std::time::Duration::from_secs(10)));
-    assert_eq!(node.pool.counters().failed_blocks, 1);
+    assert_eq!(node.session.counters().failed_blocks, 1);
     assert_eq!(node.workers[0].counters().copy_errors, 1);
     let error = node.workers[0].take_error().map(|error| error.to_string());
     assert!(error.is_some_and(|error| error.contains("out of range")));
@@ -199,7 +199,7 @@ fn a_request_joins_a_save_in_flight() {
         job: plan.job,
         moves: plan.moves,
     }]);
-    let found = node.pool.lookup(&keys(0..1));
+    let found = node.session.lookup(&keys(0..1));
     assert!(!found.complete);
     assert_eq!(found.lease.readiness(), Readiness::Saving(0));
     node.workers[0].end_step();
@@ -220,7 +220,7 @@ fn a_block_that_is_still_read_is_named_before_it_is_overwritten() {
     assert!(node.session.saves_reading(&[9]).is_empty());
     node.workers[0].end_step();
     node.workers[0].finish_saves(&[job]).expect("saved");
-    node.pool.poll();
+    let _ = node.session.poll();
     assert!(node.session.saves_reading(&[3, 4]).is_empty());
 }
 
@@ -234,10 +234,9 @@ fn dropping_a_worker_ends_what_it_accepted() {
         moves: plan.moves,
     }]);
     node.workers.clear();
-    let pool = &node.pool;
-    pool.poll();
-    assert_eq!(pool.lookup(&keys(0..4)).lease.len(), 4);
-    assert_eq!(pool.counters().saved_blocks, 4);
+    assert_eq!(node.session.poll(), 0);
+    assert_eq!(node.session.lookup(&keys(0..4)).lease.len(), 4);
+    assert_eq!(node.session.counters().saved_blocks, 4);
 }
 
 #[test]
@@ -245,7 +244,7 @@ fn loads_go_on_however_many_came_before_and_at_once() {
     let mut node = Node::new(8, 1, Eviction::S3Fifo);
     (0..4u8).for_each(|i| node.compute(i.into(), 10 + i));
     node.save(&keys(0..4), &[0, 1, 2, 3]);
-    let found = node.pool.lookup(&keys(0..4));
+    let found = node.session.lookup(&keys(0..4));
     for job in 0..8 {
         let outcome = node.load(job, &moves(found.lease.slots(), 8..12)).remove(0);
         assert!(outcome.failed.is_empty(), "load {job}");

@@ -15,9 +15,9 @@ MOVE_BYTES = 12
 """Bytes of one move: slot, generation and block, each as a little-endian u32."""
 
 
-def block_of(moves: bytes, place: int) -> int:
-    """The engine's block of the move at `place`."""
-    end = (place + 1) * MOVE_BYTES
+def block_of(moves: bytes, index: int) -> int:
+    """The engine's block of a move."""
+    end = (index + 1) * MOVE_BYTES
     return int.from_bytes(moves[end - 4 : end], "little")
 
 
@@ -26,8 +26,8 @@ class AsyncLoad:
     """One request's load beside the steps."""
 
     job: int
-    place: int
-    """Of the segment's board, where workers publish that it has ended."""
+    cell: int
+    """Of the board, where workers publish that it has ended."""
     request_id: str
     moves: bytes
     lost_blocks: list[int]

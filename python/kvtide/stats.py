@@ -74,7 +74,6 @@ COPY_RATE = "kvtide_copy_rate_bytes_per_second"
 
 LOAD_SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
-
 _collectors: dict[tuple[type, str], Any] = {}
 """By class and name; as many as there are metrics, whatever the number of engines."""
 _collectors_lock = threading.Lock()
@@ -122,6 +121,11 @@ class Stats(KVConnectorStats):
         durations = self.data.setdefault("load_seconds", [])
         if len(durations) < LOADS_KEPT:
             durations.append(seconds)
+
+    def take(self) -> Stats | None:
+        """What was counted since the last call, or None."""
+        taken, self.data = Stats(self.data), {}
+        return taken if taken.data else None
 
     def reset(self) -> None:
         """Forgets everything."""

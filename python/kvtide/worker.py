@@ -148,7 +148,7 @@ class WorkerSide:
                 worker.wait_all_layers()
         for load in plan.loads:
             self._async[load.job] = (load.request_id, load.moves, load.lost_blocks)
-            worker.load_async(load.job, load.place, load.moves, load.behind_steps)
+            worker.load_async(load.job, load.cell, load.moves, load.behind_steps)
         for cancelled in plan.cancelled:
             self._cancelled.add(cancelled)
             if not worker.cancel_load(cancelled.job):
@@ -214,7 +214,7 @@ class WorkerSide:
             if job in self._cancelled:
                 self._end_cancelled(job)
                 continue
-            bad = [block_of(moves, place) for place in failed] + lost
+            bad = [block_of(moves, index) for index in failed] + lost
             if bad:
                 self._bad_blocks.update(bad)
                 self._report.failed[request_id] = 1
@@ -253,10 +253,7 @@ class WorkerSide:
             if counters["copy_errors"] != self._reported_counters.get("copy_errors", 0):
                 self._log_error(counters["copy_errors"])
             self._reported_counters = counters
-        if self._stats.is_empty():
-            return None
-        stats, self._stats = self._stats, Stats()
-        return stats
+        return self._stats.take()
 
     def _log_error(self, count: int) -> None:
         """A device that fails, fails often: one line a minute says so."""

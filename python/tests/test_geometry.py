@@ -13,7 +13,7 @@ from kvtide import ConfigError
 from kvtide._native import Namespace, Settings
 from kvtide.encoding import float_of, scaled_dimensions, scales_of
 from kvtide.geometry import Geometry, one_group, refuse_flags, refuse_shared_layers
-from kvtide.scheduler import SchedulerSide
+from kvtide.requests import Requests
 
 PARALLEL = {
     "tensor_parallel_size": 2,
@@ -161,10 +161,7 @@ def test_the_name_and_the_path_of_a_lora_adapter_are_kept_apart() -> None:
     """As the scheduler's side passes them; either may have line ends in it."""
 
     def first_key(name: str, path: str) -> bytes:
-        side = object.__new__(SchedulerSide)
-        side._settings = Settings("{}", {})
-        side._requests = {}
-        side._namespace = Namespace(
+        namespace = Namespace(
             model="m",
             weights_revision="",
             compute_dtype="",
@@ -182,8 +179,9 @@ def test_the_name_and_the_path_of_a_lora_adapter_are_kept_apart() -> None:
             cache_salt=None,
             mm_features=[],
         )
-        side.on_new_request(request)
-        [key] = side._requests["r"].sequence.keys(0, 1)
+        requests = Requests(Settings("{}", {}), namespace)
+        requests.add(request)
+        [key] = requests.states["r"].sequence.keys(0, 1)
         return key
 
     assert first_key("a\nb", "c") != first_key("a", "b\nc")

@@ -64,6 +64,12 @@ impl NamespaceId {
     }
 }
 
+impl std::fmt::Display for NamespaceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// The state from which the first block of a chain is hashed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ChainRoot(pub(crate) [u8; 32]);

@@ -33,3 +33,63 @@ pub struct PoolGauges {
     /// Bytes of all tables about blocks, the shard headers in the segment included.
     pub index_bytes: usize,
 }
+
+impl PoolCounters {
+    /// Names and values, as they are sent to other processes.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, u64); 7] {
+        [
+            ("saved_blocks", self.saved_blocks),
+            ("failed_blocks", self.failed_blocks),
+            ("throttled_blocks", self.throttled_blocks),
+            ("evicted_blocks", self.evicted_blocks),
+            ("damaged_blocks", self.damaged_blocks),
+            ("verified_blocks", self.verified_blocks),
+            ("scrubbed_blocks", self.scrubbed_blocks),
+        ]
+    }
+
+    /// Takes over a value by its name; whether there is one of that name.
+    pub(crate) fn set(&mut self, name: &str, value: u64) -> bool {
+        let field = match name {
+            "saved_blocks" => &mut self.saved_blocks,
+            "failed_blocks" => &mut self.failed_blocks,
+            "throttled_blocks" => &mut self.throttled_blocks,
+            "evicted_blocks" => &mut self.evicted_blocks,
+            "damaged_blocks" => &mut self.damaged_blocks,
+            "verified_blocks" => &mut self.verified_blocks,
+            "scrubbed_blocks" => &mut self.scrubbed_blocks,
+            _ => return false,
+        };
+        *field = value;
+        true
+    }
+}
+
+impl PoolGauges {
+    /// Names and values, as they are sent to other processes.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, u64); 5] {
+        [
+            ("slots", self.slots as u64),
+            ("free", self.free as u64),
+            ("saving", self.saving as u64),
+            ("held", self.held as u64),
+            ("index_bytes", self.index_bytes as u64),
+        ]
+    }
+
+    /// Takes over a value by its name; whether there is one of that name.
+    pub(crate) fn set(&mut self, name: &str, value: u64) -> bool {
+        let field = match name {
+            "slots" => &mut self.slots,
+            "free" => &mut self.free,
+            "saving" => &mut self.saving,
+            "held" => &mut self.held,
+            "index_bytes" => &mut self.index_bytes,
+            _ => return false,
+        };
+        *field = usize::try_from(value).unwrap_or(usize::MAX);
+        true
+    }
+}

@@ -23,6 +23,8 @@ pub(super) struct FreeSlots {
     /// the lowest very last.
     by_room: BTreeSet<(u32, Reverse<u32>)>,
     slots: u32,
+    /// Slots that are the pool's, free or not.
+    owned: u32,
     free: u32,
 }
 
@@ -33,12 +35,33 @@ impl FreeSlots {
             stretches: vec![0; slots.div_ceil(STRETCH) as usize].into_boxed_slice(),
             by_room: BTreeSet::new(),
             slots,
+            owned: 0,
             free: 0,
         }
     }
 
     pub(super) fn len(&self) -> usize {
         self.free as usize
+    }
+
+    /// Slots that are the pool's, free or not.
+    pub(super) fn owned(&self) -> usize {
+        self.owned as usize
+    }
+
+    /// So many slots are the pool's from now on.
+    pub(super) fn own(&mut self, slots: u32) {
+        self.owned += slots;
+    }
+
+    /// Takes `slot` out of the pool, if it is free; whether it was.
+    pub(super) fn disown(&mut self, slot: u32) -> bool {
+        let free = self.holds(slot);
+        if free {
+            self.remove(slot);
+            self.owned -= 1;
+        }
+        free
     }
 
     /// Whether a chain that begins finds a stretch of its own.
@@ -66,10 +89,14 @@ impl FreeSlots {
             Some(slot) if self.can_follow(previous) => slot + 1,
             _ => self.roomiest()?,
         };
+        self.remove(slot);
+        Some(FreeSlot::kept(slot))
+    }
+
+    fn remove(&mut self, slot: u32) {
         let (at, bit) = (slot / STRETCH, 1 << (slot % STRETCH));
         self.change(at, self.stretches[at as usize] & !bit);
         self.free -= 1;
-        Some(FreeSlot::kept(slot))
     }
 
     /// Bytes that all this takes, about: a node of the tree may be half empty.
@@ -78,7 +105,8 @@ impl FreeSlots {
         size_of_val(&*self.stretches) + self.stretches.len() * entry
     }
 
-    fn holds(&self, slot: u32) -> bool {
+    /// Whether `slot` is free.
+    pub(super) fn holds(&self, slot: u32) -> bool {
         let stretch = self.stretches.get((slot / STRETCH) as usize);
         stretch.is_some_and(|bits| bits & (1 << (slot % STRETCH)) != 0)
     }
@@ -124,13 +152,11 @@ fn longest_run(mut bits: u8) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::slot_table::SlotTable;
     use super::*;
 
     fn all(slots: u32) -> FreeSlots {
         let mut free = FreeSlots::new(slots);
-        let (_, each) = SlotTable::new(slots);
-        each.into_iter().for_each(|slot| free.put(slot));
+        (0..slots).for_each(|slot| free.put(FreeSlot::kept(slot)));
         free
     }
 

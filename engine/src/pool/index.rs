@@ -1,79 +1,169 @@
-//! Which slot holds which block.
+//! Which slot holds which block: buckets of slots, chained through the slots' records.
+//!
+//! It lies in the pool's memory, and whoever has that memory reads it without asking: a lookup takes no
+//! lock and waits for nobody. Only the pool changes it ([`IndexWriter`]). A reader may be on a slot that
+//! is taken out at that moment and end up in another bucket, or walk on for too long; it misses a block
+//! then that it might have found. It never takes one block for another: what it found it pins, and then
+//! compares the key ([`super::Catalogue`]).
 
-use hashbrown::HashTable;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use kvtide_model::BlockKey;
+use kvtide_segment::{SharedSegment, SlotRecord};
 
-use super::sessions::NamespaceNumber;
+/// Slots of a bucket that a reader looks at. Keys are hashes and there are as many buckets as slots, so
+/// a bucket of so many slots is one that changes under the reader.
+const WALK_MAX: usize = 64;
 
-/// Maps keys to slots. Keys are kept once, in a table by slot, so an entry costs 16 bytes for its
-/// key, 4 for its namespace and at most 11 for its place in the hash table.
-#[derive(Debug)]
-pub(crate) struct Index {
-    table: HashTable<u32>,
-    keys: Box<[BlockKey]>,
-    namespaces: Box<[NamespaceNumber]>,
-}
+/// What everybody may do.
+#[derive(Clone, Debug)]
+pub(crate) struct Index(Arc<SharedSegment>);
 
 impl Index {
-    pub(crate) fn new(slots: u32) -> Self {
-        let none = BlockKey::from_bytes([0; 16]);
-        Self {
-            table: HashTable::with_capacity(slots as usize),
-            keys: vec![none; slots as usize].into_boxed_slice(),
-            namespaces: vec![NamespaceNumber::default(); slots as usize].into_boxed_slice(),
-        }
+    pub(crate) fn of(segment: &Arc<SharedSegment>) -> Self {
+        Self(Arc::clone(segment))
     }
 
-    /// The slot of `key`.
+    /// A slot that has, or had a moment ago, the block `key`.
     pub(crate) fn find(&self, key: BlockKey) -> Option<u32> {
-        self.table
-            .find(key.table_hash(), |&slot| self.keys[slot as usize] == key)
-            .copied()
-    }
-
-    /// Enters `key` of `namespace`, which is not in the index, at `slot`.
-    pub(super) fn insert(&mut self, key: BlockKey, namespace: NamespaceNumber, slot: u32) {
-        self.keys[slot as usize] = key;
-        self.namespaces[slot as usize] = namespace;
-        let keys = &self.keys;
-        self.table
-            .insert_unique(key.table_hash(), slot, |&s| keys[s as usize].table_hash());
-    }
-
-    /// Removes the entry of `slot`, if there is one; returns its key.
-    pub(crate) fn remove_slot(&mut self, slot: u32) -> Option<BlockKey> {
-        let key = self.keys[slot as usize];
-        let entry = self
-            .table
-            .find_entry(key.table_hash(), |&s| s == slot)
-            .ok()?;
-        entry.remove();
-        Some(key)
+        let halves = halves(key);
+        self.chain(key).take(WALK_MAX).find_map(|(slot, record)| {
+            let same = record.key.iter().zip(halves);
+            let mut same = same.map(|(half, wanted)| half.load(Ordering::Acquire) == wanted);
+            same.all(|same| same).then_some(slot)
+        })
     }
 
     /// The key last entered at `slot`.
     pub(crate) fn key_of(&self, slot: u32) -> BlockKey {
-        self.keys[slot as usize]
+        let mut bytes = [0; 16];
+        if let Some(record) = self.0.record(slot) {
+            let (words, _) = bytes.as_chunks_mut::<8>();
+            for (word, half) in words.iter_mut().zip(&record.key) {
+                *word = half.load(Ordering::Acquire).to_le_bytes();
+            }
+        }
+        BlockKey::from_bytes(bytes)
     }
 
-    /// The namespace of the key last entered at `slot`.
-    pub(super) fn namespace_of(&self, slot: u32) -> NamespaceNumber {
-        self.namespaces[slot as usize]
+    fn bucket(&self, key: BlockKey) -> Option<&AtomicU32> {
+        let mask = self.0.geometry().buckets() - 1;
+        let [a, b, c, d, ..] = key.table_hash().to_le_bytes();
+        self.0.bucket(u32::from_le_bytes([a, b, c, d]) & mask)
     }
 
-    /// Takes out all entries of `namespace`; the slots that they were at.
-    pub(super) fn remove_namespace(&mut self, namespace: NamespaceNumber) -> Vec<u32> {
-        let namespaces = &self.namespaces;
-        let of_it = |slot: &mut u32| namespaces[*slot as usize] == namespace;
-        self.table.extract_if(of_it).collect()
+    /// The slots in the bucket of `key`.
+    fn chain(&self, key: BlockKey) -> impl Iterator<Item = (u32, &SlotRecord)> {
+        let first = self.bucket(key).map_or(0, |b| b.load(Ordering::Acquire));
+        std::iter::successors(self.link(first), |(_, record)| {
+            let next = record.next.load(Ordering::Acquire);
+            self.link(u32::try_from(next).unwrap_or(0))
+        })
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.table.len()
+    /// The slot that a link leads to.
+    fn link(&self, link: u32) -> Option<(u32, &SlotRecord)> {
+        let slot = link.checked_sub(1)?;
+        Some((slot, self.0.record(slot)?))
+    }
+}
+
+/// What only the pool may do, under its lock.
+#[derive(Debug)]
+pub(super) struct IndexWriter {
+    index: Index,
+    entries: usize,
+}
+
+impl IndexWriter {
+    /// Of a pool that holds nothing, whatever was in its memory before: nothing of that is followed.
+    pub(super) fn new(segment: &Arc<SharedSegment>) -> Self {
+        for bucket in 0..segment.geometry().buckets() {
+            if let Some(bucket) = segment.bucket(bucket) {
+                bucket.store(0, Ordering::Release);
+            }
+        }
+        Self {
+            index: Index::of(segment),
+            entries: 0,
+        }
     }
 
-    /// Bytes this index has allocated.
-    pub(crate) fn allocated_bytes(&self) -> usize {
-        self.table.allocation_size() + size_of_val(&*self.keys) + size_of_val(&*self.namespaces)
+    /// The slot of `key`.
+    pub(super) fn find(&self, key: BlockKey) -> Option<u32> {
+        self.index.find(key)
     }
+
+    /// The key last entered at `slot`.
+    pub(super) fn key_of(&self, slot: u32) -> BlockKey {
+        self.index.key_of(slot)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries
+    }
+
+    /// Enters `key`, which is not in the index, at `slot`, which nobody finds yet.
+    pub(super) fn insert(&mut self, key: BlockKey, slot: u32) {
+        let index = &self.index;
+        let (Some(bucket), Some(record)) = (index.bucket(key), index.0.record(slot)) else {
+            return;
+        };
+        for (half, new) in record.key.iter().zip(halves(key)) {
+            half.store(new, Ordering::Release);
+        }
+        let first = bucket.load(Ordering::Acquire);
+        record.next.store(first.into(), Ordering::Release);
+        bucket.store(slot + 1, Ordering::Release);
+        self.entries += 1;
+    }
+
+    /// Takes out the entry of `slot`, if there is one; its key.
+    pub(super) fn remove_slot(&mut self, slot: u32) -> Option<BlockKey> {
+        let index = &self.index;
+        let key = index.key_of(slot);
+        let bucket = index.bucket(key)?;
+        let before = index
+            .chain(key)
+            .take_while(|(each, _)| *each != slot)
+            .last();
+        let next = index.0.record(slot)?.next.load(Ordering::Acquire);
+        let link = slot + 1;
+        match before {
+            None if bucket.load(Ordering::Acquire) == link => {
+                bucket.store(u32::try_from(next).unwrap_or(0), Ordering::Release);
+            }
+            Some((_, record)) if record.next.load(Ordering::Acquire) == u64::from(link) => {
+                record.next.store(next, Ordering::Release);
+            }
+            _ => return None,
+        }
+        self.entries -= 1;
+        Some(key)
+    }
+
+    /// Takes out everything; the slots.
+    pub(super) fn clear(&mut self) -> Vec<u32> {
+        let index = &self.index;
+        let mut slots = Vec::with_capacity(self.entries);
+        for bucket in 0..index.0.geometry().buckets() {
+            let Some(bucket) = index.0.bucket(bucket) else {
+                continue;
+            };
+            let mut link = bucket.swap(0, Ordering::AcqRel);
+            while let Some((slot, record)) = index.link(link) {
+                slots.push(slot);
+                let next = record.next.load(Ordering::Acquire);
+                link = u32::try_from(next).unwrap_or(0);
+            }
+        }
+        self.entries = 0;
+        slots
+    }
+}
+
+fn halves(key: BlockKey) -> [u64; 2] {
+    let (words, _) = key.as_bytes().as_chunks::<8>();
+    [0, 1].map(|half| words.get(half).map_or(0, |&word| u64::from_le_bytes(word)))
 }

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use kvtide_model::SlotRef;
 
-use super::Shared;
-use super::slot_table::SlotState;
-use crate::sync::lock;
+use super::catalogue::Progress;
+use super::pins::Pins;
 
 /// Whether leased blocks can be loaded now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,19 +22,19 @@ pub enum Readiness {
 /// Pins consecutive blocks of one request until it is dropped.
 ///
 /// A lease that only records a match has a deadline: a request that is never scheduled must not hold
-/// memory for ever. Dropping a lease returns every pin, on any thread; only the last pin of a block that was dropped
-/// meanwhile takes the pool's lock.
+/// memory for ever. Dropping a lease returns every pin, on any thread, and asks the pool nothing.
 #[derive(Debug)]
 pub struct Lease {
-    shared: Arc<Shared>,
+    pins: Arc<Pins>,
     slots: Vec<SlotRef>,
     expires: Instant,
 }
 
 impl Lease {
-    pub(super) fn new(shared: Arc<Shared>, slots: Vec<SlotRef>, ttl: Duration) -> Self {
+    /// Of slots that are pinned already.
+    pub(crate) fn new(pins: Arc<Pins>, slots: Vec<SlotRef>, ttl: Duration) -> Self {
         Self {
-            shared,
+            pins,
             slots,
             expires: Instant::now() + ttl,
         }
@@ -68,7 +67,8 @@ impl Lease {
     /// Whether a new lookup would find the same blocks: none has been lost or cleared since.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        self.slots.iter().all(|&slot| self.shared.slots.holds(slot))
+        let slots = &self.pins.catalogue().slots;
+        self.slots.iter().all(|&slot| slots.holds(slot))
     }
 
     /// Adds the blocks of `next`, which follow these. The deadline stays.
@@ -79,28 +79,22 @@ impl Lease {
     /// Gives back the pins on the first `blocks`.
     pub fn skip(&mut self, blocks: usize) {
         let skipped: Vec<SlotRef> = self.slots.drain(..blocks.min(self.slots.len())).collect();
-        self.shared.unpin(&skipped);
-    }
-
-    /// Marks the blocks as used, so that they are given up later.
-    pub fn mark_used(&self) {
-        let mut state = lock(&self.shared.state);
-        state.used_by_lease(&self.shared.slots, &self.slots);
+        self.pins.unpin(&skipped);
     }
 
     /// Gives back the pins behind the first `blocks`.
     pub fn truncate(&mut self, blocks: usize) {
         if blocks < self.slots.len() {
             let rest = self.slots.split_off(blocks);
-            self.shared.unpin(&rest);
+            self.pins.unpin(&rest);
         }
     }
 
-    /// Leading blocks that are complete.
+    /// Leading blocks that are complete, and whose bytes were seen to be right.
     #[must_use]
     pub fn complete_blocks(&self) -> usize {
-        let sealed = |&slot: &SlotRef| self.shared.slots.state(slot) == Some(SlotState::Sealed);
-        self.slots.iter().take_while(|slot| sealed(slot)).count()
+        let certain = |&&slot: &&SlotRef| self.pins.catalogue().is_certain(slot);
+        self.slots.iter().take_while(certain).count()
     }
 
     /// Whether the blocks can be loaded now.
@@ -108,15 +102,11 @@ impl Lease {
     pub fn readiness(&self) -> Readiness {
         let mut saving = None;
         let mut lost = Vec::new();
-        for (i, &slot) in self.slots.iter().enumerate() {
-            match self.shared.slots.state(slot) {
-                Some(SlotState::Sealed) => {}
-                Some(SlotState::Filling) => saving = saving.or(Some(i)),
-                // A reset dooms slots whose bytes are whole; they stay so while they are pinned.
-                Some(SlotState::Doomed) if self.shared.is_intact(slot) => {}
-                Some(SlotState::Abandoned | SlotState::Doomed | SlotState::Free) | None => {
-                    lost.push(i);
-                }
+        for (place, &slot) in self.slots.iter().enumerate() {
+            match self.progress(slot) {
+                Progress::Complete => {}
+                Progress::Saving => saving = saving.or(Some(place)),
+                Progress::Lost => lost.push(place),
             }
         }
         match (lost.is_empty(), saving) {
@@ -125,10 +115,14 @@ impl Lease {
             (true, None) => Readiness::Ready,
         }
     }
+
+    fn progress(&self, slot: SlotRef) -> Progress {
+        self.pins.catalogue().progress(slot)
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.shared.unpin(&self.slots);
+        self.pins.unpin(&self.slots);
     }
 }

@@ -1,22 +1,23 @@
 //! The pool: which blocks are held, where, and who is using them.
 //!
-//! One pool serves all ranks of an engine, and any number of engines, each with a
-//! [`crate::Session`]. It lives in the process of vLLM's scheduler and is called on its thread,
-//! without the GIL; leases are dropped and rows are scrubbed from other threads. All
-//! structure is behind one lock that is held for microseconds, some hundred for the longest prompts;
-//! what a worker or a lease changes is atomic (`slot_table`) or lies in the shared segment.
+//! One pool serves all ranks of an engine, and any number of engines of one model, each with a
+//! [`crate::Session`]. What is in it lies in the shared segment, where sessions look blocks up and pin
+//! them by themselves ([`catalogue`]); the pool alone changes it, behind one lock that is held for
+//! microseconds, some hundred for the longest prompts.
 //!
-//! A block enters with [`crate::Session::begin_save`], which hands out a slot and a plan for the workers; it
-//! can be matched from that moment on ([`Pool::lookup`]), is known complete as soon as every rank
-//! has published its shard ([`Pool::poll`]), and leaves when it is evicted, found damaged
-//! ([`Pool::drop_damaged`]) or cleared ([`crate::Session::clear`]). Every count here is bounded by the number of slots.
+//! A block enters with [`Pool::begin_save`], which hands out a slot; it can be matched from that moment
+//! on, is known complete as soon as every rank has published its shard ([`Pool::poll`]), and leaves when
+//! it is evicted, found damaged ([`Pool::drop_damaged`]) or cleared ([`Pool::clear`]). Every count here
+//! is bounded by the number of slots.
 
+pub(crate) mod adoption;
+pub(crate) mod catalogue;
 mod counters;
 mod eviction;
 mod free_slots;
 mod index;
 mod lease;
-mod saves;
+pub(crate) mod pins;
 pub(crate) mod scrub;
 mod sessions;
 pub(crate) mod slot_table;
@@ -24,51 +25,49 @@ mod state;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
-use kvtide_model::{BlockKey, BlockMove, NamespaceId, SlotRef};
-use kvtide_segment::{ShardStatus, SharedSegment};
+use kvtide_model::{BlockKey, SlotRef};
+use kvtide_segment::SharedSegment;
 
 use crate::config::Eviction;
 use crate::session::{SessionError, SessionId};
 use crate::sync::{Mutex, lock};
-use saves::InFlightSaves;
-use slot_table::{FillingSlot, SealedSlot, SlotState, SlotTable};
+use adoption::Survivor;
+use catalogue::{Catalogue, HeldBlock};
+use pins::HolderGuard;
+use slot_table::{HolderBit, SealedSlot};
 use state::State;
 
 pub use counters::{PoolCounters, PoolGauges};
 pub use lease::{Lease, Readiness};
 
-/// What happened to a block of a session's namespace, for those who mirror what the pool has of it.
+/// What happened to a block, for those who mirror what the pool has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolEvent {
     /// The block is held and complete.
     Stored(BlockKey),
     /// The block is no longer held.
     Removed(BlockKey),
-    /// No block of the namespace is held any more.
+    /// No block is held any more.
     Cleared,
 }
 
-/// A run of matched blocks.
-#[derive(Debug)]
-pub struct Match {
-    /// Pins on them.
-    pub lease: Lease,
-    /// Whether all of them are complete; otherwise some are still being saved.
-    pub complete: bool,
+/// A block that an engine is to save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Filling {
+    /// Its place in the chain.
+    pub(crate) at: usize,
+    /// Where it goes.
+    pub(crate) slot: SlotRef,
 }
 
-/// A save that workers are to carry out.
+/// What becomes of the blocks that an engine wants to save.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SavePlan {
-    /// The job's id; 0 when there is nothing to do.
-    pub job: u64,
-    /// What to copy.
-    pub moves: Vec<BlockMove>,
-    /// Leading blocks that the pool holds or is now saving; the rest was not accepted, because too
-    /// much is in flight or pinned.
-    pub covered: usize,
+pub(crate) struct Begun {
+    /// Those that it saves.
+    pub(crate) filling: Vec<Filling>,
+    /// Leading blocks that the pool holds or that are now being saved; the rest was not accepted.
+    pub(crate) covered: usize,
 }
 
 /// How a pool behaves.
@@ -76,281 +75,219 @@ pub struct SavePlan {
 pub struct PoolOptions {
     /// Eviction policy.
     pub eviction: Eviction,
-    /// How long a match is held for a request that is not scheduled.
-    pub lease_ttl: Duration,
-}
-
-/// Everything that a lease needs to outlive the pool's handle.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) slots: SlotTable,
-    pub(crate) segment: Arc<SharedSegment>,
-    state: Mutex<State>,
 }
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Pool {
-    shared: Arc<Shared>,
-    lease_ttl: Duration,
+    catalogue: Arc<Catalogue>,
+    state: Mutex<State>,
 }
 
 impl Pool {
-    /// An empty pool over all rows of `segment`.
+    /// An empty pool over all rows of `segment`, whatever was in them before.
     #[must_use]
     pub fn new(segment: Arc<SharedSegment>, options: PoolOptions) -> Self {
         let rows = segment.geometry().rows();
-        let (slots, every_slot) = SlotTable::new(rows);
-        let state = State::new(rows, every_slot, options);
-        let shared = Arc::new(Shared {
-            slots,
-            segment,
-            state: Mutex::new(state),
-        });
-        Self {
-            shared,
-            lease_ttl: options.lease_ttl,
-        }
+        let pool = Self::without_rows(segment, options, 1);
+        pool.grow(0..rows);
+        pool
     }
 
-    /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving.
-    ///
-    /// The run ends at the first block that is missing, because what follows cannot be used
-    /// without it. A lookup does not count as a use of the blocks, a load does
-    /// ([`Lease::mark_used`]): many a lookup is put off or asked again.
-    #[must_use]
-    pub fn lookup(&self, keys: &[BlockKey]) -> Match {
-        let mut pinned = Vec::with_capacity(keys.len());
-        let mut complete = true;
-        {
-            let mut state = lock(&self.shared.state);
-            // What has been saved meanwhile is complete now.
-            state.poll(&self.shared);
-            for &key in keys {
-                let Some(slot) = state.index.find(key) else {
-                    break;
-                };
-                let Some((slot, sealed)) = self.shared.slots.pin_current(slot) else {
-                    break;
-                };
-                complete &= sealed;
-                pinned.push(slot);
-            }
-        }
-        let lease = Lease::new(Arc::clone(&self.shared), pinned, self.lease_ttl);
-        Match { lease, complete }
+    /// A pool that has none of the rows of `segment` yet, in the given life of its memory.
+    pub(crate) fn without_rows(
+        segment: Arc<SharedSegment>,
+        options: PoolOptions,
+        life: u64,
+    ) -> Self {
+        let catalogue = Arc::new(Catalogue::new(segment, life));
+        let state = Mutex::new(State::new(&catalogue, options));
+        Self { catalogue, state }
     }
 
-    /// Whether the pool holds `key` or, unless it has to be `complete`, is saving it.
-    #[must_use]
-    pub fn holds(&self, key: BlockKey, complete: bool) -> bool {
-        let mut state = lock(&self.shared.state);
-        state.poll(&self.shared);
-        state.index.find(key).is_some_and(|slot| {
-            let slot = self.shared.slots.current(slot);
-            !complete || self.shared.slots.state(slot) == Some(SlotState::Sealed)
-        })
+    /// Takes `rows`, in which nobody reads or writes, into the pool.
+    pub(crate) fn grow(&self, rows: Range<u32>) {
+        lock(&self.state).grow(&self.catalogue.slots, rows);
+    }
+
+    /// Takes over `rows` with what an earlier life of this memory left in them.
+    pub(crate) fn adopt(&self, rows: Range<u32>, survivors: &[Survivor]) {
+        lock(&self.state).adopt(&self.catalogue, rows, survivors);
+    }
+
+    /// Gives up `rows` with the blocks in them; whether it did.
+    pub(crate) fn give_up(&self, rows: &Range<u32>) -> bool {
+        lock(&self.state).give_up(&self.catalogue, rows)
+    }
+
+    /// When the blocks in `rows` were last used on average, in seconds of Unix time; `None` if they
+    /// cannot be given up now.
+    pub(crate) fn last_use(&self, rows: &Range<u32>) -> Option<u64> {
+        lock(&self.state).last_use(&self.catalogue, rows)
+    }
+
+    /// A session of an engine in another process, which has this bit in every pool.
+    pub(crate) fn open_session_as(&self, holder: HolderBit, events: bool) -> SessionId {
+        lock(&self.state).sessions.open_as(holder, events)
+    }
+
+    /// Nobody waits any more for what a session's engine, in another process, is saving.
+    pub(crate) fn abandon_saves(&self, session: SessionId) {
+        lock(&self.state).abandon(&self.catalogue, session);
+    }
+
+    /// Ends a session of an engine in another process, none of whose processes is left.
+    pub(crate) fn close_session_elsewhere(&self, session: SessionId) {
+        lock(&self.state).close_elsewhere(&self.catalogue, session);
+    }
+
+    /// The first row of the pool's from `row` on, or else its first of all.
+    pub(crate) fn next_row(&self, row: u32) -> Option<u32> {
+        let state = lock(&self.state);
+        let first = |from: u32| {
+            let rows = state.rows.iter().filter(|rows| rows.end > from);
+            rows.map(|rows| rows.start.max(from)).min()
+        };
+        first(row).or_else(|| first(0))
+    }
+
+    /// Shows every block that is held or being saved.
+    pub(crate) fn each_block(&self, see: &mut dyn FnMut(HeldBlock)) {
+        let rows = lock(&self.state).rows.clone();
+        let slots = rows.into_iter().flatten();
+        slots
+            .filter_map(|slot| self.catalogue.block(slot))
+            .for_each(see);
+    }
+
+    /// Rows that may be free in a full pool, so that chains that begin find some that lie together.
+    pub(crate) fn spare_rows(&self) -> usize {
+        lock(&self.state).spare()
+    }
+
+    /// Blocks that a session is saving.
+    pub(crate) fn saving_blocks_of(&self, session: SessionId) -> usize {
+        lock(&self.state).sessions.saving_blocks_of(session)
     }
 
     pub(crate) fn open_session(
         &self,
-        namespace: NamespaceId,
         events: bool,
-    ) -> Result<SessionId, SessionError> {
-        let mut state = lock(&self.shared.state);
-        state.sessions.open(namespace, events)
+    ) -> Result<(SessionId, HolderGuard), SessionError> {
+        lock(&self.state).sessions.open(events)
     }
 
     pub(crate) fn close_session(&self, session: SessionId) {
-        lock(&self.shared.state).close(&self.shared, session);
+        lock(&self.state).close(&self.catalogue, session);
     }
 
-    /// See [`crate::Session::begin_save`].
+    /// Hands out slots for `blocks` blocks of `chain` from `from` on, as far as the pool does not hold
+    /// them already; those that it holds are marked as used.
     pub(crate) fn begin_save(
         &self,
         session: SessionId,
         chain: &[BlockKey],
         from: usize,
-        blocks: &[u32],
-    ) -> SavePlan {
-        let mut state = lock(&self.shared.state);
-        let Some(namespace) = state.sessions.namespace(session) else {
-            return SavePlan::default();
-        };
-        let end = chain.len().min(from + blocks.len());
-        let (held, missing) = state.divide(chain, from, blocks);
-        state.used(&held);
+        blocks: usize,
+    ) -> Begun {
+        let mut state = lock(&self.state);
+        // Rows that nobody holds any more are of use now.
+        state.poll(&self.catalogue);
+        let end = chain.len().min(from + blocks);
+        let (held, missing) = state.divide(chain, from, end);
+        state.used(&self.catalogue, &held);
         let earlier = &chain[..from.min(end)];
-        let filling = state.fill(&self.shared.slots, namespace, earlier, &held, &missing);
+        let filling = state.fill(&self.catalogue, session, earlier, &held, &missing);
         state.counters.throttled_blocks += (missing.len() - filling.len()) as u64;
         let refused = missing.get(filling.len()).map(|missing| missing.at);
-        let move_into = |(slot, block): &(FillingSlot, u32)| BlockMove {
-            slot: slot.slot_ref(),
-            block: *block,
-        };
-        SavePlan {
-            moves: filling.iter().map(move_into).collect(),
+        Begun {
+            filling,
             covered: refused.unwrap_or(end).saturating_sub(from),
-            job: match state.sessions.saves_mut(session) {
-                Some(saves) if !filling.is_empty() => saves.begin(filling),
-                _ => 0,
-            },
         }
+    }
+
+    /// Marks blocks as used, so that they are given up later. A lookup is no use, a load is: many a
+    /// lookup is put off or asked again.
+    pub(crate) fn mark_used(&self, used: &[SlotRef]) {
+        lock(&self.state).used_if_held(&self.catalogue, used);
     }
 
     /// Nothing follows in `chain` for now: its tail goes before its head, although the head was
     /// saved first.
-    pub fn settle(&self, chain: &[BlockKey]) {
-        lock(&self.shared.state).settle(chain);
-    }
-
-    /// See [`crate::Session::saves_reading`].
-    pub(crate) fn saves_reading(&self, session: SessionId, blocks: &[u32]) -> Vec<u64> {
-        let state = lock(&self.shared.state);
-        let saves = state.sessions.saves(session);
-        saves.map_or_else(Vec::new, |saves| saves.reading(blocks))
+    pub(crate) fn settle(&self, chain: &[BlockKey]) {
+        lock(&self.state).settle(chain);
     }
 
     /// Takes note of the saves that workers have finished since the last call.
     pub fn poll(&self) {
-        lock(&self.shared.state).poll(&self.shared);
-    }
-
-    /// See [`crate::Session::poll`].
-    pub(crate) fn poll_session(&self, session: SessionId) -> usize {
-        let mut state = lock(&self.shared.state);
-        state.poll(&self.shared);
-        state
-            .sessions
-            .saves(session)
-            .map_or(0, InFlightSaves::blocks)
+        lock(&self.state).poll(&self.catalogue);
     }
 
     /// Drops blocks whose bytes were found damaged. Stale references are ignored.
     ///
     /// Requests that hold such a block already find the damage when they load it.
-    pub fn drop_damaged(&self, damaged: &[SlotRef]) {
-        let mut state = lock(&self.shared.state);
+    pub(crate) fn drop_damaged(&self, damaged: &[SlotRef]) {
+        let mut state = lock(&self.state);
         for &slot in damaged {
-            if self.shared.slots.doom(slot) {
-                state.forget(slot.slot);
-                state.counters.damaged_blocks += 1;
-                state.release(&self.shared.slots, slot);
-            }
+            state.drop_damaged(&self.catalogue.slots, slot);
         }
     }
 
     /// Drops a damaged block unless somebody has pinned it: a match that vLLM was told of cannot be
     /// taken back. Its load will find the damage, or the next scrub.
     pub(crate) fn drop_if_unused(&self, slot: SealedSlot) {
-        let mut state = lock(&self.shared.state);
-        if let Some(free) = self.shared.slots.evict(slot) {
+        let mut state = lock(&self.state);
+        if let Some(free) = self.catalogue.slots.evict(slot) {
             state.forget(slot.slot_ref().slot);
             state.counters.damaged_blocks += 1;
             state.free.put(free);
         }
     }
 
-    /// The first of `places` in `lease` whose block does not have its checksum.
-    ///
-    /// The block is dropped, unless a match that vLLM was told of holds it as well and cannot be
-    /// taken back.
-    #[must_use]
-    pub fn first_damaged(&self, lease: &Lease, places: Range<usize>) -> Option<usize> {
-        let unverified = lease.slots().get(places.clone()).unwrap_or_default();
-        let intact = unverified
-            .iter()
-            .take_while(|&&slot| self.shared.bytes_match(slot))
-            .count();
-        let damaged = unverified.get(intact).copied();
-        let mut state = lock(&self.shared.state);
-        state.counters.verified_blocks += intact as u64 + u64::from(damaged.is_some());
-        let slot = damaged?;
-        if self.shared.slots.doom_if_pinned_once(slot) {
-            state.forget(slot.slot);
-            state.counters.damaged_blocks += 1;
-        }
-        Some(places.start + intact)
+    /// Drops every block. Those that are held or being saved go as soon as they no longer are.
+    pub(crate) fn clear(&self) {
+        lock(&self.state).clear(&self.catalogue);
     }
 
-    /// See [`crate::Session::clear`].
-    pub(crate) fn clear_namespace_of(&self, session: SessionId) {
-        let mut state = lock(&self.shared.state);
-        if let Some(namespace) = state.sessions.namespace(session) {
-            state.clear(&self.shared, namespace);
-        }
-    }
-
-    /// See [`crate::Session::take_events`].
+    /// What a session has not been told yet, oldest first.
     pub(crate) fn take_events(&self, session: SessionId) -> Vec<PoolEvent> {
-        lock(&self.shared.state).sessions.take_events(session)
+        lock(&self.state).sessions.take_events(session)
+    }
+
+    pub(crate) fn note_scrubbed(&self) {
+        lock(&self.state).counters.scrubbed_blocks += 1;
     }
 
     /// Totals since the pool was made.
     #[must_use]
     pub fn counters(&self) -> PoolCounters {
-        lock(&self.shared.state).counters
+        lock(&self.state).counters
     }
 
     /// What the pool holds now.
     #[must_use]
     pub fn gauges(&self) -> PoolGauges {
-        let state = lock(&self.shared.state);
+        let mut state = lock(&self.state);
+        state.poll(&self.catalogue);
+        let geometry = self.catalogue.segment.geometry();
         PoolGauges {
-            slots: self.shared.slots.len(),
+            slots: state.free.owned(),
             free: state.free.len(),
             saving: state.sessions.saving_blocks(),
             held: state.index.len(),
-            index_bytes: state.index.allocated_bytes()
-                + state.policy.allocated_bytes()
+            index_bytes: state.policy.allocated_bytes()
                 + state.free.allocated_bytes()
-                + self.shared.slots.allocated_bytes()
-                + self.shared.segment.geometry().table_bytes(),
+                + geometry.table_bytes(),
         }
     }
 
     /// The segment behind the pool.
     #[must_use]
     pub fn segment(&self) -> &Arc<SharedSegment> {
-        &self.shared.segment
+        &self.catalogue.segment
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-}
-
-impl Shared {
-    /// Returns pins; frees the doomed slots that lost their last one.
-    fn unpin(&self, slots: &[SlotRef]) {
-        for &slot in slots {
-            if self.slots.unpin(slot) {
-                let mut state = lock(&self.state);
-                state.release(&self.slots, slot);
-            }
-        }
-    }
-
-    /// Whether every shard of `slot` was completely written and not found damaged.
-    fn is_intact(&self, slot: SlotRef) -> bool {
-        (0..self.segment.geometry().ranks()).all(|rank| {
-            self.segment
-                .shard_state(slot.slot, rank)
-                .is_some_and(|state| {
-                    state.generation == slot.generation && state.status == ShardStatus::Sealed
-                })
-        })
-    }
-
-    /// Whether the bytes of `slot`, which the caller has pinned, have their checksums.
-    pub(crate) fn bytes_match(&self, slot: SlotRef) -> bool {
-        (0..self.segment.geometry().ranks()).all(|rank| {
-            let state = self.segment.shard_state(slot.slot, rank);
-            state.is_some_and(|state| {
-                state.generation == slot.generation
-                    && state.status == ShardStatus::Sealed
-                    && self.segment.compute_checksum(slot.slot, rank) == Some(state.checksum)
-            })
-        })
+    pub(crate) fn catalogue(&self) -> &Arc<Catalogue> {
+        &self.catalogue
     }
 }

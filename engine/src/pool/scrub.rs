@@ -8,8 +8,8 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{Pool, Shared};
-use crate::sync::lock;
+use super::Pool;
+use super::slot_table::HolderBit;
 
 /// The thread that scrubs; it ends when this is dropped.
 #[derive(Debug)]
@@ -49,8 +49,11 @@ impl Scrubber {
                 while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
                     let Some(pool) = weak.upgrade() else { return };
                     for _ in 0..rows {
-                        scrub_row(&pool, next);
-                        next = (next + 1) % pool.segment().geometry().rows();
+                        let Some(row) = pool.next_row(next) else {
+                            break;
+                        };
+                        scrub_row(&pool, row);
+                        next = row + 1;
                     }
                 }
             })?;
@@ -72,17 +75,19 @@ impl Drop for Scrubber {
 }
 
 fn scrub_row(pool: &Pool, row: u32) {
-    let shared: &Shared = pool.shared();
-    let Some(sealed) = shared.slots.evictable(row) else {
+    let catalogue = pool.catalogue();
+    let Some(sealed) = catalogue.slots.evictable(row) else {
         return;
     };
-    let slot = sealed.slot_ref();
-    if !shared.slots.pin(slot) {
+    let Some(slot) = catalogue.slots.hold(row, HolderBit::SCRUB) else {
         return;
+    };
+    let intact = slot != sealed.slot_ref() || catalogue.bytes_match(slot);
+    if intact {
+        catalogue.note_proven(row);
     }
-    let intact = shared.bytes_match(slot);
-    shared.unpin(&[slot]);
-    lock(&shared.state).counters.scrubbed_blocks += 1;
+    catalogue.slots.let_go(row, HolderBit::SCRUB);
+    pool.note_scrubbed();
     if !intact {
         pool.drop_if_unused(sealed);
     }

@@ -1,31 +1,32 @@
 //! What the pool keeps of every engine that uses it.
 
-use std::collections::BTreeMap;
-
-use kvtide_model::NamespaceId;
-use kvtide_segment::SharedSegment;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use super::PoolEvent;
-use super::saves::{InFlightSaves, Saved};
-use super::slot_table::FillingSlot;
+use super::catalogue::{Catalogue, Progress};
+use super::pins::HolderGuard;
+use super::slot_table::{FillingSlot, HolderBit};
 use crate::session::{SessionError, SessionId};
+use crate::sync::{Mutex, lock};
 
-/// Engines that a pool serves at once: more than a node has GPUs, and few enough to look at each of
-/// them whenever saves are collected.
-const SESSIONS_MAX: usize = 256;
 /// Events kept for a session that stopped taking them.
 const EVENTS_MAX: usize = 1 << 18;
 
-/// A namespace by the number that the pool gave it, which is what a slot notes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct NamespaceNumber(u32);
-
 #[derive(Debug)]
 struct SessionState {
-    namespace: NamespaceNumber,
-    saves: InFlightSaves,
+    holder: HolderBit,
+    /// What the engine fills, in the order in which its workers do.
+    fillings: VecDeque<FillingSlot>,
     /// `None` if the session is told nothing.
     events: Option<Vec<PoolEvent>>,
+}
+
+/// How the save of one block ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Saved {
+    Complete(FillingSlot),
+    Failed(FillingSlot),
 }
 
 /// See the module's documentation.
@@ -33,70 +34,93 @@ struct SessionState {
 pub(super) struct Sessions {
     open: BTreeMap<SessionId, SessionState>,
     opened: u64,
-    /// Every namespace that a session ever had; its place is its number.
-    namespaces: Vec<NamespaceId>,
+    /// Bits of holders that are given out: also of sessions that have ended, as long as something is
+    /// pinned under theirs.
+    bits: Arc<Mutex<Vec<HolderBit>>>,
 }
 
 impl Sessions {
-    pub(super) fn open(
-        &mut self,
-        namespace: NamespaceId,
-        events: bool,
-    ) -> Result<SessionId, SessionError> {
-        if self.open.len() >= SESSIONS_MAX {
-            return Err(SessionError::TooMany { max: SESSIONS_MAX });
-        }
+    pub(super) fn open(&mut self, events: bool) -> Result<(SessionId, HolderGuard), SessionError> {
+        let bit = {
+            let mut given = lock(&self.bits);
+            let mut bits = (0..).map_while(HolderBit::of_session);
+            let free = bits.find(|bit| !given.contains(bit));
+            let max = HolderBit::SESSIONS;
+            let bit = free.ok_or(SessionError::TooMany { max })?;
+            given.push(bit);
+            bit
+        };
+        let given = Some(Arc::clone(&self.bits));
+        let guard = HolderGuard { bit, given };
+        Ok((self.open_as(bit, events), guard))
+    }
+
+    /// A session of an engine in another process, which has this bit in every pool.
+    pub(super) fn open_as(&mut self, holder: HolderBit, events: bool) -> SessionId {
         self.opened += 1;
+        let id = SessionId::new(self.opened);
         let state = SessionState {
-            namespace: self.number(namespace),
-            saves: InFlightSaves::default(),
+            holder,
+            fillings: VecDeque::new(),
             events: events.then(Vec::new),
         };
-        let id = SessionId::new(self.opened);
         self.open.insert(id, state);
-        Ok(id)
+        id
+    }
+
+    /// The bit of a session that is open.
+    pub(super) fn holder(&self, id: SessionId) -> Option<HolderBit> {
+        self.open.get(&id).map(|state| state.holder)
+    }
+
+    /// What a session that is open fills.
+    pub(super) fn fillings(&self, id: SessionId) -> impl Iterator<Item = &FillingSlot> {
+        self.open.get(&id).into_iter().flat_map(|s| &s.fillings)
+    }
+
+    /// Blocks in flight of one session.
+    pub(super) fn saving_blocks_of(&self, id: SessionId) -> usize {
+        self.open.get(&id).map_or(0, |state| state.fillings.len())
     }
 
     /// Forgets a session; the slots that it was filling.
-    pub(super) fn close(&mut self, id: SessionId) -> Vec<FillingSlot> {
+    pub(super) fn close(&mut self, id: SessionId) -> VecDeque<FillingSlot> {
         let closed = self.open.remove(&id);
-        closed.map_or_else(Vec::new, |state| state.saves.into_slots())
+        closed.map(|state| state.fillings).unwrap_or_default()
     }
 
-    /// The namespace of a session that is open.
-    pub(super) fn namespace(&self, id: SessionId) -> Option<NamespaceNumber> {
-        self.open.get(&id).map(|state| state.namespace)
-    }
-
-    /// A session's saves.
-    pub(super) fn saves(&self, id: SessionId) -> Option<&InFlightSaves> {
-        self.open.get(&id).map(|state| &state.saves)
-    }
-
-    /// The same, to begin one.
-    pub(super) fn saves_mut(&mut self, id: SessionId) -> Option<&mut InFlightSaves> {
-        self.open.get_mut(&id).map(|state| &mut state.saves)
+    /// Notes what a session fills from now on.
+    pub(super) fn fill(&mut self, id: SessionId, fillings: Vec<FillingSlot>) {
+        if let Some(state) = self.open.get_mut(&id) {
+            state.fillings.extend(fillings);
+        }
     }
 
     /// Blocks in flight, of all sessions.
     pub(super) fn saving_blocks(&self) -> usize {
-        self.open.values().map(|state| state.saves.blocks()).sum()
+        self.open.values().map(|state| state.fillings.len()).sum()
     }
 
     /// Takes out the saves that have ended, of every session by itself: one that has stopped hides
     /// nobody else's.
-    pub(super) fn collect(&mut self, segment: &SharedSegment) -> Vec<Saved> {
+    pub(super) fn collect(&mut self, catalogue: &Catalogue) -> Vec<Saved> {
         let mut ended = Vec::new();
         for state in self.open.values_mut() {
-            state.saves.collect(segment, |saved| ended.push(saved));
+            while let Some(filling) = state.fillings.front() {
+                let how: fn(FillingSlot) -> Saved = match catalogue.saved(filling.slot_ref()) {
+                    Progress::Saving => break,
+                    Progress::Complete => Saved::Complete,
+                    Progress::Lost => Saved::Failed,
+                };
+                ended.extend(state.fillings.pop_front().map(how));
+            }
         }
         ended
     }
 
-    /// Notes what happened to a block, for the sessions of its namespace.
-    pub(super) fn record(&mut self, namespace: NamespaceNumber, event: PoolEvent) {
-        let told = self.open.values_mut();
-        for state in told.filter(|state| state.namespace == namespace) {
+    /// Notes what happened to a block, for the sessions that are told.
+    pub(super) fn record(&mut self, event: PoolEvent) {
+        for state in self.open.values_mut() {
             let Some(events) = &mut state.events else {
                 continue;
             };
@@ -113,16 +137,5 @@ impl Sessions {
     pub(super) fn take_events(&mut self, id: SessionId) -> Vec<PoolEvent> {
         let events = self.open.get_mut(&id).and_then(|s| s.events.as_mut());
         events.map(std::mem::take).unwrap_or_default()
-    }
-
-    /// The number of a namespace. Those of sessions that ended keep theirs, for their blocks stay;
-    /// an entry takes 16 bytes, and an operator has not many models.
-    fn number(&mut self, namespace: NamespaceId) -> NamespaceNumber {
-        let known = self.namespaces.iter().position(|&each| each == namespace);
-        let place = known.unwrap_or_else(|| {
-            self.namespaces.push(namespace);
-            self.namespaces.len() - 1
-        });
-        NamespaceNumber(u32::try_from(place).unwrap_or(u32::MAX))
     }
 }

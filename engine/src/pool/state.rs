@@ -1,14 +1,18 @@
 //! What the pool's lock protects: which blocks are held, which go next, and what is in flight.
 
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use kvtide_model::{BlockKey, SlotRef};
 
+use super::catalogue::Catalogue;
 use super::eviction::{self, EvictionPolicy};
 use super::free_slots::FreeSlots;
-use super::index::Index;
-use super::saves::Saved;
-use super::sessions::{NamespaceNumber, Sessions};
-use super::slot_table::{FillingSlot, FreeSlot, SlotTable};
-use super::{PoolCounters, PoolEvent, PoolOptions, Shared};
+use super::index::IndexWriter;
+use super::sessions::{Saved, Sessions};
+use super::slot_table::{FillingSlot, FreeSlot, HolderBit, SlotState, SlotTable};
+use super::{Filling, PoolCounters, PoolEvent, PoolOptions};
 use crate::session::SessionId;
 
 /// Blocks that may be in flight to the pool at once. Beyond this a save is throttled: its blocks
@@ -20,14 +24,23 @@ const SAVING_BLOCKS_MAX: usize = 1 << 16;
 const SPARE_SHARE: usize = 16;
 /// Blocks given up at most for one that is saved.
 const EVICTED_AT_ONCE: usize = 64;
+/// Doomed blocks that are looked at whenever the pool is, whether they are still held.
+const LOOKED_AT_ONCE: usize = 256;
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) index: Index,
+    pub(super) index: IndexWriter,
     pub(super) policy: Box<dyn EvictionPolicy>,
     pub(super) free: FreeSlots,
+    /// The rows that are the pool's.
+    pub(super) rows: Vec<Range<u32>>,
     pub(super) sessions: Sessions,
+    /// Blocks that are dropped and that somebody still holds. A session gives up its pins without a
+    /// word, so the pool looks.
+    pub(super) doomed: VecDeque<SlotRef>,
+    /// Seconds of Unix time when the pool was last looked at.
+    now: u64,
     pub(super) counters: PoolCounters,
 }
 
@@ -38,41 +51,50 @@ pub(super) struct Missing {
     key: BlockKey,
     /// Of the block before it.
     previous: Option<BlockKey>,
-    /// The engine's.
-    block: u32,
 }
 
 impl State {
-    /// Of an empty pool.
-    pub(super) fn new(rows: u32, every_slot: Vec<FreeSlot>, options: PoolOptions) -> Self {
-        let mut free = FreeSlots::new(rows);
-        every_slot.into_iter().for_each(|slot| free.put(slot));
+    /// Of a pool without a slot.
+    pub(super) fn new(catalogue: &Catalogue, options: PoolOptions) -> Self {
+        let rows = catalogue.segment.geometry().rows();
         Self {
-            index: Index::new(rows),
+            index: IndexWriter::new(&catalogue.segment),
             policy: eviction::policy(options.eviction, rows),
-            free,
+            free: FreeSlots::new(rows),
+            rows: Vec::new(),
             sessions: Sessions::default(),
+            doomed: VecDeque::new(),
+            now: 0,
             counters: PoolCounters::default(),
         }
     }
 
-    /// Of `chain` from `from` on, of which `blocks` are the engine's: the slots of what is held, and
-    /// what is not.
+    /// Takes `rows` into the pool, whatever was in them before.
+    pub(super) fn grow(&mut self, slots: &SlotTable, rows: Range<u32>) {
+        self.own(rows.clone());
+        rows.for_each(|slot| self.free.put(slots.reset(slot)));
+    }
+
+    pub(super) fn own(&mut self, rows: Range<u32>) {
+        self.free.own(rows.end - rows.start);
+        self.rows.push(rows);
+    }
+
+    /// Of `chain` from `from` up to `end`: the slots of what is held, and what is not.
     pub(super) fn divide(
         &self,
         chain: &[BlockKey],
         from: usize,
-        blocks: &[u32],
+        end: usize,
     ) -> (Vec<u32>, Vec<Missing>) {
         let (mut held, mut missing) = (Vec::new(), Vec::new());
-        for ((at, &key), &block) in chain.iter().enumerate().skip(from).zip(blocks) {
+        for (at, &key) in chain.iter().enumerate().take(end).skip(from) {
             match self.index.find(key) {
                 Some(slot) => held.push(slot),
                 None => missing.push(Missing {
                     at,
                     key,
                     previous: at.checked_sub(1).map(|before| chain[before]),
-                    block,
                 }),
             }
         }
@@ -80,28 +102,32 @@ impl State {
     }
 
     /// Takes slots for blocks that are `missing` behind those of `earlier` and between those in
-    /// `held`, as far as there is room: with each, the engine's block that fills it.
+    /// `held`, as far as there is room.
     pub(super) fn fill(
         &mut self,
-        slots: &SlotTable,
-        namespace: NamespaceNumber,
+        catalogue: &Catalogue,
+        session: SessionId,
         earlier: &[BlockKey],
         held: &[u32],
         missing: &[Missing],
-    ) -> Vec<(FillingSlot, u32)> {
+    ) -> Vec<Filling> {
         if missing.is_empty() {
             return Vec::new();
         }
+        let Some(filler) = self.sessions.holder(session) else {
+            return Vec::new();
+        };
+        let slots = &catalogue.slots;
         // What this save evicts must not be what it continues.
-        let mut pinned = slots.pin_all(held);
+        let mut pinned = hold_all(slots, held);
         let (mut may_evict, mut settled) = (true, false);
         let saving = self.sessions.saving_blocks();
-        let mut filling: Vec<(FillingSlot, u32)> = Vec::with_capacity(missing.len());
+        let mut filling: Vec<FillingSlot> = Vec::with_capacity(missing.len());
         for each in missing {
             let previous = each.previous.and_then(|key| self.index.find(key));
-            if !settled && self.must_evict(slots, previous) {
+            if !settled && self.must_evict(previous) {
                 // In use as well, and out of the way of a search for what is not.
-                pinned.extend(slots.pin_all(&self.settle(earlier)));
+                pinned.extend(hold_all(slots, &self.settle(earlier)));
                 settled = true;
             }
             if saving + filling.len() >= SAVING_BLOCKS_MAX {
@@ -110,32 +136,41 @@ impl State {
             let Some(free) = self.take_slot(slots, previous, &mut may_evict) else {
                 break; // What follows could not be used without this block.
             };
-            let slot = slots.fill(free);
-            self.index.insert(each.key, namespace, slot.slot_ref().slot);
-            filling.push((slot, each.block));
+            self.index.insert(each.key, free.number());
+            catalogue.note_filler(free.number(), filler);
+            catalogue.note_used(free.number(), self.now);
+            filling.push(slots.fill(free));
         }
         // A chain is useless without its head, so the head is entered last and evicted last.
-        for ((slot, _), each) in filling.iter().zip(missing).rev() {
+        for (slot, each) in filling.iter().zip(missing).rev() {
             self.policy.insert(slot.slot_ref().slot, each.key);
         }
         for slot in pinned {
-            slots.unpin(slot);
+            slots.let_go(slot, HolderBit::POOL);
         }
-        filling
+        let begun = filling.iter().zip(missing).map(|(slot, missing)| Filling {
+            at: missing.at,
+            slot: slot.slot_ref(),
+        });
+        let begun = begun.collect();
+        self.sessions.fill(session, filling);
+        begun
     }
 
     /// Marks blocks of a chain as used: its head last, so that it is given up last.
-    pub(super) fn used(&mut self, slots: &[u32]) {
+    pub(super) fn used(&mut self, catalogue: &Catalogue, slots: &[u32]) {
         for &slot in slots.iter().rev() {
             self.policy.touch(slot);
+            catalogue.note_used(slot, self.now);
         }
     }
 
-    /// The same for leased blocks. One that was lost or cleared since is in no queue any more.
-    pub(super) fn used_by_lease(&mut self, slots: &SlotTable, leased: &[SlotRef]) {
-        let held = leased.iter().filter(|&&slot| slots.holds(slot));
+    /// The same for blocks that a session has loaded. One that was lost or cleared since is in no queue
+    /// any more.
+    pub(super) fn used_if_held(&mut self, catalogue: &Catalogue, used: &[SlotRef]) {
+        let held = used.iter().filter(|&&slot| catalogue.slots.holds(slot));
         let held: Vec<u32> = held.map(|slot| slot.slot).collect();
-        self.used(&held);
+        self.used(catalogue, &held);
     }
 
     /// See [`super::Pool::settle`]; the slots. What follows a block that is lost is of no use, and
@@ -150,10 +185,14 @@ impl State {
     }
 
     /// Whether [`State::take_slot`] has to give up blocks.
-    fn must_evict(&self, slots: &SlotTable, previous: Option<u32>) -> bool {
-        let spare = (slots.len() / SPARE_SHARE).max(1);
+    fn must_evict(&self, previous: Option<u32>) -> bool {
         let room = self.free.can_follow(previous) || self.free.has_stretch();
-        !room && self.free.len() < spare
+        !room && self.free.len() < self.spare()
+    }
+
+    /// See [`super::Pool::spare_rows`].
+    pub(super) fn spare(&self) -> usize {
+        (self.free.owned() / SPARE_SHARE).max(1)
     }
 
     /// A slot to fill for the block behind the one in slot `previous`.
@@ -168,7 +207,7 @@ impl State {
         may_evict: &mut bool,
     ) -> Option<FreeSlot> {
         for _ in 0..EVICTED_AT_ONCE {
-            if !*may_evict || !self.must_evict(slots, previous) {
+            if !*may_evict || !self.must_evict(previous) {
                 break;
             }
             *may_evict = self.evict(slots);
@@ -192,36 +231,45 @@ impl State {
             return false;
         };
         if let Some(key) = index.remove_slot(victim) {
-            let namespace = index.namespace_of(victim);
-            self.sessions.record(namespace, PoolEvent::Removed(key));
+            self.sessions.record(PoolEvent::Removed(key));
         }
         self.counters.evicted_blocks += 1;
         true
     }
 
-    /// Frees a doomed slot that nobody uses any more.
+    /// Frees a doomed slot when nobody holds it any more.
     pub(super) fn release(&mut self, slots: &SlotTable, slot: SlotRef) {
-        if let Some(free) = slots.release(slot) {
-            self.free.put(free);
+        match slots.release(slot) {
+            Some(free) => self.free.put(free),
+            None => self.doomed.push_back(slot),
         }
     }
 
-    pub(super) fn poll(&mut self, shared: &Shared) {
-        for ended in self.sessions.collect(&shared.segment) {
+    pub(super) fn poll(&mut self, catalogue: &Catalogue) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.now = since.map_or(0, |since| since.as_secs());
+        for ended in self.sessions.collect(catalogue) {
             match ended {
-                Saved::Complete(filling) => self.seal(&shared.slots, &filling),
-                Saved::Failed(filling) => self.fail(&shared.slots, &filling),
+                Saved::Complete(filling) => self.seal(catalogue, &filling),
+                Saved::Failed(filling) => self.fail(&catalogue.slots, &filling),
             }
         }
+        for _ in 0..self.doomed.len().min(LOOKED_AT_ONCE) {
+            let Some(slot) = self.doomed.pop_front() else {
+                return;
+            };
+            self.release(&catalogue.slots, slot);
+        }
     }
 
-    fn seal(&mut self, slots: &SlotTable, filling: &FillingSlot) {
+    fn seal(&mut self, catalogue: &Catalogue, filling: &FillingSlot) {
+        let slots = &catalogue.slots;
         let slot = filling.slot_ref();
+        catalogue.note_proven(slot.slot);
         if slots.seal(filling).is_some() {
             self.counters.saved_blocks += 1;
-            let namespace = self.index.namespace_of(slot.slot);
             let key = self.index.key_of(slot.slot);
-            self.sessions.record(namespace, PoolEvent::Stored(key));
+            self.sessions.record(PoolEvent::Stored(key));
         } else {
             // Cleared while it was being saved.
             self.release(slots, slot);
@@ -238,38 +286,61 @@ impl State {
     }
 
     /// Ends a session: what it was filling has failed, and whoever still writes it is fenced.
-    pub(super) fn close(&mut self, shared: &Shared, session: SessionId) {
-        self.poll(shared);
-        let ranks = shared.segment.geometry().ranks();
+    pub(super) fn close(&mut self, catalogue: &Catalogue, session: SessionId) {
+        self.poll(catalogue);
+        let ranks = catalogue.segment.geometry().ranks();
         for filling in self.sessions.close(session) {
             let slot = filling.slot_ref();
             for rank in 0..ranks {
-                let segment = &shared.segment;
+                let segment = &catalogue.segment;
                 segment.condemn_shard(slot.slot, rank, slot.generation);
             }
-            self.fail(&shared.slots, &filling);
+            self.fail(&catalogue.slots, &filling);
         }
     }
 
-    /// Drops every block of `namespace`. Those that are pinned or being saved go as soon as they no
-    /// longer are.
-    pub(super) fn clear(&mut self, shared: &Shared, namespace: NamespaceNumber) {
-        self.poll(shared);
-        for slot in self.index.remove_namespace(namespace) {
+    /// Drops every block. Those that are held or being saved go as soon as they no longer are.
+    pub(super) fn clear(&mut self, catalogue: &Catalogue) {
+        self.poll(catalogue);
+        for slot in self.index.clear() {
             self.policy.remove(slot);
-            let slot = shared.slots.current(slot);
-            shared.slots.doom(slot);
-            self.release(&shared.slots, slot);
+            let slot = catalogue.slots.current(slot);
+            let sealed = catalogue.slots.state(slot) == Some(SlotState::Sealed);
+            catalogue.slots.doom(slot);
+            // What is being saved comes back when its writer is done.
+            if sealed {
+                self.release(&catalogue.slots, slot);
+            }
         }
-        self.sessions.record(namespace, PoolEvent::Cleared);
+        self.sessions.record(PoolEvent::Cleared);
+    }
+
+    /// Drops a block whose bytes are damaged, unless it is gone.
+    pub(super) fn drop_damaged(&mut self, slots: &SlotTable, slot: SlotRef) {
+        let sealed = slots.state(slot) == Some(SlotState::Sealed);
+        if slots.doom(slot) {
+            self.forget(slot.slot);
+            self.counters.damaged_blocks += 1;
+            if sealed {
+                self.release(slots, slot);
+            }
+        }
     }
 
     /// Takes `slot` out of index and policy.
     pub(super) fn forget(&mut self, slot: u32) {
         if let Some(key) = self.index.remove_slot(slot) {
             self.policy.remove(slot);
-            let namespace = self.index.namespace_of(slot);
-            self.sessions.record(namespace, PoolEvent::Removed(key));
+            self.sessions.record(PoolEvent::Removed(key));
         }
     }
+}
+
+/// Holds those of `slots` that have or await a block, so that the pool does not give them up; the
+/// slots that are held now.
+fn hold_all(slots: &SlotTable, each: &[u32]) -> Vec<u32> {
+    let held = each
+        .iter()
+        .filter(|&&slot| slots.hold(slot, HolderBit::POOL).is_some());
+    held.copied().collect()
 }

@@ -1,5 +1,5 @@
-//! What belongs to one engine of those that use a pool: its saves, what it is told of its namespace,
-//! and its right to clear it.
+//! What belongs to one engine of those that use a pool: what it has pinned, its saves, what it is told
+//! of the pool, and its right to clear it.
 //!
 //! A pool outlives its engines. When a session is dropped, however its engine ended, nothing of it is
 //! left: what it was filling is condemned, so that nobody waits for bytes that will not come, and a
@@ -7,16 +7,26 @@
 //! engines in several processes share a pool, a slot that may still be written has to wait for its
 //! writer. What it has saved stays.
 
+mod saves;
+
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use kvtide_model::{BlockKey, NamespaceId};
+use kvtide_model::{BlockKey, BlockMove, SlotRef};
 
-use crate::pool::{Pool, PoolEvent, SavePlan};
+#[cfg(not(loom))]
+use crate::access::Attachment;
+use crate::access::{Access, LocalAccess, Wanted};
+use crate::pool::pins::Pins;
+use crate::pool::{Begun, Lease, Pool, PoolCounters, PoolEvent, PoolGauges};
+use crate::sync::{Mutex, lock};
+use saves::InFlightSaves;
 
 /// Tells the sessions of one pool apart; never given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SessionId(u64);
+pub(crate) struct SessionId(u64);
 
 impl SessionId {
     pub(crate) fn new(number: u64) -> Self {
@@ -36,54 +46,197 @@ pub enum SessionError {
     },
 }
 
+/// How a session behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// Whether it is told what becomes of the pool's blocks, whoever saved them.
+    pub events: bool,
+    /// How long a match is held for a request that is not scheduled.
+    pub lease_ttl: Duration,
+}
+
+/// A run of matched blocks.
+#[derive(Debug)]
+pub struct Match {
+    /// Pins on them.
+    pub lease: Lease,
+    /// Whether all of them are complete; otherwise some are still being saved.
+    pub complete: bool,
+}
+
+/// What an engine wants to save of one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Save<'a> {
+    /// Keys from the beginning of the chain.
+    pub chain: &'a [BlockKey],
+    /// The first block to save.
+    pub from: usize,
+    /// The engine's blocks that hold it and those that follow.
+    pub blocks: &'a [u32],
+}
+
+/// A save that workers are to carry out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavePlan {
+    /// The job's id; 0 when there is nothing to do.
+    pub job: u64,
+    /// What to copy.
+    pub moves: Vec<BlockMove>,
+    /// Leading blocks that the pool holds or is now saving; the rest was not accepted, because too
+    /// much is in flight or pinned.
+    pub covered: usize,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Session {
-    pool: Arc<Pool>,
-    id: SessionId,
+    access: Box<dyn Access>,
+    pins: Arc<Pins>,
+    saves: Mutex<InFlightSaves>,
+    verified_blocks: AtomicU64,
+    lease_ttl: Duration,
 }
 
 impl Session {
-    /// A session of an engine whose blocks are those of `namespace`. With `events` it is told what
-    /// becomes of them, whoever saved them.
+    /// A session of an engine with a pool in this process.
     ///
     /// # Errors
     /// [`SessionError`] when the pool serves too many engines.
-    pub fn open(
-        pool: &Arc<Pool>,
-        namespace: NamespaceId,
-        events: bool,
-    ) -> Result<Self, SessionError> {
+    pub fn open(pool: &Arc<Pool>, options: SessionOptions) -> Result<Self, SessionError> {
+        let (access, holder) = LocalAccess::open(pool, options.events)?;
         Ok(Self {
-            id: pool.open_session(namespace, events)?,
-            pool: Arc::clone(pool),
+            access: Box::new(access),
+            pins: Arc::new(Pins::new(Arc::clone(pool.catalogue()), holder)),
+            saves: Mutex::default(),
+            verified_blocks: AtomicU64::new(0),
+            lease_ttl: options.lease_ttl,
         })
     }
 
-    /// The pool.
+    /// A session of an engine with a pool in another process.
+    #[cfg(not(loom))]
     #[must_use]
-    pub fn pool(&self) -> &Arc<Pool> {
-        &self.pool
+    pub fn attached(attachment: Attachment, lease_ttl: Duration) -> Self {
+        let (access, pins) = attachment.into_access();
+        Self {
+            access: Box::new(access),
+            pins: Arc::new(pins),
+            saves: Mutex::default(),
+            verified_blocks: AtomicU64::new(0),
+            lease_ttl,
+        }
+    }
+
+    /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving.
+    ///
+    /// The run ends at the first block that is missing, because what follows cannot be used
+    /// without it. A lookup does not count as a use of the blocks, a load does
+    /// ([`Session::mark_used`]): many a lookup is put off or asked again.
+    #[must_use]
+    pub fn lookup(&self, keys: &[BlockKey]) -> Match {
+        let keys = if self.access.is_readable() { keys } else { &[] };
+        let (slots, complete) = self.pins.pin_run(keys);
+        let lease = Lease::new(Arc::clone(&self.pins), slots, self.lease_ttl);
+        Match { lease, complete }
+    }
+
+    /// Whether the pool holds `key` or, unless it has to be `complete`, is saving it.
+    #[must_use]
+    pub fn holds(&self, key: BlockKey, complete: bool) -> bool {
+        self.access.is_readable() && self.pins.catalogue().holds(key, complete)
+    }
+
+    /// Marks leased blocks as used, so that they are given up later.
+    pub fn mark_used(&self, lease: &Lease) {
+        self.access.mark_used(lease.slots());
+    }
+
+    /// The first of `places` in `lease` whose block does not have its checksum.
+    ///
+    /// The block is dropped, unless a match that vLLM was told of holds it as well and cannot be
+    /// taken back.
+    #[must_use]
+    pub fn first_damaged(&self, lease: &Lease, places: Range<usize>) -> Option<usize> {
+        let catalogue = self.pins.catalogue();
+        let unverified = lease.slots().get(places.clone()).unwrap_or_default();
+        let intact = unverified
+            .iter()
+            .take_while(|&&slot| catalogue.bytes_match(slot))
+            .count();
+        let damaged = unverified.get(intact).copied();
+        let compared = intact as u64 + u64::from(damaged.is_some());
+        self.verified_blocks.fetch_add(compared, Ordering::Relaxed);
+        let slot = damaged?;
+        if self.pins.is_only_pin(slot) {
+            self.access.drop_damaged(&[slot]);
+        }
+        Some(places.start + intact)
     }
 
     /// Plans the save of `chain`'s blocks from `from` on, which lie in the engine's `blocks`, as far
     /// as the pool does not hold them already; those that it holds are marked as used.
     #[must_use]
     pub fn begin_save(&self, chain: &[BlockKey], from: usize, blocks: &[u32]) -> SavePlan {
-        self.pool.begin_save(self.id, chain, from, blocks)
+        let save = Save {
+            chain,
+            from,
+            blocks,
+        };
+        let plans = self.begin_saves(&[save]);
+        plans.into_iter().next().unwrap_or_default()
+    }
+
+    /// The same for all saves of a step; one plan for each.
+    #[must_use]
+    pub fn begin_saves(&self, saves: &[Save<'_>]) -> Vec<SavePlan> {
+        let wanted = saves.iter().map(|save| Wanted {
+            chain: save.chain,
+            from: save.from,
+            blocks: save.blocks.len(),
+        });
+        let wanted: Vec<_> = wanted.collect();
+        let mut in_flight = lock(&self.saves);
+        let plan = |(save, begun): (&Save<'_>, Begun)| {
+            let block = |at: usize| save.blocks.get(at.checked_sub(save.from)?).copied();
+            let moves = begun.filling.iter().filter_map(|each| {
+                let (slot, block) = (each.slot, block(each.at)?);
+                Some(BlockMove { slot, block })
+            });
+            let moves: Vec<BlockMove> = moves.collect();
+            SavePlan {
+                job: if moves.is_empty() {
+                    0
+                } else {
+                    in_flight.begin(&moves)
+                },
+                moves,
+                covered: begun.covered,
+            }
+        };
+        let begun = self.access.begin_saves(&wanted);
+        saves.iter().zip(begun).map(plan).collect()
+    }
+
+    /// Nothing follows in `chain` for now: its tail goes before its head, although the head was
+    /// saved first.
+    pub fn settle(&self, chain: &[BlockKey]) {
+        self.access.settle(chain);
     }
 
     /// Jobs of this engine that still read one of its `blocks` and must end before it is overwritten.
     #[must_use]
     pub fn saves_reading(&self, blocks: &[u32]) -> Vec<u64> {
-        self.pool.saves_reading(self.id, blocks)
+        lock(&self.saves).reading(blocks)
     }
 
     /// Takes note of the saves that workers have finished since the last call. Returns this engine's
     /// blocks that are still in flight.
     #[must_use]
     pub fn poll(&self) -> usize {
-        self.pool.poll_session(self.id)
+        self.access.poll();
+        let mut saves = lock(&self.saves);
+        saves.collect(self.pins.catalogue());
+        saves.blocks()
     }
 
     /// Waits until no save of this engine is in flight, at most for `limit`; returns whether that was
@@ -100,21 +253,37 @@ impl Session {
         true
     }
 
+    /// Drops blocks whose bytes were found damaged. Stale references are ignored.
+    ///
+    /// Requests that hold such a block already find the damage when they load it.
+    pub fn drop_damaged(&self, damaged: &[SlotRef]) {
+        self.access.drop_damaged(damaged);
+    }
+
     /// Drops every block of this engine's namespace, also those that others saved. Blocks that are
     /// pinned or being saved go as soon as they no longer are.
     pub fn clear(&self) {
-        self.pool.clear_namespace_of(self.id);
+        self.access.clear();
     }
 
     /// What happened in this engine's namespace since the last call, oldest first.
     #[must_use]
     pub fn take_events(&self) -> Vec<PoolEvent> {
-        self.pool.take_events(self.id)
+        self.access.take_events()
     }
-}
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.pool.close_session(self.id);
+    /// Totals since the pool was made; those that this session counts, since it was opened.
+    #[must_use]
+    pub fn counters(&self) -> PoolCounters {
+        PoolCounters {
+            verified_blocks: self.verified_blocks.load(Ordering::Relaxed),
+            ..self.access.counters()
+        }
+    }
+
+    /// What the pool holds now.
+    #[must_use]
+    pub fn gauges(&self) -> PoolGauges {
+        self.access.gauges()
     }
 }

@@ -8,9 +8,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvtide_engine::{Eviction, LoadOutcome, Pool, PoolOptions, SaveJob, SavePlan, Session, Worker};
+use kvtide_engine::{
+    Eviction, LoadOutcome, Pool, PoolOptions, SaveJob, SavePlan, Session, SessionError,
+    SessionOptions, Worker,
+};
 use kvtide_kernels::copy::{Device, HostCache, HostDevice, Registration};
-use kvtide_model::{BlockKey, BlockMove, Namespace, NamespaceId, SlotRef};
+use kvtide_model::{BlockKey, BlockMove, SlotRef};
 use kvtide_segment::{Holder, HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use tempfile::TempDir;
 
@@ -34,13 +37,17 @@ pub fn key(n: u32) -> BlockKey {
     BlockKey::from_bytes(bytes)
 }
 
-pub fn namespace(model: &str) -> NamespaceId {
-    let model = model.to_owned();
-    Namespace {
-        model,
-        ..Namespace::default()
-    }
-    .id()
+/// A session that is told everything.
+pub fn open_session(pool: &Arc<Pool>) -> Session {
+    try_open_session(pool).expect("room for a session")
+}
+
+pub fn try_open_session(pool: &Arc<Pool>) -> Result<Session, SessionError> {
+    let options = SessionOptions {
+        events: true,
+        lease_ttl: Duration::from_secs(60),
+    };
+    Session::open(pool, options)
 }
 
 pub fn keys(range: std::ops::Range<u32>) -> Vec<BlockKey> {
@@ -60,13 +67,7 @@ impl Node {
     pub fn new(rows: u32, ranks: u32, eviction: Eviction) -> Self {
         let directory = tempfile::tempdir_in("/dev/shm").expect("a directory on shared memory");
         let many = RowGeometry::fit(ranks, LAYERS, LAYER_BYTES, 1 << 30).expect("geometry");
-        // Header, board and padding, which every segment has.
-        let least = many.total_bytes()
-            - many.rows() as usize * many.row_stride_bytes()
-            - many.table_bytes();
-        let row = many.row_stride_bytes() + 16 * ranks as usize;
-        let capacity = least + 4096 + rows as usize * row;
-        let geometry = RowGeometry::fit(ranks, LAYERS, LAYER_BYTES, capacity).expect("geometry");
+        let geometry = many.with_rows(rows).expect("so many rows");
         assert_eq!(geometry.rows(), rows);
         let options = SegmentOptions {
             directory: directory.path().to_owned(),
@@ -78,12 +79,9 @@ impl Node {
         let segment = Arc::new(
             SharedSegment::create_or_attach(&options, geometry, &|_, _| {}).expect("segment"),
         );
-        let options = PoolOptions {
-            eviction,
-            lease_ttl: Duration::from_secs(60),
-        };
+        let options = PoolOptions { eviction };
         let pool = Arc::new(Pool::new(Arc::clone(&segment), options));
-        let session = Session::open(&pool, namespace("model"), true).expect("the first");
+        let session = open_session(&pool);
         let mut caches = Vec::new();
         let mut workers = Vec::new();
         for rank in 0..ranks {
@@ -166,6 +164,7 @@ impl Node {
             .geometry()
             .shard_offset(row, rank)
             .expect("row")
+            + self.segment.data_offset()
             + at;
         flip_byte(self.segment.path(), offset);
     }
@@ -200,6 +199,6 @@ pub fn wait_load(worker: &mut Worker, job: u64) -> LoadOutcome {
     }
 }
 
-fn device(registration: Registration) -> Arc<dyn Device> {
+pub fn device(registration: Registration) -> Arc<dyn Device> {
     Arc::new(HostDevice::new(Arc::new(registration)))
 }

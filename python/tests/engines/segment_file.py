@@ -3,9 +3,11 @@
 Once all of an engine's processes have it, the file has no name any more; it is reached through the
 descriptor that one of those processes holds.
 
-Layout (`transport/segment`): a header of 4096 bytes; the board of loads, 256 words of 8 bytes for
-each rank, padded to 4096; one 16-byte header for each row and rank (state, checksum; both
-little-endian u64), padded to 4096; then the rows, each aligned to 4096.
+Layout (`transport/segment`): a header of 4096 bytes, whose fifth word is the number of rows; the
+board of loads, 256 words of 8 bytes for each rank, padded to 4096; the buckets of the index, 4 bytes
+each, as many as a power of two not below the rows, padded to 4096; a record of 64 bytes for each row;
+one 16-byte header for each row and rank (state, checksum; both little-endian u64), padded to 4096;
+then the rows, each aligned to 4096.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ HEADER_BYTES = 4096
 BOARD_BYTES = 256 * 8
 """Of one rank."""
 PAGE_BYTES = 4096
+ROWS_OFFSET = 32
+BUCKET_BYTES = 4
+RECORD_BYTES = 64
 SHARD_HEADER_BYTES = 16
 SEALED = 1
 """Lower half of a shard's state; the upper half is the slot's generation."""
@@ -44,6 +49,11 @@ def held_segment(engine_id: str, processes: Iterable[psutil.Process]) -> Path:
     raise FileNotFoundError(f"no process of the engine holds {name}")
 
 
+def padded(size: int) -> int:
+    """A size in whole pages."""
+    return -(-size // PAGE_BYTES) * PAGE_BYTES
+
+
 class SegmentFile:
     """One engine's segment."""
 
@@ -52,9 +62,12 @@ class SegmentFile:
         self._ranks = ranks
         self._row_bytes = row_bytes
         size = path.stat().st_size
-        pages = -(-ranks * BOARD_BYTES // PAGE_BYTES)
-        self._table = HEADER_BYTES + pages * PAGE_BYTES
-        self.rows = (size - self._table) // (row_bytes + ranks * SHARD_HEADER_BYTES)
+        with path.open("rb") as file:
+            file.seek(ROWS_OFFSET)
+            self.rows = int.from_bytes(file.read(8), "little")
+        buckets = 1 << (self.rows - 1).bit_length()
+        tables = HEADER_BYTES + padded(ranks * BOARD_BYTES)
+        self._table = tables + padded(buckets * BUCKET_BYTES) + self.rows * RECORD_BYTES
         self._data = size - self.rows * row_bytes
 
     def sealed_rows(self) -> list[int]:

@@ -74,16 +74,16 @@ class Engine:
         from vllm.distributed.kv_transfer import get_kv_transfer_group
 
         worker: Any = get_kv_transfer_group()
-        planner = self._scheduler.connector._as_scheduler
+        loads = self._scheduler.connector._as_scheduler._loads
         get_finished, prepare = worker.get_finished, worker.handle_preemptions
-        take_ended_loads = planner.take_ended_loads
+        take_ended = loads.take_ended
         get_bad_blocks = worker.get_block_ids_with_load_errors
 
         def watched_get_finished(ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
             return (None, None) if self._holding else get_finished(ids)
 
-        def watched_take_ended_loads() -> set[str]:
-            ended: set[str] = set() if self._holding else take_ended_loads()
+        def watched_take_ended() -> set[str]:
+            ended: set[str] = set() if self._holding else take_ended()
             self._recorded["received"] += map(plain_id, sorted(ended))
             return ended
 
@@ -136,7 +136,7 @@ class Engine:
         worker.save_kv_layer = watched_save_layer
         worker.start_load_kv = watched_start_loads
         worker.get_finished = watched_get_finished
-        planner.take_ended_loads = watched_take_ended_loads
+        loads.take_ended = watched_take_ended
         worker.get_block_ids_with_load_errors = watched_get_bad_blocks
         worker.handle_preemptions = watched_prepare
 
@@ -257,14 +257,11 @@ class Engine:
         """From now on, ended loads are not reported, or are reported again."""
         self._holding = hold
 
-    def limit_loads(self, places: int) -> None:
+    def limit_loads(self, cells: int) -> None:
         """From now on, so many async loads may be in flight; none is."""
-        import kvtide.scheduler
-
-        planner = self._scheduler.connector._as_scheduler
-        assert not planner._loads, "loads are in flight"
-        kvtide.scheduler.LOAD_PLACES = places
-        planner._places = list(range(places))
+        loads = self._scheduler.connector._as_scheduler._loads
+        assert not len(loads), "loads are in flight"
+        loads._capacity, loads._free_cells = cells, list(range(cells))
 
     def starve_copies(self, starve: bool) -> int:
         """Puts the copy threads on the one core that computes, with whatever it leaves over.
@@ -371,8 +368,8 @@ class CountingWorker:
         if self.fault == "lost":
             return None
         if self.fault == "misplaced":
-            job, place, *rest = args
-            return self._worker.load_async(job, place ^ 128, *rest)
+            job, cell, *rest = args
+            return self._worker.load_async(job, cell ^ 128, *rest)
         return self._worker.load_async(*args)
 
     def __getattr__(self, name: str) -> Any:

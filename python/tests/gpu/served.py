@@ -110,7 +110,9 @@ class Engine:
         from kvtide import _native
 
         settings = _native.Settings(json.dumps({"host_capacity_gb": 4} | extra), {})
-        self.side._settings = settings
+        side = self.side
+        for part in (side._requests, side._matching, side._loads, side._saves):
+            part._settings = settings
         self.on_ranks(go_by_layer, settings.load != "sync")
 
     def use_routes(self, **routes: str) -> None:

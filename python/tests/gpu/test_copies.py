@@ -278,7 +278,7 @@ def test_a_save_reads_what_the_step_wrote_before_it_told_of_the_layer() -> None:
     with Rig(layout, layers=4) as rig:
         blocks = list(range(1, 21))
         sequence = rig.sequence(len(blocks))
-        job, moves, _ = sequence.plan_save(rig.pool, 0, blocks)
+        [(job, moves, _)] = rig.pool.plan_saves([(sequence, 0, blocks)])
         rig.worker.begin_step([(job, moves)])
         for layer, tensor in enumerate(rig.tensors):
             torch.cuda._sleep(10_000_000)
@@ -302,7 +302,7 @@ def test_what_waits_for_a_save_on_the_stream_does_not_spoil_it() -> None:
             for tensor in rig.tensors:
                 raw(tensor).fill_(round_)
             sequence = rig.sequence(len(blocks), round_)
-            job, moves, _ = sequence.plan_save(rig.pool, 0, blocks)
+            [(job, moves, _)] = rig.pool.plan_saves([(sequence, 0, blocks)])
             rig.worker.save_now([(job, moves)])
             rig.worker.wait_saves([job])
             for tensor in rig.tensors:

@@ -230,7 +230,7 @@ def test_a_reload_beside_running_decoders_is_async_and_as_good_as_a_hit(engine: 
     engine.forget()
     counts = engine.layered_loads, engine.async_loads
     # Nothing is known yet of what steps and loads take, so nothing hides a load.
-    engine.side._cost = CostModel()
+    engine.side._cost._model = CostModel()
     reloaded = beside_decoders(engine, each, 9200)
     assert (engine.layered_loads, engine.async_loads) == (counts[0], counts[1] + 1)
     assert len(engine.loaded) == (PROMPT_TOKENS - 1) // BLOCK
@@ -337,7 +337,7 @@ def test_a_preempted_request_goes_on_as_one_that_hits_the_gpu_cache(
         running.add_request(f"other-{i}", {"prompt_token_ids": other}, served.sampling(200))
     running.add_request("preempted", {"prompt_token_ids": each}, served.sampling(length))
     (request,) = [r for r in engine.scheduler.requests.values() if "preempted" in r.request_id]
-    held = engine.side._requests[request.request_id]
+    held = engine.side._requests.get(request.request_id)
     before: list[int] = []
     output = None
     while running.has_unfinished_requests():

@@ -1,16 +1,21 @@
 //! Sizes and offsets inside a segment.
 
+use std::ops::Range;
+
 use crate::board::{LOAD_PLACES, PLACE_BYTES};
 use crate::header::RANKS_MAX;
+use crate::record::{BUCKET_BYTES, SLOT_RECORD_BYTES};
 use crate::shard::SHARD_HEADER_BYTES;
 use crate::size::size;
 
 /// Rows begin on this boundary, so that they can be read and written with `O_DIRECT`.
 pub(crate) const ROW_ALIGN_BYTES: usize = 4096;
+/// Most rows: their numbers, and one more, are 31 bits.
+const ROWS_MAX: u32 = (1 << 31) - 1;
 /// The segment's own header.
 pub(crate) const HEADER_BYTES: usize = 4096;
 
-/// How rows are laid out: one block of all ranks side by side.
+/// How rows are laid out: one block of all ranks side by side, and the tables about them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowGeometry {
     ranks: u32,
@@ -69,34 +74,81 @@ impl RowGeometry {
             layer_bytes,
             rows: 1,
         };
-        let product = (ranks as usize)
-            .checked_mul(layers as usize)
-            .and_then(|n| n.checked_mul(layer_bytes))
-            .filter(|&bytes| bytes > 0 && bytes < usize::MAX / 4);
-        if product.is_none() || ranks as usize > RANKS_MAX {
+        if !one.is_possible() {
             return Err(impossible);
         }
-        let needed_bytes = one.total_bytes();
-        if capacity_bytes < needed_bytes {
+        let fits = |rows: u32| Self { rows, ..one }.total_bytes() <= capacity_bytes;
+        if !fits(1) {
             return Err(GeometryError::TooSmall {
                 capacity_bytes,
-                needed_bytes,
+                needed_bytes: one.total_bytes(),
             });
         }
-        let per_row = one.row_stride_bytes() + ranks as usize * SHARD_HEADER_BYTES;
-        // The table is padded to a row boundary: leave room for it.
-        let rows = (capacity_bytes - one.table_offset() - ROW_ALIGN_BYTES) / per_row;
-        let rows = u32::try_from(rows)
-            .unwrap_or(u32::MAX)
-            .clamp(1, u32::MAX - 1);
+        let most = capacity_bytes / one.row_stride_bytes();
+        let most = u32::try_from(most).unwrap_or(u32::MAX).min(ROWS_MAX);
+        let rows = largest(1, most, fits);
         Ok(Self { rows, ..one })
     }
 
+    /// All rows that can lie in `area_bytes` of memory which models share: the tables about them lie
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// [`GeometryError`] when a row is impossible or does not fit.
+    pub fn over(
+        ranks: u32,
+        layers: u32,
+        layer_bytes: usize,
+        area_bytes: usize,
+    ) -> Result<Self, GeometryError> {
+        let one = Self {
+            ranks,
+            layers,
+            layer_bytes,
+            rows: 1,
+        };
+        let rows = one
+            .is_possible()
+            .then(|| area_bytes / one.row_stride_bytes());
+        match rows.map(u32::try_from) {
+            Some(Ok(0)) => Err(GeometryError::TooSmall {
+                capacity_bytes: area_bytes,
+                needed_bytes: one.row_stride_bytes(),
+            }),
+            Some(Ok(rows)) if rows <= ROWS_MAX => Ok(Self { rows, ..one }),
+            _ => Err(GeometryError::Impossible {
+                ranks,
+                layers,
+                layer_bytes,
+            }),
+        }
+    }
+
+    /// Whether such rows can be laid out at all.
+    fn is_possible(&self) -> bool {
+        let product = (self.ranks as usize)
+            .checked_mul(self.layers as usize)
+            .and_then(|n| n.checked_mul(self.layer_bytes))
+            .filter(|&bytes| bytes > 0 && bytes < usize::MAX / 8);
+        product.is_some() && self.ranks as usize <= RANKS_MAX
+    }
+
     /// The same rows, `rows` of them; `None` if they are more than can be addressed.
-    pub(crate) fn with_rows(self, rows: u32) -> Option<Self> {
-        let per_row = self.row_stride_bytes() + self.ranks as usize * SHARD_HEADER_BYTES;
+    #[must_use]
+    pub fn with_rows(self, rows: u32) -> Option<Self> {
+        let per_row = self.row_stride_bytes() + self.row_table_bytes() + 2 * BUCKET_BYTES;
         let bytes = (rows as usize).checked_mul(per_row)?;
-        (bytes < usize::MAX / 4).then_some(Self { rows, ..self })
+        let addressable = (1..=ROWS_MAX).contains(&rows) && bytes < usize::MAX / 8;
+        addressable.then_some(Self { rows, ..self })
+    }
+
+    /// The rows that lie in a stretch of the memory that the rows are in.
+    #[must_use]
+    pub fn rows_within(&self, bytes: Range<usize>) -> Range<u32> {
+        let stride = self.row_stride_bytes();
+        let row = |number: usize| u32::try_from(number).map_or(self.rows, |n| n.min(self.rows));
+        let (start, end) = (row(bytes.start.div_ceil(stride)), row(bytes.end / stride));
+        start..end.max(start)
     }
 
     /// Ranks whose shards make a row.
@@ -141,54 +193,118 @@ impl RowGeometry {
         self.row_bytes().next_multiple_of(ROW_ALIGN_BYTES)
     }
 
-    /// Offset of the cell of `rank` for the load at `place` of the board; `None` when out of range.
+    /// Buckets of the index over all rows: at least one a row, and a power of two.
+    #[must_use]
+    pub fn buckets(&self) -> u32 {
+        self.rows.next_power_of_two()
+    }
+
+    /// Bytes of the board, padding included.
+    #[must_use]
+    pub fn board_bytes(&self) -> usize {
+        let board = self.ranks as usize * LOAD_PLACES as usize * PLACE_BYTES;
+        board.next_multiple_of(ROW_ALIGN_BYTES)
+    }
+
+    /// Bytes of what an engine has for itself: a header and the board.
+    #[must_use]
+    pub fn own_bytes(&self) -> usize {
+        HEADER_BYTES + self.board_bytes()
+    }
+
+    /// Bytes of the file with the tables of a pool that outlives its engines.
+    #[must_use]
+    pub fn tables_file_bytes(&self) -> usize {
+        HEADER_BYTES + self.table_bytes()
+    }
+
+    /// What of that file the tables need for any rows at all, and for these.
+    #[must_use]
+    pub fn tables_file_ranges(&self, rows: &Range<u32>) -> [Range<usize>; 3] {
+        let of = |start: usize, each: usize| {
+            let start = HEADER_BYTES + start;
+            start + rows.start as usize * each..start + rows.end as usize * each
+        };
+        let headers = self.records_offset() + self.rows as usize * SLOT_RECORD_BYTES;
+        [
+            0..HEADER_BYTES + self.records_offset(),
+            of(self.records_offset(), SLOT_RECORD_BYTES),
+            of(headers, self.ranks as usize * SHARD_HEADER_BYTES),
+        ]
+    }
+
+    /// Offset in the board of the cell of `rank` for the load at `place`; `None` when out of range.
     pub(crate) fn board_offset(&self, place: u32, rank: u32) -> Option<usize> {
         (place < LOAD_PLACES && rank < self.ranks).then(|| {
             let index = rank as usize * LOAD_PLACES as usize + place as usize;
-            HEADER_BYTES + index * PLACE_BYTES
+            index * PLACE_BYTES
         })
     }
 
-    /// Offset of the first shard header, behind the board.
-    fn table_offset(&self) -> usize {
-        let board = self.ranks as usize * LOAD_PLACES as usize * PLACE_BYTES;
-        HEADER_BYTES + board.next_multiple_of(ROW_ALIGN_BYTES)
+    /// Bytes that the tables have for one row, besides its bucket of the index.
+    fn row_table_bytes(&self) -> usize {
+        SLOT_RECORD_BYTES + self.ranks as usize * SHARD_HEADER_BYTES
     }
 
-    /// Bytes of all shard headers.
+    /// Bytes of all tables about rows (buckets, slots' records, shards' headers), padding included.
     #[must_use]
     pub fn table_bytes(&self) -> usize {
-        self.rows as usize * self.ranks as usize * SHARD_HEADER_BYTES
+        let rows = self.rows as usize * self.row_table_bytes();
+        (self.records_offset() + rows).next_multiple_of(ROW_ALIGN_BYTES)
     }
 
-    /// Offset of the first row.
-    #[must_use]
-    pub fn data_offset(&self) -> usize {
-        self.table_offset() + self.table_bytes().next_multiple_of(ROW_ALIGN_BYTES)
+    /// Offset in the tables of a bucket of the index; `None` when out of range.
+    pub(crate) fn bucket_offset(&self, bucket: u32) -> Option<usize> {
+        (bucket < self.buckets()).then(|| bucket as usize * BUCKET_BYTES)
     }
 
-    /// Bytes of the whole segment.
-    #[must_use]
-    pub fn total_bytes(&self) -> usize {
-        self.data_offset() + self.rows as usize * self.row_stride_bytes()
+    /// Offset in the tables of the first slot's record.
+    fn records_offset(&self) -> usize {
+        (self.buckets() as usize * BUCKET_BYTES).next_multiple_of(ROW_ALIGN_BYTES)
     }
 
-    /// Offset of `rank`'s header of `row`; `None` when out of range.
+    /// Offset in the tables of the record of slot `row`; `None` when out of range.
+    pub(crate) fn record_offset(&self, row: u32) -> Option<usize> {
+        (row < self.rows).then(|| self.records_offset() + row as usize * SLOT_RECORD_BYTES)
+    }
+
+    /// Offset in the tables of `rank`'s header of `row`; `None` when out of range.
     pub(crate) fn shard_header_offset(&self, row: u32, rank: u32) -> Option<usize> {
         (row < self.rows && rank < self.ranks).then(|| {
+            let headers = self.records_offset() + self.rows as usize * SLOT_RECORD_BYTES;
             let index = row as usize * self.ranks as usize + rank as usize;
-            self.table_offset() + index * SHARD_HEADER_BYTES
+            headers + index * SHARD_HEADER_BYTES
         })
     }
 
-    /// Offset of `rank`'s shard of `row`; `None` when out of range.
+    /// Offset of the tables in a segment of one engine, behind the board.
+    pub(crate) fn tables_offset(&self) -> usize {
+        HEADER_BYTES + self.board_bytes()
+    }
+
+    /// Offset of the first row in a segment of one engine.
+    #[must_use]
+    pub fn data_offset(&self) -> usize {
+        self.tables_offset() + self.table_bytes()
+    }
+
+    /// Bytes of all rows.
+    #[must_use]
+    pub fn area_bytes(&self) -> usize {
+        self.rows as usize * self.row_stride_bytes()
+    }
+
+    /// Bytes of a whole segment of one engine.
+    #[must_use]
+    pub fn total_bytes(&self) -> usize {
+        self.data_offset() + self.area_bytes()
+    }
+
+    /// Offset of `rank`'s shard of `row` from the first row on; `None` when out of range.
     #[must_use]
     pub fn shard_offset(&self, row: u32, rank: u32) -> Option<usize> {
-        (row < self.rows && rank < self.ranks).then(|| {
-            self.data_offset()
-                + row as usize * self.row_stride_bytes()
-                + rank as usize * self.shard_bytes()
-        })
+        (row < self.rows && rank < self.ranks)
+            .then(|| row as usize * self.row_stride_bytes() + rank as usize * self.shard_bytes())
     }
 
     /// The geometry as the words stored in the segment's header.
@@ -200,6 +316,20 @@ impl RowGeometry {
             self.rows.into(),
         ]
     }
+}
+
+/// The largest number from `low` to `high` that fits; `low` does, and so does all below one that does.
+fn largest(low: u32, high: u32, fits: impl Fn(u32) -> bool) -> u32 {
+    let (mut low, mut above) = (low, high.max(low) + 1);
+    while above - low > 1 {
+        let middle = low + (above - low) / 2;
+        if fits(middle) {
+            low = middle;
+        } else {
+            above = middle;
+        }
+    }
+    low
 }
 
 #[cfg(test)]
@@ -214,7 +344,7 @@ mod tests {
             error,
             GeometryError::TooSmall {
                 capacity_bytes: 1 << 20,
-                needed_bytes: 4096 + 4096 + 4096 + (4 << 20)
+                needed_bytes: 4096 + 4096 + 8192 + (4 << 20)
             }
         );
     }
@@ -244,17 +374,43 @@ mod tests {
             let Ok(g) = RowGeometry::fit(ranks, layers, layer_bytes, capacity) else { return Ok(()) };
             prop_assert!(g.total_bytes() <= capacity);
             let last = g.rows() - 1;
-            let end = g.shard_offset(last, ranks - 1).unwrap() + g.shard_bytes();
+            let end = g.data_offset() + g.shard_offset(last, ranks - 1).unwrap() + g.shard_bytes();
             prop_assert!(end <= g.total_bytes());
+            prop_assert_eq!(g.data_offset() % ROW_ALIGN_BYTES, 0);
             prop_assert_eq!(g.shard_offset(last, 0).unwrap() % ROW_ALIGN_BYTES, 0);
-            prop_assert!(g.shard_header_offset(last, ranks - 1).unwrap() + SHARD_HEADER_BYTES <= g.data_offset());
+            let headers = g.shard_header_offset(0, 0).unwrap();
+            prop_assert!(g.record_offset(last).unwrap() + SLOT_RECORD_BYTES <= headers);
+            let table_end = g.shard_header_offset(last, ranks - 1).unwrap() + SHARD_HEADER_BYTES;
+            prop_assert!(table_end <= g.table_bytes());
+            let buckets = g.bucket_offset(g.buckets() - 1).unwrap() + BUCKET_BYTES;
+            prop_assert!(buckets <= g.record_offset(0).unwrap());
             let board = g.board_offset(LOAD_PLACES - 1, ranks - 1).unwrap() + PLACE_BYTES;
-            prop_assert!(board <= g.shard_header_offset(0, 0).unwrap());
+            prop_assert!(board <= g.board_bytes());
             prop_assert!(g.shard_offset(g.rows(), 0).is_none());
             prop_assert!(g.shard_offset(0, ranks).is_none());
-            // At most the padding and one row are left unused.
-            let slack = capacity - g.total_bytes();
-            prop_assert!(slack < g.row_stride_bytes() + 16 * ranks as usize + 2 * ROW_ALIGN_BYTES);
+            // Not one row more would have fitted.
+            let more = g.with_rows(g.rows() + 1).unwrap();
+            prop_assert!(more.total_bytes() > capacity);
+        }
+
+        #[test]
+        fn stretches_of_shared_memory_share_no_row(
+            ranks in 1u32..4, layers in 1u32..9, layer_bytes in 1usize..20_000,
+            extent in 1usize..(4 << 20), extents in 1usize..9,
+        ) {
+            let area = extents * extent;
+            let Ok(g) = RowGeometry::over(ranks, layers, layer_bytes, area) else { return Ok(()) };
+            let mut next = 0;
+            for at in 0..extents {
+                let bytes = at * extent..(at + 1) * extent;
+                for row in g.rows_within(bytes.clone()) {
+                    prop_assert!(row >= next);
+                    next = row + 1;
+                    let start = g.shard_offset(row, 0).unwrap();
+                    prop_assert!(bytes.start <= start && start + g.row_stride_bytes() <= bytes.end);
+                }
+            }
+            prop_assert!(next <= g.rows());
         }
     }
 }

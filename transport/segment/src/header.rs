@@ -1,4 +1,5 @@
-//! The first page of a segment: what lies in it, which segment it is, and who has it.
+//! The first page of what an engine has for itself: what its rows are like, which memory it is, and
+//! which of its processes have it.
 //!
 //! ```text
 //! 0       8      16      24           32    40      64
@@ -6,14 +7,17 @@
 //! ```
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::geometry::{HEADER_BYTES, RowGeometry};
 use crate::holder::Holder;
+use crate::region::Region;
 use crate::shared::SharedSegment;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x03\0");
-const NONCE_OFFSET: usize = 40;
+const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x04\0");
+const WORD_BYTES: usize = size_of::<u64>();
+const ROWS_OFFSET: usize = 4 * WORD_BYTES;
+const NONCE_OFFSET: usize = 5 * WORD_BYTES;
 /// Where it is noted which holders have come.
 const HOLDERS_OFFSET: usize = 64;
 /// As many as have a byte in the header, besides the scheduler.
@@ -25,48 +29,43 @@ fn words(geometry: &RowGeometry) -> [u64; 5] {
     [MAGIC, a, b, c, d]
 }
 
+/// Whether a header says that `geometry` is the one of its rows.
+fn says(header: &Region, geometry: &RowGeometry) -> bool {
+    let mut words = words(geometry).into_iter().enumerate();
+    words.all(|(at, word)| read(header, at * WORD_BYTES) == Some(word))
+}
+
+fn read(header: &Region, offset: usize) -> Option<u64> {
+    let word: &AtomicU64 = header.shared(offset)?;
+    Some(word.load(Ordering::Acquire))
+}
+
+/// Writes the header of memory that nobody else can open yet.
+pub(crate) fn write(header: &Region, geometry: &RowGeometry) {
+    // Random by the operating system's random numbers, from which the keys are drawn.
+    let nonce = RandomState::new().build_hasher().finish();
+    let words = words(geometry).into_iter().enumerate();
+    let places = words.map(|(at, word)| (at * WORD_BYTES, word));
+    for (offset, word) in places.chain([(NONCE_OFFSET, nonce)]) {
+        if let Some(place) = header.shared::<AtomicU64>(offset) {
+            place.store(word, Ordering::Release);
+        }
+    }
+}
+
+/// The geometry that a header tells, which is `expected` in all but the number of rows; `None` if it
+/// is another one.
+pub(crate) fn read_geometry(header: &Region, expected: RowGeometry) -> Option<RowGeometry> {
+    let rows = u32::try_from(read(header, ROWS_OFFSET)?).ok()?;
+    let geometry = expected.with_rows(rows)?;
+    says(header, &geometry).then_some(geometry)
+}
+
 impl SharedSegment {
-    /// Writes the header of a segment that nobody else can open yet.
-    pub(crate) fn write_header(&self) {
-        // Random by the operating system's random numbers, from which the keys are drawn.
-        let nonce = RandomState::new().build_hasher().finish();
-        let start = self.map.as_mut_ptr();
-        // SAFETY: the map is page-aligned and at least HEADER_BYTES long, both offsets are multiples
-        // of 8 inside it, and its creator holds the name's lock until this has returned.
-        unsafe {
-            start.cast::<[u64; 5]>().write(words(&self.geometry));
-            start.wrapping_add(NONCE_OFFSET).cast::<u64>().write(nonce);
-        }
-    }
-
-    /// The geometry that the header of a map of `length` bytes tells, which is `expected` in all but
-    /// the number of rows; `None` if it is another one.
-    pub(crate) fn read_geometry(
-        map: &memmap2::MmapRaw,
-        expected: RowGeometry,
-    ) -> Option<RowGeometry> {
-        if map.len() < HEADER_BYTES {
-            return None;
-        }
-        // SAFETY: the map is page-aligned and at least as long as the header, which its creator
-        // wrote before it let go of the name's lock, which the caller holds.
-        let header = unsafe { map.as_ptr().cast::<[u64; 5]>().read() };
-        let [_, _, _, _, rows] = header;
-        let geometry = expected.with_rows(u32::try_from(rows).ok()?)?;
-        (header == words(&geometry) && geometry.total_bytes() <= map.len()).then_some(geometry)
-    }
-
     /// A number that no other segment has, also not one that has had the same name.
     #[must_use]
     pub fn nonce(&self) -> u64 {
-        // SAFETY: as in `write_header`; nobody writes it again once a segment can be opened.
-        unsafe {
-            self.map
-                .as_ptr()
-                .wrapping_add(NONCE_OFFSET)
-                .cast::<u64>()
-                .read()
-        }
+        read(&self.header, NONCE_OFFSET).unwrap_or(0)
     }
 
     /// Notes that `holder` has come; whether it is the first.
@@ -89,10 +88,7 @@ impl SharedSegment {
             Holder::Worker(rank) if rank < self.geometry.ranks() => rank as usize + 1,
             Holder::Worker(_) => return None,
         };
-        let address = self.map.as_mut_ptr().wrapping_add(HOLDERS_OFFSET + index);
-        // SAFETY: there are at most RANKS_MAX ranks (see RowGeometry), so the byte lies in the header
-        // page, no other field covers it, and it is only ever accessed as an atomic; the map lives as
-        // long as `self`.
-        Some(unsafe { &*address.cast::<AtomicU8>() })
+        // There are at most RANKS_MAX ranks (see RowGeometry), so it lies in the header's page.
+        self.header.shared(HOLDERS_OFFSET + index)
     }
 }

@@ -1,10 +1,12 @@
 //! The shared host segment: one file on shared memory that holds a pool's rows.
 //!
 //! ```text
-//! 0         4096                            data_offset (page-aligned)                   end
-//! ├─ header ─┼─ board ─┼─ shard headers ─┼─ row 0: rank 0 | rank 1 | … pad ─┼─ row 1 ─┼ … ─┤
-//!            │         └ [row][rank], 16 bytes each
-//!            └ [rank][place], 8 bytes each; begins and ends on a page
+//! 0         4096                                                       data_offset                    end
+//! ├─ header ─┼─ board ─┼─ buckets ─┼─ records ─┼─ shard headers ─┼─ row 0: rank 0 | rank 1 | … pad ─┼ … ─┤
+//!            │         │           │           └ [row][rank], 16 bytes each
+//!            │         │           └ [row], 64 bytes each
+//!            │         └ of the index, 4 bytes each
+//!            └ [rank][place], 8 bytes each; board, tables and rows each begin on a page
 //! ```
 //!
 //! The scheduler's side and every worker of an engine open it by the engine's id; the first worker to
@@ -28,8 +30,11 @@ mod error;
 mod geometry;
 mod header;
 mod holder;
+mod mapped;
 mod name_lock;
 mod open;
+mod record;
+mod region;
 mod shard;
 mod shared;
 mod size;
@@ -40,6 +45,8 @@ pub use directory::{HugePages, require_memory};
 pub use error::SegmentError;
 pub use geometry::{GeometryError, RowGeometry};
 pub use holder::Holder;
+pub use mapped::{MappedFile, create_sparse, reserve};
 pub use open::SegmentOptions;
+pub use record::SlotRecord;
 pub use shard::{ShardState, ShardStatus};
-pub use shared::SharedSegment;
+pub use shared::{SegmentParts, SharedSegment};

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
@@ -11,10 +12,12 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 use crate::directory::{self, HugePages};
 use crate::error::{SegmentError, io_error};
-use crate::geometry::RowGeometry;
+use crate::geometry::{HEADER_BYTES, RowGeometry};
+use crate::header;
 use crate::holder::Holder;
 use crate::name_lock::{self, NameLock};
-use crate::shared::SharedSegment;
+use crate::region::Region;
+use crate::shared::{SegmentFile, SharedSegment};
 
 /// Others hold a file's exclusive lock only while they look whether it is in use.
 const SHARE_PATIENCE: Duration = Duration::from_secs(10);
@@ -80,20 +83,30 @@ impl SharedSegment {
         Err(SegmentError::NoWorkers { path })
     }
 
+    /// Takes `holder`'s place in what an engine has for itself.
+    ///
+    /// # Errors
+    /// [`SegmentError::Taken`] when another process has it, or the scheduler's side comes before all of
+    /// its workers have theirs.
+    pub fn take_place(&self, holder: Holder) -> Result<(), SegmentError> {
+        let path = || self.path().display().to_string();
+        if holder == Holder::Scheduler && !self.has_all_workers() {
+            return Err(SegmentError::NoWorkers { path: path() });
+        }
+        if self.arrive(holder) {
+            return Ok(());
+        }
+        let path = path();
+        Err(SegmentError::Taken { holder, path })
+    }
+
     /// Takes `holder`'s place in the segment. An engine has only itself in it then: for each rank
     /// one worker has the place, the others get an error, and a scheduler's side only comes when all
     /// of its workers have got theirs.
     fn enter(&self, holder: Holder) -> Result<(), SegmentError> {
-        let path = || self.path.display().to_string();
-        if holder == Holder::Scheduler && !self.has_all_workers() {
-            return Err(SegmentError::NoWorkers { path: path() });
-        }
-        if !self.arrive(holder) {
-            let path = path();
-            return Err(SegmentError::Taken { holder, path });
-        }
+        self.take_place(holder)?;
         if holder == Holder::Scheduler {
-            fs::remove_file(&self.path).map_err(io_error("remove", &self.path))?;
+            fs::remove_file(self.path()).map_err(io_error("remove", self.path()))?;
         }
         Ok(())
     }
@@ -141,16 +154,18 @@ impl SharedSegment {
             return Err(mismatch());
         }
         let map = map(&file, &path, length)?;
-        let geometry = Self::read_geometry(&map, geometry).ok_or_else(mismatch)?;
-        Ok(Self {
-            map,
-            geometry,
-            path,
+        let map = Arc::new(map);
+        let geometry = Region::new(&map, 0, HEADER_BYTES)
+            .and_then(|header| header::read_geometry(&header, geometry))
+            .ok_or_else(mismatch)?;
+        let file = SegmentFile {
+            path: path.clone(),
             file,
             created: false,
             on_huge_pages,
             reclaimed: Vec::new(),
-        })
+        };
+        Self::of_map(&map, geometry, file).ok_or_else(mismatch)
     }
 
     /// A new segment; `None` if its file was removed while it was made.
@@ -179,7 +194,7 @@ impl SharedSegment {
             });
         }
         let on_huge_pages = match mount {
-            Some(mount) => match Self::create_at(mount.join(name), geometry, true) {
+            Some(mount) => match Self::create_at(mount.join(name), geometry, true, &reclaimed) {
                 // Another engine was faster to take the pages.
                 Err(SegmentError::NoSpace { .. }) => None,
                 made => Some(made?),
@@ -191,12 +206,9 @@ impl SharedSegment {
             None if options.huge_pages == HugePages::Require => {
                 return Err(SegmentError::NoHugePages { needed_bytes });
             }
-            None => Self::create_at(directory.join(name), geometry, false)?,
+            None => Self::create_at(directory.join(name), geometry, false, &reclaimed)?,
         };
-        Ok(made.map(|mut made| {
-            made.reclaimed = reclaimed;
-            made
-        }))
+        Ok(made)
     }
 
     /// A new segment at `path`; `None` as in [`SharedSegment::create`].
@@ -204,6 +216,7 @@ impl SharedSegment {
         path: PathBuf,
         geometry: RowGeometry,
         on_huge_pages: bool,
+        reclaimed: &[PathBuf],
     ) -> Result<Option<Self>, SegmentError> {
         let mut options = File::options();
         options.read(true).write(true).create_new(true).mode(0o600);
@@ -221,17 +234,18 @@ impl SharedSegment {
             // The error that is returned says more than a failure to clean up would.
             let _ = fs::remove_file(&path);
         })?;
-        let segment = Self {
-            map,
-            geometry,
+        let file = SegmentFile {
             path,
             file,
             created: true,
             on_huge_pages,
-            reclaimed: Vec::new(),
+            reclaimed: reclaimed.to_vec(),
         };
-        segment.write_header();
-        Ok(Some(segment))
+        let segment = Self::of_map(&Arc::new(map), geometry, file);
+        if let Some(segment) = &segment {
+            header::write(&segment.header, &geometry);
+        }
+        Ok(segment)
     }
 }
 

@@ -3,13 +3,18 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use memmap2::{Advice, MmapRaw};
 
 use crate::directory;
 use crate::error::{SegmentError, io_error};
-use crate::geometry::RowGeometry;
+use crate::geometry::{HEADER_BYTES, RowGeometry};
+use crate::header;
+use crate::mapped::MappedFile;
+use crate::record::SlotRecord;
+use crate::region::Region;
 use crate::shard::{ShardHeader, ShardState};
 
 /// Populated by one thread at a time; small enough that progress is seen.
@@ -20,8 +25,43 @@ const POPULATE_THREADS_MAX: usize = 8;
 /// A mapped segment. The last holder removes the file, if it still has its name.
 #[derive(Debug)]
 pub struct SharedSegment {
-    pub(crate) map: MmapRaw,
+    /// All rows, in memory that may be shared with others.
+    pub(crate) rows: Region,
+    /// What the pool knows about them: buckets of its index, slots' records, shards' headers.
+    pub(crate) tables: Region,
+    /// Where this engine's workers publish the ends of loads.
+    pub(crate) board: Region,
+    /// What this engine has for itself begins with it.
+    pub(crate) header: Region,
     pub(crate) geometry: RowGeometry,
+    pub(crate) origin: Origin,
+}
+
+/// Where a segment comes from.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// A file of one engine.
+    Engine(SegmentFile),
+    /// Files of a pool that outlives the engine; their name for messages.
+    Pool(PathBuf),
+}
+
+/// The files of a pool that outlives its engines.
+#[derive(Clone, Debug)]
+pub struct SegmentParts {
+    /// The memory that holds rows, maybe also of other pools.
+    pub memory: MappedFile,
+    /// Where in it the first row begins.
+    pub data_offset: usize,
+    /// What the pool knows about its rows: [`RowGeometry::table_bytes`] behind a page that is its own.
+    pub tables: MappedFile,
+    /// What an engine has for itself: [`RowGeometry::own_bytes`].
+    pub own: MappedFile,
+}
+
+/// The file of a segment of one engine.
+#[derive(Debug)]
+pub(crate) struct SegmentFile {
     pub(crate) path: PathBuf,
     /// Holds the shared lock that marks the segment as in use.
     pub(crate) file: File,
@@ -30,7 +70,63 @@ pub struct SharedSegment {
     pub(crate) reclaimed: Vec<PathBuf>,
 }
 
+impl Drop for SegmentFile {
+    fn drop(&mut self) {
+        // This gives up the shared lock. Of several that leave together, the last to do so finds the
+        // file unused; where removal fails, the next engine in this directory removes it.
+        directory::remove_unused(&self.file, &self.path);
+    }
+}
+
 impl SharedSegment {
+    /// The parts of `map`, which has all of `geometry`; `None` if it is too short.
+    pub(crate) fn of_map(
+        map: &Arc<MmapRaw>,
+        geometry: RowGeometry,
+        file: SegmentFile,
+    ) -> Option<Self> {
+        let part = |offset, bytes| Region::new(map, offset, bytes);
+        Some(Self {
+            header: part(0, HEADER_BYTES)?,
+            board: part(HEADER_BYTES, geometry.board_bytes())?,
+            tables: part(geometry.tables_offset(), geometry.table_bytes())?,
+            rows: part(geometry.data_offset(), geometry.area_bytes())?,
+            geometry,
+            origin: Origin::Engine(file),
+        })
+    }
+
+    /// A segment of `geometry` over the files of a pool; `path` is its name for messages.
+    ///
+    /// # Errors
+    /// [`SegmentError::Mismatch`] when a file is too short for that.
+    pub fn of_parts(
+        parts: &SegmentParts,
+        geometry: RowGeometry,
+        path: &Path,
+    ) -> Result<Self, SegmentError> {
+        let (own, memory) = (&parts.own.map, &parts.memory.map);
+        let part = |map, offset, bytes| Region::new(map, offset, bytes);
+        let assemble = || {
+            Some(Self {
+                header: part(own, 0, HEADER_BYTES)?,
+                board: part(own, HEADER_BYTES, geometry.board_bytes())?,
+                tables: part(&parts.tables.map, HEADER_BYTES, geometry.table_bytes())?,
+                rows: part(memory, parts.data_offset, geometry.area_bytes())?,
+                geometry,
+                origin: Origin::Pool(path.to_owned()),
+            })
+        };
+        assemble().ok_or_else(|| SegmentError::Mismatch {
+            path: path.display().to_string(),
+        })
+    }
+
+    /// Writes the header of what an engine has for itself, which nobody else can open yet.
+    pub fn write_header(&self) {
+        header::write(&self.header, &self.geometry);
+    }
+
     /// Maps every page now, rather than at the first copy that touches it.
     ///
     /// `progress` hears of (bytes done, bytes in all) from time to time, from several threads.
@@ -38,7 +134,8 @@ impl SharedSegment {
     /// # Errors
     /// [`SegmentError::Io`] when the kernel cannot provide the memory.
     pub fn populate(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<(), SegmentError> {
-        let total = self.map.len();
+        let map = self.rows.map();
+        let total = map.len();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let next = AtomicUsize::new(0);
         let work = || -> io::Result<()> {
@@ -48,8 +145,7 @@ impl SharedSegment {
                     return Ok(());
                 }
                 let length = POPULATE_CHUNK_BYTES.min(total - start);
-                self.map
-                    .advise_range(Advice::PopulateWrite, start, length)?;
+                map.advise_range(Advice::PopulateWrite, start, length)?;
                 progress(start + length, total);
             }
         };
@@ -69,7 +165,7 @@ impl SharedSegment {
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
                 Ok(())
             }
-            done => done.map_err(io_error("populate", &self.path)),
+            done => done.map_err(io_error("populate", self.path())),
         }
     }
 
@@ -79,34 +175,51 @@ impl SharedSegment {
         &self.geometry
     }
 
-    /// The file.
+    /// Its file, or that of the pool's memory.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        match &self.origin {
+            Origin::Engine(file) => &file.path,
+            Origin::Pool(path) => path,
+        }
+    }
+
+    fn file(&self) -> Option<&SegmentFile> {
+        match &self.origin {
+            Origin::Engine(file) => Some(file),
+            Origin::Pool(_) => None,
+        }
     }
 
     /// Whether this process made the segment, rather than finding it.
     #[must_use]
     pub fn created(&self) -> bool {
-        self.created
+        self.file().is_some_and(|file| file.created)
     }
 
     /// Whether the segment lies on a hugetlbfs mount.
     #[must_use]
     pub fn on_huge_pages(&self) -> bool {
-        self.on_huge_pages
+        self.file().is_some_and(|file| file.on_huge_pages)
     }
 
     /// Dead segments that were removed when this one was created.
     #[must_use]
     pub fn reclaimed(&self) -> &[PathBuf] {
-        &self.reclaimed
+        self.file().map_or(&[], |file| &file.reclaimed)
     }
 
-    /// Address and bytes of the whole map, for a driver that registers it.
+    /// Address and bytes of the map that the rows lie in, for a driver that registers it.
     #[must_use]
     pub fn range(&self) -> (*mut u8, usize) {
-        (self.map.as_mut_ptr(), self.map.len())
+        let map = self.rows.map();
+        (map.as_mut_ptr(), map.len())
+    }
+
+    /// Bytes from where [`SharedSegment::range`] begins to the first row.
+    #[must_use]
+    pub fn data_offset(&self) -> usize {
+        self.rows.offset()
     }
 
     /// Address of `rank`'s shard of `row`, good for [`RowGeometry::shard_bytes`] bytes; `None` when
@@ -114,29 +227,29 @@ impl SharedSegment {
     #[must_use]
     pub fn shard_address(&self, row: u32, rank: u32) -> Option<*mut u8> {
         let offset = self.geometry.shard_offset(row, rank)?;
-        Some(self.map.as_mut_ptr().wrapping_add(offset))
+        self.rows.address(offset, self.geometry.shard_bytes())
+    }
+
+    /// The record of the slot whose row is `row`; `None` when out of range.
+    #[must_use]
+    pub fn record(&self, row: u32) -> Option<&SlotRecord> {
+        self.tables.shared(self.geometry.record_offset(row)?)
+    }
+
+    /// A bucket of the index over the slots: the first slot in it, plus one; `None` when out of range.
+    #[must_use]
+    pub fn bucket(&self, bucket: u32) -> Option<&AtomicU32> {
+        self.tables.shared(self.geometry.bucket_offset(bucket)?)
     }
 
     fn header(&self, row: u32, rank: u32) -> Option<&ShardHeader> {
-        let offset = self.geometry.shard_header_offset(row, rank)?;
-        let address = self
-            .map
-            .as_mut_ptr()
-            .wrapping_add(offset)
-            .cast::<ShardHeader>();
-        // SAFETY: the offset lies inside the map and is a multiple of 16 (see RowGeometry); the
-        // header is made of atomics, for which any bit pattern and concurrent access are fine; the
-        // map lives as long as `self`.
-        Some(unsafe { &*address })
+        self.tables
+            .shared(self.geometry.shard_header_offset(row, rank)?)
     }
 
     /// A cell of the board of loads; `None` when out of range.
     pub(crate) fn board_cell(&self, place: u32, rank: u32) -> Option<&AtomicU64> {
-        let offset = self.geometry.board_offset(place, rank)?;
-        let address = self.map.as_mut_ptr().wrapping_add(offset).cast();
-        // SAFETY: the offset lies inside the map and is a multiple of 8 (see RowGeometry), and the
-        // cell is only ever accessed as an atomic; the map lives as long as `self`.
-        Some(unsafe { &*address })
+        self.board.shared(self.geometry.board_offset(place, rank)?)
     }
 
     /// Reads a shard's header; `None` when out of range.
@@ -176,13 +289,5 @@ impl SharedSegment {
         // bytes, and so the checksum, meaningless, but the pool lets nobody fill a pinned slot.
         let shard = unsafe { std::slice::from_raw_parts(address, self.geometry.shard_bytes()) };
         Some(crate::shard_checksum(shard, self.geometry.layer_bytes()))
-    }
-}
-
-impl Drop for SharedSegment {
-    fn drop(&mut self) {
-        // This gives up the shared lock. Of several that leave together, the last to do so finds the
-        // file unused; where removal fails, the next engine in this directory removes it.
-        directory::remove_unused(&self.file, &self.path);
     }
 }

@@ -13,8 +13,9 @@ use kvtide_segment::{
     Holder, HugePages, RowGeometry, SegmentError, SegmentOptions, ShardStatus, SharedSegment,
 };
 
-fn geometry(rows: usize) -> RowGeometry {
-    RowGeometry::fit(2, 4, 1024, 8192 + rows * (8192 + 32)).expect("geometry")
+fn geometry(rows: u32) -> RowGeometry {
+    let many = RowGeometry::fit(2, 4, 1024, 1 << 24).expect("geometry");
+    many.with_rows(rows).expect("so many rows")
 }
 
 fn options(directory: &Path, instance: &str, holder: Holder) -> SegmentOptions {

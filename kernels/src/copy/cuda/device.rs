@@ -150,7 +150,8 @@ impl CudaDevice {
         let pinned = unsafe { HostRegistration::new(&context, start, bytes) }?;
         let pinning = began.elapsed();
         let geometry = segment.geometry();
-        let first = geometry.shard_offset(0, registration.rank()).unwrap_or(0);
+        let first =
+            geometry.shard_offset(0, registration.rank()).unwrap_or(0) + segment.data_offset();
         let shared = Arc::new(Shared {
             kernels: Kernels::load(&context)?,
             tables: Tables::new(&context, registration.layout())?,

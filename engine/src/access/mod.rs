@@ -1,0 +1,64 @@
+//! The one seam between an engine and the pool that it uses: what changes the pool goes through here.
+//!
+//! What only reads it does not: an engine looks up, pins and loads by itself, in the pool's memory
+//! ([`crate::pool::catalogue`]).
+
+mod local;
+#[cfg(not(loom))]
+mod socket;
+
+use std::fmt::Debug;
+
+use kvtide_model::{BlockKey, SlotRef};
+
+use crate::pool::{Begun, PoolCounters, PoolEvent, PoolGauges};
+
+pub(crate) use local::LocalAccess;
+#[cfg(not(loom))]
+pub use socket::{AttachError, AttachOptions, Attachment};
+
+/// Blocks that an engine wants to save.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// Keys from the beginning of the chain.
+    pub(crate) chain: &'a [BlockKey],
+    /// The first block to save.
+    pub(crate) from: usize,
+    /// How many.
+    pub(crate) blocks: usize,
+}
+
+/// A pool, as one session reaches it.
+pub(crate) trait Access: Send + Sync + Debug {
+    /// Whether what is found in the pool's memory may be used.
+    fn is_readable(&self) -> bool {
+        true
+    }
+
+    /// Hands out slots for what the pool does not hold already, one answer for each that is wanted.
+    fn begin_saves(&self, wanted: &[Wanted<'_>]) -> Vec<Begun>;
+
+    /// Marks blocks as used.
+    fn mark_used(&self, used: &[SlotRef]);
+
+    /// Nothing follows in `chain` for now.
+    fn settle(&self, chain: &[BlockKey]);
+
+    /// Drops blocks whose bytes were found damaged. Stale references are ignored.
+    fn drop_damaged(&self, damaged: &[SlotRef]);
+
+    /// Drops every block of the session's namespace; no lookup finds one of them afterwards.
+    fn clear(&self);
+
+    /// Takes note of the saves that workers have finished since the last call.
+    fn poll(&self);
+
+    /// What happened since the last call, oldest first.
+    fn take_events(&self) -> Vec<PoolEvent>;
+
+    /// Totals since the pool was made.
+    fn counters(&self) -> PoolCounters;
+
+    /// What the pool holds now.
+    fn gauges(&self) -> PoolGauges;
+}

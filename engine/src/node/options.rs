@@ -1,0 +1,34 @@
+//! How a node behaves.
+
+use std::path::PathBuf;
+
+use crate::config::Eviction;
+use crate::pool::slot_table::HolderBit;
+
+/// How a node behaves.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// A directory on shared memory, in which the node makes one of its own.
+    pub directory: PathBuf,
+    /// Tells nodes in one directory apart.
+    pub name: String,
+    /// Bytes of memory for rows, rounded down to whole extents.
+    pub capacity_bytes: usize,
+    /// Bytes of an extent: the unit in which memory goes from one model to another.
+    pub extent_bytes: usize,
+    /// Eviction policy of every pool.
+    pub eviction: Eviction,
+    /// Engines that are served at once, at most [`NodeOptions::SESSIONS_MAX`].
+    pub sessions: usize,
+    /// Bytes that are not taken away from a model that has them, whatever others need.
+    pub minimum_bytes: usize,
+    /// Rate of the background scrub of each pool; 0 turns it off.
+    pub scrub_bytes_per_second: u64,
+    /// What the daemon calls itself to engines, such as `kvtide 0.1.0`.
+    pub server: String,
+}
+
+impl NodeOptions {
+    /// Engines that a node can serve at once.
+    pub const SESSIONS_MAX: usize = HolderBit::SESSIONS;
+}

@@ -1,0 +1,157 @@
+//! What a pool does that outlives its process: taking over the memory of an earlier life, moving space
+//! to other pools, and ending sessions of engines elsewhere.
+
+use std::ops::Range;
+
+use kvtide_model::{BlockKey, SlotRef};
+
+use super::catalogue::{Catalogue, Progress};
+use super::slot_table::{HolderBit, SlotState};
+use super::state::State;
+use crate::session::SessionId;
+
+/// An engine that was there in an earlier life of the pool and still is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Survivor {
+    pub(crate) holder: HolderBit,
+    pub(crate) session: SessionId,
+}
+
+/// A block that an earlier life left complete.
+struct Left {
+    used_at: u64,
+    slot: u32,
+    key: BlockKey,
+}
+
+impl State {
+    /// Takes over `rows` with what an earlier life of the pool left in them: complete blocks are held
+    /// again, what a survivor reads or writes stays until it has ended, and the rest is free.
+    ///
+    /// Bytes are not read here: every load compares them with their checksum, and a load that cannot be
+    /// taken back is not offered before somebody has.
+    pub(super) fn adopt(
+        &mut self,
+        catalogue: &Catalogue,
+        rows: Range<u32>,
+        survivors: &[Survivor],
+    ) {
+        let living: Vec<HolderBit> = survivors.iter().map(|each| each.holder).collect();
+        let slots = &catalogue.slots;
+        self.own(rows.clone());
+        let mut complete: Vec<Left> = Vec::new();
+        for slot in rows {
+            let (slot, state) = slots.adopt(slot, &living);
+            let key = self.index.key_of(slot.slot);
+            let filler = catalogue.filler(slot.slot);
+            let writer = survivors.iter().find(|each| each.holder.number() == filler);
+            match (state, writer) {
+                // The last life may have ended before it took note of the end of a save.
+                (SlotState::Sealed | SlotState::Filling, _)
+                    if catalogue.saved(slot) == Progress::Complete =>
+                {
+                    slots.adopt_as_sealed(slot);
+                    let used_at = catalogue.used_at(slot.slot);
+                    let slot = slot.slot;
+                    complete.push(Left { used_at, slot, key });
+                }
+                (SlotState::Filling | SlotState::Abandoned, Some(writer)) => {
+                    let is_new = self.index.find(key).is_none();
+                    if state == SlotState::Filling && is_new {
+                        self.index.insert(key, slot.slot);
+                        self.policy.insert(slot.slot, key);
+                    } else {
+                        slots.doom(slot);
+                    }
+                    let filling = slots.adopt_as_filling(slot);
+                    self.sessions.fill(writer.session, vec![filling]);
+                }
+                (SlotState::Free, _) => self.free.put(slots.adopt_as_free(slot)),
+                _ => self.discard(catalogue, slot),
+            }
+        }
+        // As they would stand in line if there had been one life only.
+        complete.sort_unstable_by_key(|left| left.used_at);
+        for Left { slot, key, .. } in complete {
+            if self.index.find(key).is_none() {
+                self.index.insert(key, slot);
+                self.policy.insert(slot, key);
+            } else {
+                self.discard(catalogue, slots.current(slot));
+            }
+        }
+    }
+
+    /// Frees a slot of an earlier life that nobody writes, when nobody holds it any more.
+    fn discard(&mut self, catalogue: &Catalogue, slot: SlotRef) {
+        for rank in 0..catalogue.segment.geometry().ranks() {
+            catalogue
+                .segment
+                .condemn_shard(slot.slot, rank, slot.generation);
+        }
+        catalogue.slots.adopt_as_doomed(slot);
+        self.release(&catalogue.slots, slot);
+    }
+
+    /// Gives up `rows` of the pool, with the blocks in them; whether it did. It does not where somebody
+    /// holds or writes one.
+    pub(super) fn give_up(&mut self, catalogue: &Catalogue, rows: &Range<u32>) -> bool {
+        self.poll(catalogue);
+        if self.last_use(catalogue, rows).is_none() {
+            return false;
+        }
+        for slot in rows.clone() {
+            let Some(sealed) = catalogue.slots.evictable(slot) else {
+                continue;
+            };
+            let Some(freed) = catalogue.slots.evict(sealed) else {
+                return false; // Somebody was faster.
+            };
+            self.forget(slot);
+            self.counters.evicted_blocks += 1;
+            self.free.put(freed);
+        }
+        let all = rows.clone().all(|slot| self.free.disown(slot));
+        self.rows.retain(|owned| owned != rows);
+        all
+    }
+
+    /// When the blocks in `rows` were last used, on average and in seconds of Unix time: 0 if there are
+    /// none. `None` where somebody holds or writes one.
+    pub(super) fn last_use(&self, catalogue: &Catalogue, rows: &Range<u32>) -> Option<u64> {
+        let (mut sum, mut blocks) = (0u64, 0u64);
+        for slot in rows.clone() {
+            if catalogue.slots.evictable(slot).is_some() {
+                sum += catalogue.used_at(slot);
+                blocks += 1;
+            } else if !self.free.holds(slot) {
+                return None;
+            }
+        }
+        Some(sum.checked_div(blocks).unwrap_or(0))
+    }
+
+    /// The engine of a session has lost its connection, or leaves: nobody waits for what it is saving.
+    /// Its processes may still read and write rows; see [`State::close_elsewhere`].
+    pub(super) fn abandon(&mut self, catalogue: &Catalogue, session: SessionId) {
+        self.poll(catalogue);
+        let slots = self.sessions.fillings(session);
+        let slots: Vec<SlotRef> = slots.map(|filling| filling.slot_ref()).collect();
+        for slot in slots {
+            if catalogue.slots.doom(slot) {
+                self.forget(slot.slot);
+            }
+        }
+    }
+
+    /// All processes of a session's engine have ended: nothing is read or written any more.
+    pub(super) fn close_elsewhere(&mut self, catalogue: &Catalogue, session: SessionId) {
+        let holder = self.sessions.holder(session);
+        self.close(catalogue, session);
+        if let Some(holder) = holder {
+            for rows in &self.rows {
+                catalogue.slots.let_go_all(rows.clone(), holder);
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What everybody reads of a pool who has its memory: which blocks are there, and in which state.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvtide_model::{BlockKey, SlotRef};
+use kvtide_segment::{ShardStatus, SharedSegment};
+
+use super::index::Index;
+use super::slot_table::{HolderBit, SlotState, SlotTable};
+
+/// Slots, index and rows of a pool. Reading it takes no lock, and asks no other process.
+#[derive(Debug)]
+pub(crate) struct Catalogue {
+    pub(crate) slots: SlotTable,
+    pub(crate) index: Index,
+    pub(crate) segment: Arc<SharedSegment>,
+    /// The life of the pool that this is. What an earlier one saved is not proven whole before it has
+    /// been compared with its checksum, which every load does, and a load that cannot be taken back has
+    /// to have been done before.
+    life: AtomicU64,
+}
+
+/// How far the block is that a slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It can be loaded.
+    Complete,
+    /// It is being saved.
+    Saving,
+    /// It never will be complete, or is gone.
+    Lost,
+}
+
+/// A block that is held or being saved, for people.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeldBlock {
+    pub(crate) key: BlockKey,
+    pub(crate) slot: SlotRef,
+    pub(crate) saving: bool,
+    /// Bits of those who hold it.
+    pub(crate) holders: u64,
+}
+
+impl Catalogue {
+    pub(crate) fn new(segment: Arc<SharedSegment>, life: u64) -> Self {
+        Self {
+            slots: SlotTable::of_segment(Arc::clone(&segment)),
+            index: Index::of(&segment),
+            segment,
+            life: AtomicU64::new(life),
+        }
+    }
+
+    /// The pool has another life, over the same memory.
+    pub(crate) fn begin_life(&self, life: u64) {
+        self.life.store(life, Ordering::Release);
+    }
+
+    /// Whether `key` is held or, unless it has to be `certain` that it can be loaded, being saved.
+    pub(crate) fn holds(&self, key: BlockKey, certain: bool) -> bool {
+        let slot = self.index.find(key).map(|slot| self.slots.current(slot));
+        slot.is_some_and(|slot| match certain {
+            true => self.is_certain(slot),
+            false => self.progress(slot) != Progress::Lost,
+        })
+    }
+
+    /// Whether a load of the block that is meant will succeed, unless its memory fails: it is complete,
+    /// and the bytes were seen to be right.
+    pub(crate) fn is_certain(&self, slot: SlotRef) -> bool {
+        match self.slots.state(slot) {
+            Some(SlotState::Sealed) => self.is_proven(slot.slot),
+            _ => self.progress(slot) == Progress::Complete,
+        }
+    }
+
+    /// Whether the bytes of a sealed slot were saved, or compared with their checksum, in this life.
+    fn is_proven(&self, slot: u32) -> bool {
+        let record = self.segment.record(slot);
+        record.is_some_and(|record| record.proven.load(Ordering::Acquire) == self.life.load(Ordering::Acquire))
+    }
+
+    /// Notes that they were.
+    pub(crate) fn note_proven(&self, slot: u32) {
+        if let Some(record) = self.segment.record(slot) {
+            let life = self.life.load(Ordering::Acquire);
+            record.proven.store(life, Ordering::Release);
+        }
+    }
+
+    /// The block that a slot has.
+    pub(crate) fn block(&self, slot: u32) -> Option<HeldBlock> {
+        let record = self.segment.record(slot)?;
+        let slot = self.slots.current(slot);
+        self.slots.holds(slot).then(|| HeldBlock {
+            key: self.index.key_of(slot.slot),
+            slot,
+            saving: self.slots.state(slot) == Some(SlotState::Filling),
+            holders: record.holders.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Notes who fills a slot, for a pool that takes this one's memory over.
+    pub(crate) fn note_filler(&self, slot: u32, filler: HolderBit) {
+        if let Some(record) = self.segment.record(slot) {
+            record.filler.store(filler.number().into(), Ordering::Release);
+        }
+    }
+
+    /// Who fills, or has filled, a slot.
+    pub(crate) fn filler(&self, slot: u32) -> u32 {
+        let record = self.segment.record(slot);
+        let filler = record.map_or(u64::MAX, |record| record.filler.load(Ordering::Acquire));
+        u32::try_from(filler).unwrap_or(u32::MAX)
+    }
+
+    /// When a slot was last used, in seconds of Unix time.
+    pub(crate) fn used_at(&self, slot: u32) -> u64 {
+        let record = self.segment.record(slot);
+        record.map_or(0, |record| record.used_at.load(Ordering::Relaxed))
+    }
+
+    /// Notes that it was used.
+    pub(crate) fn note_used(&self, slot: u32, at: u64) {
+        if let Some(record) = self.segment.record(slot) {
+            record.used_at.store(at, Ordering::Relaxed);
+        }
+    }
+
+    /// How far the block is that is meant. What has been saved is known at once, also before the pool
+    /// has taken note of it.
+    pub(crate) fn progress(&self, slot: SlotRef) -> Progress {
+        match self.slots.state(slot) {
+            Some(SlotState::Sealed) => Progress::Complete,
+            Some(SlotState::Filling) => self.saved(slot),
+            // A reset dooms slots whose bytes are whole; they stay so while they are held.
+            Some(SlotState::Doomed) if self.saved(slot) == Progress::Complete => Progress::Complete,
+            Some(SlotState::Abandoned | SlotState::Doomed | SlotState::Free) | None => {
+                Progress::Lost
+            }
+        }
+    }
+
+    /// What the headers of its shards say of a slot.
+    pub(crate) fn saved(&self, slot: SlotRef) -> Progress {
+        let mut progress = Progress::Complete;
+        for rank in 0..self.segment.geometry().ranks() {
+            let state = self.segment.shard_state(slot.slot, rank);
+            let Some(state) = state.filter(|state| state.generation == slot.generation) else {
+                return Progress::Saving;
+            };
+            match state.status {
+                ShardStatus::Sealed => {}
+                ShardStatus::Filling => return Progress::Saving,
+                ShardStatus::Bad => progress = Progress::Lost,
+            }
+        }
+        progress
+    }
+
+    /// Whether the bytes of `slot`, which the caller holds, have their checksums.
+    pub(crate) fn bytes_match(&self, slot: SlotRef) -> bool {
+        (0..self.segment.geometry().ranks()).all(|rank| {
+            let state = self.segment.shard_state(slot.slot, rank);
+            state.is_some_and(|state| {
+                state.generation == slot.generation
+                    && state.status == ShardStatus::Sealed
+                    && self.segment.compute_checksum(slot.slot, rank) == Some(state.checksum)
+            })
+        })
+    }
+}

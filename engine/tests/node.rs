@@ -1,0 +1,398 @@
+//! Engines on the pool of a node: they share it, they end, and the node begins another life.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{BLOCKS, LAYER_BYTES, LAYERS, device, flip_byte, keys, wait_load};
+use kvtide_engine::{
+    AttachError, AttachOptions, Attachment, Eviction, Node, NodeError, NodeOptions, Peer, SaveJob,
+    SavePlan, Session, Worker,
+};
+use kvtide_kernels::copy::HostCache;
+use kvtide_model::wire::{FrameReader, Geometry, LONGEST_FRAME, ToDaemon};
+use kvtide_model::{BlockKey, BlockMove, Namespace, NamespaceId};
+use kvtide_segment::{Holder, SharedSegment};
+use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_secs(10);
+const EXTENT: usize = 64 << 10;
+
+/// A daemon in this process: a node, and a thread that takes connections for it.
+struct Daemon {
+    node: Arc<Node>,
+    directory: Arc<TempDir>,
+}
+
+fn options(directory: &Path, extents: usize) -> NodeOptions {
+    NodeOptions {
+        directory: directory.to_owned(),
+        name: "test".into(),
+        capacity_bytes: extents * EXTENT,
+        extent_bytes: EXTENT,
+        eviction: Eviction::Lru,
+        sessions: NodeOptions::SESSIONS_MAX,
+        minimum_bytes: 0,
+        scrub_bytes_per_second: 0,
+        server: "kvtide test".into(),
+    }
+}
+
+impl Daemon {
+    fn new(extents: usize) -> Self {
+        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory on shared memory");
+        Self::on(Arc::new(directory), extents)
+    }
+
+    fn on(directory: Arc<TempDir>, extents: usize) -> Self {
+        // What is left of an earlier one's threads gives the memory back within moments.
+        let node = until("the memory is free", || {
+            match Node::open(options(directory.path(), extents), &|_, _| {}) {
+                Err(NodeError::InUse { .. }) => None,
+                opened => Some(Arc::new(opened.expect("memory"))),
+            }
+        });
+        let daemon = Self { node, directory };
+        let _ = std::fs::remove_file(daemon.socket());
+        let listener = UnixListener::bind(daemon.socket()).expect("a socket");
+        let node = Arc::downgrade(&daemon.node);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let mut reader = FrameReader::new(LONGEST_FRAME);
+                let hello = loop {
+                    let mut byte = [0];
+                    if stream.read(&mut byte).unwrap_or(0) == 0 {
+                        break None;
+                    }
+                    if let Some(frame) = reader.next_frame(&mut &byte[..]).unwrap() {
+                        break ToDaemon::decode(frame).unwrap();
+                    }
+                };
+                let Some(node) = node.upgrade() else { return };
+                if let Some(ToDaemon::Hello(hello)) = hello {
+                    node.attach(stream, Peer { pid: 1, uid: 2 }, hello).unwrap();
+                }
+            }
+        });
+        daemon
+    }
+
+    fn socket(&self) -> std::path::PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    /// Ends this life as a kill would: nothing is said to anybody. The memory stays.
+    fn kill(self) -> Arc<TempDir> {
+        let _ = std::fs::remove_file(self.socket());
+        let directory = Arc::clone(&self.directory);
+        drop(self.node);
+        directory
+    }
+
+    fn free_extents(&self) -> u32 {
+        self.node.report().free_extents
+    }
+}
+
+/// An engine of one rank, without vLLM.
+struct Engine {
+    session: Session,
+    segment: Arc<SharedSegment>,
+    cache: Arc<HostCache>,
+    worker: Worker,
+}
+
+fn namespace(model: &str) -> NamespaceId {
+    let model = model.to_owned();
+    Namespace {
+        model,
+        ..Namespace::default()
+    }
+    .id()
+}
+
+fn attach_options(daemon: &Daemon, engine_id: &str, model: &str) -> AttachOptions {
+    AttachOptions {
+        socket: daemon.socket(),
+        engine_id: engine_id.into(),
+        client: "kvtide test".into(),
+        namespace: namespace(model),
+        model: model.into(),
+        tenant: String::new(),
+        geometry: Geometry {
+            ranks: 1,
+            layers: LAYERS,
+            layer_bytes: LAYER_BYTES as u64,
+            block_tokens: 16,
+        },
+        events: true,
+        timeout: LIMIT,
+    }
+}
+
+impl Engine {
+    fn start(daemon: &Daemon, engine_id: &str, model: &str) -> Self {
+        Self::try_start(daemon, engine_id, model).expect("attached")
+    }
+
+    fn try_start(daemon: &Daemon, engine_id: &str, model: &str) -> Result<Self, AttachError> {
+        let options = attach_options(daemon, engine_id, model);
+        let worker = Attachment::new(options.clone(), Holder::Worker(0))?;
+        let scheduler = Attachment::new(options, Holder::Scheduler)?;
+        let segment = Arc::clone(worker.segment());
+        let cache = HostCache::new(LAYERS as usize, BLOCKS, LAYER_BYTES).expect("memory");
+        let registration = cache.register(Arc::clone(&segment), 0).expect("geometry");
+        Ok(Self {
+            session: Session::attached(scheduler, Duration::from_secs(60)),
+            segment,
+            worker: Worker::start(device(registration), engine_id).expect("threads"),
+            cache,
+        })
+    }
+
+    fn compute(&self, block: u32, content: u8) {
+        for layer in 0..LAYERS as usize {
+            self.cache.write(layer, block, |_| content);
+        }
+    }
+
+    fn has(&self, block: u32, content: u8) -> bool {
+        (0..LAYERS as usize).all(|layer| self.cache.read(layer, block).iter().all(|&b| b == content))
+    }
+
+    /// Hands out slots, tried again for as long as a loaded machine may need.
+    fn begin(&self, keys: &[BlockKey], blocks: &[u32]) -> SavePlan {
+        until("a place to save", || {
+            let plan = self.session.begin_save(keys, 0, blocks);
+            (plan.covered > 0).then_some(plan)
+        })
+    }
+
+    fn copy(&self, plan: SavePlan) {
+        if plan.job != 0 {
+            self.worker.save_now(vec![SaveJob {
+                job: plan.job,
+                moves: plan.moves,
+            }]);
+        }
+        assert!(self.session.drain(LIMIT));
+    }
+
+    fn save(&self, keys: &[BlockKey], blocks: &[u32]) {
+        let plan = self.begin(keys, blocks);
+        assert_eq!(plan.covered, keys.len());
+        self.copy(plan);
+    }
+
+    /// Loads what matches of `keys` into blocks from `first` on; how many, and how many failed.
+    fn load(&mut self, keys: &[BlockKey], first: u32) -> (usize, usize) {
+        let found = self.session.lookup(keys);
+        let slots = found.lease.slots().iter();
+        let moves: Vec<_> = slots
+            .zip(first..)
+            .map(|(&slot, block)| BlockMove { slot, block })
+            .collect();
+        let count = moves.len();
+        self.worker.load_async(1, 0, moves, true);
+        (count, wait_load(&mut self.worker, 1).failed.len())
+    }
+}
+
+fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn what_one_engine_saves_another_of_the_same_model_loads() {
+    let daemon = Daemon::new(4);
+    let first = Engine::start(&daemon, "a", "m");
+    let mut second = Engine::start(&daemon, "b", "m");
+    (0..4).for_each(|block| first.compute(block, 40 + u8::try_from(block).unwrap()));
+    first.save(&keys(0..4), &[0, 1, 2, 3]);
+    assert_eq!(second.load(&keys(0..4), 8), (4, 0));
+    assert!((0..4u8).all(|block| second.has(8 + u32::from(block), 40 + block)));
+    let plan = second.begin(&keys(0..4), &[0, 1, 2, 3]);
+    assert_eq!((plan.job, plan.covered), (0, 4), "nothing is saved twice");
+    let other = Engine::start(&daemon, "c", "another model");
+    assert!(other.session.lookup(&keys(0..4)).lease.is_empty());
+}
+
+#[test]
+fn a_block_is_found_while_another_engine_is_still_saving_it() {
+    let daemon = Daemon::new(4);
+    let producer = Engine::start(&daemon, "p", "m");
+    let mut consumer = Engine::start(&daemon, "d", "m");
+    producer.compute(0, 7);
+    let plan = producer.begin(&keys(0..1), &[0]);
+    let found = consumer.session.lookup(&keys(0..1));
+    assert_eq!((found.lease.len(), found.complete), (1, false));
+    producer.copy(plan);
+    assert_eq!(found.lease.readiness(), kvtide_engine::Readiness::Ready);
+    assert_eq!(consumer.load(&keys(0..1), 5), (1, 0));
+    assert!(consumer.has(5, 7));
+}
+
+#[test]
+fn an_engine_that_ends_gives_back_its_pins_and_hides_what_it_was_saving() {
+    let daemon = Daemon::new(1);
+    let first = Engine::start(&daemon, "a", "m");
+    let second = Engine::start(&daemon, "b", "m");
+    first.save(&keys(0..2), &[0, 1]);
+    let pinned = second.session.lookup(&keys(0..2));
+    let unfinished = second.begin(&keys(10..12), &[0, 1]);
+    assert_ne!(unfinished.job, 0);
+    assert_eq!(first.session.lookup(&keys(10..12)).lease.len(), 2);
+    let report = daemon.node.report();
+    assert_eq!(report.engines.len(), 2);
+    assert_eq!(report.engines[1].pinned_blocks, 2);
+    drop((pinned, second));
+    until("it is forgotten", || (daemon.node.report().engines.len() == 1).then_some(()));
+    assert!(first.session.lookup(&keys(10..12)).lease.is_empty());
+    let report = daemon.node.report();
+    assert_eq!((report.models[0].pinned_blocks, report.models[0].gauges.saving), (0, 0));
+    assert_eq!(first.session.lookup(&keys(0..2)).lease.len(), 2, "what was saved stays");
+}
+
+#[test]
+fn the_next_life_of_a_node_has_what_the_last_one_had_and_engines_go_on() {
+    let daemon = Daemon::new(4);
+    let mut engine = Engine::start(&daemon, "a", "m");
+    (0..4).for_each(|block| engine.compute(block, 90 + u8::try_from(block).unwrap()));
+    engine.save(&keys(0..4), &[0, 1, 2, 3]);
+    until("the pool knows", || {
+        let report = daemon.node.report();
+        (report.models[0].gauges.saving == 0).then_some(())
+    });
+    let held = engine.session.lookup(&keys(0..1));
+    let directory = daemon.kill();
+    until("the loss is noticed", || {
+        let _ = engine.session.poll();
+        engine.session.lookup(&keys(0..4)).lease.is_empty().then_some(())
+    });
+    assert_eq!(engine.session.begin_save(&keys(20..21), 0, &[0]).covered, 0);
+
+    let daemon = Daemon::on(directory, 4);
+    assert_eq!(daemon.node.report().models[0].gauges.held, 4);
+    let pinned = daemon.node.report().models[0].pinned_blocks;
+    assert_eq!(pinned, 1, "the pin of an engine that lives is kept");
+    until("it is attached again", || {
+        let _ = engine.session.poll();
+        (engine.session.lookup(&keys(0..4)).lease.len() == 4).then_some(())
+    });
+    // Nobody has compared them in this life: they are not offered for a load that cannot fail.
+    assert!(!engine.session.lookup(&keys(0..4)).complete);
+    drop(held);
+    assert_eq!(engine.load(&keys(0..4), 8), (4, 0));
+    assert!((0..4u8).all(|block| engine.has(8 + u32::from(block), 90 + block)));
+    engine.save(&keys(20..21), &[0]);
+    let mut new = Engine::start(&daemon, "b", "m");
+    assert_eq!(new.load(&keys(0..4), 8), (4, 0));
+}
+
+#[test]
+fn what_was_damaged_between_two_lives_is_not_served() {
+    let daemon = Daemon::new(2);
+    let engine = Engine::start(&daemon, "a", "m");
+    engine.save(&keys(0..3), &[0, 1, 2]);
+    let slot = engine.session.lookup(&keys(0..3)).lease.slots()[1].slot;
+    let at = engine.segment.geometry().shard_offset(slot, 0).unwrap();
+    drop(engine);
+    let directory = daemon.kill();
+    flip_byte(&directory.path().join("kvtide-pool-test/memory"), at + 5);
+    let daemon = Daemon::on(directory, 2);
+    let mut engine = Engine::start(&daemon, "a", "m");
+    assert_eq!(engine.load(&keys(0..3), 8), (3, 1));
+}
+
+#[test]
+fn memory_of_another_size_begins_anew() {
+    let daemon = Daemon::new(2);
+    let engine = Engine::start(&daemon, "a", "m");
+    engine.save(&keys(0..3), &[0, 1, 2]);
+    drop(engine);
+    let directory = daemon.kill();
+    let daemon = Daemon::on(directory, 3);
+    assert_eq!(daemon.free_extents(), 3);
+    let engine = Engine::start(&daemon, "a", "m");
+    assert!(engine.session.lookup(&keys(0..3)).lease.is_empty());
+}
+
+#[test]
+fn memory_goes_from_a_model_that_is_out_of_use_to_one_that_needs_it() {
+    let daemon = Daemon::new(3);
+    let first = Engine::start(&daemon, "a", "m");
+    let rows = u32::try_from(EXTENT / 4096 * 3).unwrap();
+    // A row that reaches into the next extent is none.
+    for chain in 0..rows - 4 {
+        first.save(&keys(chain..chain + 1), &[0]);
+    }
+    assert_eq!(daemon.free_extents(), 0);
+    let second = Engine::start(&daemon, "b", "another");
+    assert_eq!(second.begin(&keys(0..1), &[0]).covered, 1);
+    let report = daemon.node.report();
+    let extents = |model: &str| report.models.iter().find(|m| m.model == model).unwrap().extents;
+    assert_eq!((extents("m"), extents("another")), (2, 1));
+    let held = report.models.iter().map(|m| m.gauges.held).max().unwrap();
+    let left = (0..rows - 4).filter(|&n| first.session.holds(common::key(n), false)).count();
+    assert_eq!(left, held);
+}
+
+#[test]
+fn a_reset_is_done_when_it_returns_however_late_the_daemon_is() {
+    let daemon = Daemon::new(2);
+    let first = Engine::start(&daemon, "a", "m");
+    let second = Engine::start(&daemon, "b", "m");
+    first.save(&keys(0..3), &[0, 1, 2]);
+    first.session.clear();
+    assert!(first.session.lookup(&keys(0..3)).lease.is_empty());
+    until("everybody's are gone", || {
+        second.session.lookup(&keys(0..3)).lease.is_empty().then_some(())
+    });
+    until("it may look again", || {
+        let plan = first.session.begin_save(&keys(5..6), 0, &[0]);
+        (plan.covered == 1 || first.session.holds(common::key(5), false)).then_some(())
+    });
+}
+
+#[test]
+fn an_engine_id_is_one_engines() {
+    let daemon = Daemon::new(2);
+    let _first = Engine::start(&daemon, "same", "m");
+    let error = Engine::try_start(&daemon, "same", "m").err().unwrap();
+    assert!(error.to_string().contains("engine_id"), "{error}");
+    let error = Engine::try_start(&daemon, "same", "other").err().unwrap();
+    assert!(matches!(error, AttachError::Refused { .. }), "{error}");
+    drop(_first);
+    until("it may be used again", || Engine::try_start(&daemon, "same", "m").ok());
+}
+
+#[test]
+fn a_memory_is_one_daemons() {
+    let daemon = Daemon::new(1);
+    let second = Node::open(options(daemon.directory.path(), 1), &|_, _| {});
+    assert!(matches!(second, Err(NodeError::InUse { .. })));
+}
+
+#[test]
+fn without_a_daemon_the_error_says_what_to_do() {
+    let daemon = Daemon::new(1);
+    let mut options = attach_options(&daemon, "a", "m");
+    options.socket = "/no/such/socket".into();
+    options.timeout = Duration::from_millis(50);
+    let error = Attachment::new(options, Holder::Worker(0)).err().unwrap();
+    assert!(error.to_string().contains("Start `kvtide serve`"), "{error}");
+}

@@ -1,0 +1,196 @@
+"""Loads on the scheduler's side: their board cells, their ends, their deadline."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kvtide._native import BOARD_CELLS, Settings
+from kvtide.loads import LoadLedger
+from kvtide.messages import StepPlan, WorkerReport
+from kvtide.requests import RequestState
+
+TIMEOUT_S = 3
+WHOLE: tuple[bytes, list[int]] = (b"moves", [])
+
+
+class Native:
+    """Pool and segment: what the loads amount to, and what the board says; counts the calls."""
+
+    def __init__(self) -> None:
+        self.board: dict[tuple[int, int], int | None] = {}
+        self.calls: list[str] = []
+
+    def plan_loads(self, loads: list[Any]) -> list[Any]:
+        self.calls.append("plan_loads")
+        return list(loads)
+
+    def ended_loads(self, loads: list[tuple[int, int]]) -> list[int | None]:
+        self.calls.append("ended_loads")
+        return [self.board.get(load) for load in loads]
+
+
+@pytest.fixture
+def native() -> Native:
+    """See `Native`."""
+    return Native()
+
+
+@pytest.fixture
+def ledger(native: Any) -> LoadLedger:
+    """The loads of an engine of two ranks."""
+    settings = Settings(f'{{"load_timeout_ms": {TIMEOUT_S * 1000}}}', {})
+    return LoadLedger(settings, native, native, 2, idle_blocks=True)
+
+
+def add(ledger: LoadLedger, request_id: str, plan: Any = WHOLE) -> RequestState:
+    """Begins an async load of which the pool says so much."""
+    request: Any = SimpleNamespace(request_id=request_id)
+    sequence: Any = None
+    state = RequestState(request, sequence)
+    ledger.add_async(state, plan, [7, 8])
+    return state
+
+
+def step(ledger: LoadLedger, now: float = 0.0) -> StepPlan:
+    """What the workers are given in the next step."""
+    plan = StepPlan()
+    ledger.plan_step(plan, now)
+    return plan
+
+
+def test_a_step_makes_one_call_for_all_loads_that_begin_and_one_for_all_that_end(
+    native: Native, ledger: LoadLedger
+) -> None:
+    for i in range(5):
+        add(ledger, f"r{i}")
+    ledger.add_layered(WHOLE, [9])  # type: ignore[arg-type]
+    assert ledger.take_targets() == [7, 8] * 5 + [9]
+    plan = step(ledger)
+    assert [load.request_id for load in plan.loads] == [f"r{i}" for i in range(5)]
+    assert plan.layered is not None
+    assert native.calls == ["plan_loads"]
+    assert ledger.take_ended() == set()
+    native.board = {(load.cell, load.job): 0 for load in plan.loads[:3]}
+    assert ledger.take_ended() == {"r0", "r1", "r2"}
+    assert native.calls == ["plan_loads", "ended_loads", "ended_loads"]
+    assert len(ledger) == 2
+    # What has begun is not planned again.
+    assert step(ledger) == StepPlan()
+    assert native.calls[3:] == []
+
+
+def test_every_load_has_a_cell_and_a_job_of_its_own(native: Native, ledger: LoadLedger) -> None:
+    jobs: set[int] = set()
+    for _ in range(2):
+        for i in range(BOARD_CELLS):
+            assert ledger.has_room()
+            add(ledger, f"r{i}")
+        assert not ledger.has_room()
+        loads = step(ledger).loads
+        assert {load.cell for load in loads} == set(range(BOARD_CELLS))
+        jobs |= {load.job for load in loads}
+        native.board = {(load.cell, load.job): 0 for load in loads}
+        assert len(ledger.take_ended()) == BOARD_CELLS
+    assert len(jobs) == 2 * BOARD_CELLS
+    assert 0 not in jobs
+
+
+def test_a_load_that_waits_for_saves_has_no_cell_and_does_not_end(ledger: LoadLedger) -> None:
+    add(ledger, "r", plan=None)
+    assert step(ledger) == StepPlan()
+    assert ledger.take_ended() == set()
+    assert "r" in ledger
+
+
+def test_a_failed_load_ends_with_the_reports_of_the_ranks_on_which_it_failed(
+    native: Native, ledger: LoadLedger
+) -> None:
+    state = add(ledger, "r")
+    [load] = step(ledger).loads
+    native.board = {(load.cell, load.job): 1}
+    assert ledger.take_ended() == set(), "vLLM does not know of the bad blocks yet"
+    ledger.take_report(WorkerReport(failed={"r": 1, "unknown": 1}))
+    assert ledger.take_ended() == {"r"}
+    assert state.load_failed
+
+
+def test_a_load_that_has_lost_blocks_fails_on_every_rank(
+    native: Native, ledger: LoadLedger
+) -> None:
+    state = add(ledger, "r", plan=(b"", [7]))
+    [load] = step(ledger).loads
+    assert load.lost_blocks == [7]
+    assert state.load_failed
+    native.board = {(load.cell, load.job): 0}
+    for _ in range(2):
+        assert ledger.take_ended() == set()
+        ledger.take_report(WorkerReport(failed={"r": 1}))
+    assert ledger.take_ended() == {"r"}
+
+
+def steps_until(ledger: LoadLedger, now: float, end: float) -> list[StepPlan]:
+    """Steps of half a second."""
+    return [step(ledger, now + i / 2) for i in range(int((end - now) * 2) + 1)]
+
+
+def test_a_late_load_is_cancelled_once_and_ends_with_every_ranks_answer(
+    native: Native, ledger: LoadLedger
+) -> None:
+    state = add(ledger, "r")
+    [load] = step(ledger).loads
+    plans = steps_until(ledger, 0.5, 10)
+    [cancelled] = [each for plan in plans for each in plan.cancelled]
+    assert cancelled == (load.job, "r", [7, 8])
+    assert plans[TIMEOUT_S * 2 - 1].cancelled == [cancelled]
+    assert state.load_failed
+    # The board does not end it any more: a rank that ended it before may have reported nothing.
+    native.board = {(load.cell, load.job): 0}
+    for _ in range(2):
+        assert ledger.take_ended() == set()
+        ledger.take_report(WorkerReport(cancelled={load.job: 1}))
+    assert ledger.take_ended() == {"r"}
+
+
+def test_a_late_load_that_has_ended_unseen_is_not_cancelled(
+    native: Native, ledger: LoadLedger
+) -> None:
+    state = add(ledger, "r")
+    [load] = step(ledger).loads
+    native.board = {(load.cell, load.job): 0}
+    assert not any(plan.cancelled for plan in steps_until(ledger, 0.5, 10))
+    assert not state.load_failed
+    assert ledger.take_ended() == {"r"}
+
+
+def test_time_in_which_nobody_looks_does_not_make_a_load_late(ledger: LoadLedger) -> None:
+    add(ledger, "r")
+    step(ledger)
+    assert step(ledger, 1000.0).cancelled == []
+
+
+def test_a_layered_load_is_pinned_until_every_rank_has_ended_it(ledger: LoadLedger) -> None:
+    class Pinned(tuple):
+        """A load that says when it is dropped."""
+
+        def __del__(self) -> None:
+            dropped.append(1)
+
+    dropped: list[int] = []
+    ledger.add_layered(Pinned(WHOLE), [9])  # type: ignore[arg-type]
+    layered = step(ledger).layered
+    assert layered is not None
+    for _ in range(2):
+        assert not dropped
+        ledger.take_report(WorkerReport(ended={layered.job: 1}))
+    assert dropped
+
+
+def test_moves_of_one_steps_layered_loads_are_one_load(ledger: LoadLedger) -> None:
+    ledger.add_layered((b"one", []), [1])  # type: ignore[arg-type]
+    ledger.add_layered((b"two", []), [2])  # type: ignore[arg-type]
+    layered = step(ledger).layered
+    assert layered is not None
+    assert (layered.moves, layered.behind_steps) == (b"onetwo", False)
+    assert step(ledger).layered is None
