@@ -114,6 +114,7 @@ pub(crate) fn main(args: &ServeArgs) -> Result<(), Failure> {
     }
     run(config).map_err(|error| {
         tracing::error!("{error}");
+        systemd::status(&error.to_string());
         Failure::Logged
     })
 }

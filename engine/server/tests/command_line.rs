@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -203,6 +203,29 @@ fn a_second_daemon_on_one_socket_names_the_process_of_the_first() {
     let output = kvtide(&["serve", "--check", "--config", &path]);
     assert!(output.status.success());
     assert!(shown(&output).contains(&format!("process {} serves it now", std::process::id())));
+}
+
+#[test]
+fn why_a_start_has_failed_is_a_log_line_and_the_status_of_the_unit() {
+    let place = Place::new();
+    let config = place.configuration("[log]\nformat = \"json\"\n");
+    let manager = UnixDatagram::bind(place.path("notify")).unwrap();
+    let _first = Listening::open(&common::config(&place.path("kvtide.sock"), "").socket).unwrap();
+    let output = Command::new(KVTIDE)
+        .args(["serve", "--config", &config])
+        .env("NOTIFY_SOCKET", place.path("notify"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = told(&output);
+    let line: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    assert_eq!(line["level"], "ERROR");
+    let message = line["fields"]["message"].as_str().unwrap();
+    assert!(message.contains("serves this socket already"), "{message}");
+    let mut heard = [0; 1024];
+    let bytes = manager.recv(&mut heard).unwrap();
+    let heard = String::from_utf8(heard[..bytes].to_vec()).unwrap();
+    assert_eq!(heard.trim_end(), format!("STATUS={message}"));
 }
 
 /// Runs the daemon as systemd would, with `listener` as descriptor 3.
