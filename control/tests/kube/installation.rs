@@ -134,6 +134,15 @@ async fn deleting_the_manifests_first_loses_nothing() {
     let before = uids(&world.all(&world.pods()).await);
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
     let deploy = deploy.display().to_string();
+    // All CRDs together, in one request that names none. The API server looks for changes of policies
+    // once a second: ask while the policy is there, and only go on once it is in force.
+    let all = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions?dryRun=All";
+    let said = world
+        .until("the policy is in force", || async {
+            world.cluster.kubectl_refused(&["delete", "--raw", all])
+        })
+        .await;
+    assert!(said.contains("removes it safely"), "{said}");
     let arguments = [
         "delete",
         "-k",
@@ -146,10 +155,6 @@ async fn deleting_the_manifests_first_loses_nothing() {
         said.contains("`kvtide-control uninstall` removes it safely"),
         "{said}"
     );
-    // Nor all CRDs together, in one request that names none.
-    let all = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions?dryRun=All";
-    let said = world.cluster.kubectl_fails(&["delete", "--raw", all]);
-    assert!(said.contains("removes it safely"), "{said}");
     // Its pods went with the Deployment.
     controller.kill();
     for crd in CRDS {
@@ -282,8 +287,13 @@ async fn a_check_tells_what_works_and_what_to_do_about_the_rest() {
     world
         .cluster
         .kubectl(&["delete", "clusterrolebinding", "kvtide-control"]);
-    let (works, said) = world.cluster.kvtide_control(&at_once);
-    assert!(!works && said.contains("FAIL  rights"), "{said}");
+    let said = world
+        .until("the API server knows that the rights are gone", || async {
+            let (works, said) = world.cluster.kvtide_control(&at_once);
+            (!works).then_some(said)
+        })
+        .await;
+    assert!(said.contains("FAIL  rights"), "{said}");
     assert!(
         said.contains("kvtide-control may not get stormservices"),
         "{said}"
