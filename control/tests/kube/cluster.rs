@@ -285,35 +285,43 @@ impl Cluster {
 
     /// Runs kubectl, which must succeed.
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        let outcome = self.try_kubectl(arguments);
+        outcome.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Runs kubectl: its output, or the command with all that it said.
+    pub(crate) fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.kubectl_raw(arguments);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return Ok(text);
+        }
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "kubectl {arguments:?}: {text}{errors}"
-        );
-        text
+        Err(format!("kubectl {arguments:?} failed: {text}{errors}"))
     }
 
     /// Runs kubectl, which must succeed; what it says beside its output.
     pub(crate) fn kubectl_warnings(&self, arguments: &[&str]) -> String {
         let output = self.kubectl_raw(arguments);
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "kubectl {arguments:?}: {errors}");
+        assert!(
+            output.status.success(),
+            "kubectl {arguments:?} failed: {errors}"
+        );
         errors
     }
 
     /// Runs kubectl, which must fail; what it says.
     pub(crate) fn kubectl_fails(&self, arguments: &[&str]) -> String {
-        let refused = self.kubectl_refused(arguments);
-        refused.unwrap_or_else(|| panic!("kubectl {arguments:?} succeeded"))
+        match self.try_kubectl(arguments) {
+            Ok(text) => panic!("kubectl {arguments:?} succeeded: {text}"),
+            Err(error) => error,
+        }
     }
 
     /// Runs kubectl; what it says if it fails.
     pub(crate) fn kubectl_refused(&self, arguments: &[&str]) -> Option<String> {
-        let output = self.kubectl_raw(arguments);
-        let failed = !output.status.success();
-        failed.then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+        self.try_kubectl(arguments).err()
     }
 
     /// A client with all rights, for the runtime that calls this.

@@ -68,22 +68,15 @@ async fn install_again(world: &World) {
 
 fn expect_nothing(world: &World) {
     let cluster = world.cluster;
-    for object in CRDS {
-        assert!(
-            cluster.kubectl_fails(&["get", object]).contains("NotFound"),
-            "{object}"
-        );
-    }
-    for object in [
+    let others = [
         "clusterrole/kvtide-control",
         "clusterrolebinding/kvtide-control",
         "validatingadmissionpolicy/kvtide-control-crds",
         "validatingwebhookconfiguration/kvtide-control",
-    ] {
-        assert!(
-            cluster.kubectl_fails(&["get", object]).contains("NotFound"),
-            "{object}"
-        );
+    ];
+    for object in CRDS.into_iter().chain(others) {
+        let said = cluster.kubectl_fails(&["get", object]);
+        assert!(said.contains("NotFound"), "{said}");
     }
     let system = "deployments,services,secrets,leases,roles,rolebindings";
     let left = cluster.kubectl(&["-n", "kvtide-system", "get", system, "-o", "name"]);
@@ -229,7 +222,8 @@ async fn a_controller_alone_is_uninstalled_without_touching_a_service() {
         world.cluster.kubectl(&["get", kind, "kvtide-control-crds"]);
     }
     let role = ["get", "clusterrole", "kvtide-control"];
-    assert!(world.cluster.kubectl_fails(&role).contains("NotFound"));
+    let said = world.cluster.kubectl_fails(&role);
+    assert!(said.contains("NotFound"), "{said}");
     assert_eq!(uids(&world.all(&world.pods()).await), before);
     world.cluster.install();
     let _controller = Controller::start(world.cluster, None, &["--lease-seconds=10"]);

@@ -215,8 +215,14 @@ impl World {
                 return answer;
             }
             if began.elapsed() > WAIT_MAX {
-                let state = self.kubectl(&["get", "stsvc,rolesets,podsets,pods", "-o", "wide"]);
-                let stored = self.kubectl(&["get", "stsvc,rolesets", "-o", "yaml"]);
+                // Also where the kinds are not there: what was waited for must be told.
+                let look = |kinds: &str, form: &str| {
+                    let arguments = ["-n", &self.namespace, "get", kinds, "-o", form];
+                    let seen = self.cluster.try_kubectl(&arguments);
+                    seen.unwrap_or_else(|error| error)
+                };
+                let state = look("stsvc,rolesets,podsets,pods", "wide");
+                let stored = look("stsvc,rolesets", "yaml");
                 panic!(
                     "waited in vain until {what}\n{state}\n{}",
                     tail(&stored, 200)
