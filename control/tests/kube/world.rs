@@ -1,12 +1,14 @@
 //! One test's world: namespaces of its own, a controller process that looks at them alone, a fake
 //! kubelet, and questions to ask.
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
@@ -320,6 +322,20 @@ impl World {
     }
 }
 
+impl Drop for World {
+    /// A test that has the API server alone may take from it what all others need. Where such a test
+    /// fails, this puts it back before the next one begins, so that one failure stays one.
+    fn drop(&mut self) {
+        let alone = matches!(self._share, Some(Share::Alone { .. }));
+        if !alone || !std::thread::panicking() {
+            return;
+        }
+        if let Err(error) = self.cluster.put_back() {
+            eprintln!("what others need could not be put back, and they may fail for it: {error}");
+        }
+    }
+}
+
 fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
@@ -467,9 +483,10 @@ pub(crate) async fn with_definitions<T>(
         tokio::time::sleep(Duration::from_secs(2)).await;
     };
     install(&change).await;
-    let outcome = work().await;
+    // Others need ours, also where the work fails.
+    let outcome = AssertUnwindSafe(work()).catch_unwind().await;
     install(&|_| {}).await;
-    outcome
+    outcome.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// A StormService; `roles` as in a manifest.
