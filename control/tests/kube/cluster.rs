@@ -20,6 +20,16 @@ const BIN: &str = "KVTIDE_KUBE_BIN";
 const REQUIRE: &str = "KVTIDE_REQUIRE_KUBE";
 /// The identity that `control/deploy` grants its rights to.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:kvtide-system:kvtide-control";
+/// The definitions that `control/deploy` installs.
+pub(crate) const CRDS: [&str; 3] = [
+    "crd/stormservices.orchestration.aibrix.ai",
+    "crd/rolesets.orchestration.aibrix.ai",
+    "crd/podsets.orchestration.aibrix.ai",
+];
+const NAMESPACE: &str = "namespace/kvtide-system";
+/// The API server and its controllers take what they are told into use in seconds; garbage collection
+/// knows new kinds within half a minute.
+const TAKEN_MAX: Duration = Duration::from_secs(90);
 /// Starting takes seconds; far beyond that it hangs.
 const START_MAX: Duration = Duration::from_secs(120);
 
@@ -224,20 +234,114 @@ impl Cluster {
 
     /// What a user installs, with the user's own command.
     pub(crate) fn install(&self) {
-        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
-        self.kubectl(&["apply", "-k", &deploy.display().to_string()]);
-        // No pod of it runs here: the webhook of the manifests would only cost its time-out.
-        self.remove_webhook();
-        for kind in ["stormservices", "rolesets", "podsets"] {
-            let crd = format!("crd/{kind}.{}", "orchestration.aibrix.ai");
-            self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]);
-        }
+        self.try_install().unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Removes the webhook configuration of the manifests.
-    pub(crate) fn remove_webhook(&self) {
-        let webhook = "validatingwebhookconfiguration";
-        self.kubectl(&["delete", webhook, "kvtide-control", "--ignore-not-found"]);
+    fn try_install(&self) -> Result<(), String> {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+        self.try_kubectl(&["apply", "-k", &deploy.display().to_string()])?;
+        // No pod of it runs here: the webhook of the manifests would only cost its time-out.
+        let webhook = ["validatingwebhookconfiguration", "kvtide-control"];
+        self.try_kubectl(&["delete", webhook[0], webhook[1], "--ignore-not-found"])?;
+        for crd in CRDS {
+            self.try_kubectl(&["wait", "--for=condition=Established", "--timeout=60s", crd])?;
+        }
+        // The API server learns of rights a little later. A controller that is refused stops, and no
+        // kubelet starts it again here.
+        let watch = ["watch", "stormservices", "--all-namespaces"];
+        let lease = ["update", "leases/kvtide-control", "-n", "kvtide-system"];
+        for right in [&watch[..], &lease[..]] {
+            let asked = [&["auth", "can-i"], right, &["--as", SERVICE_ACCOUNT]].concat();
+            until(|| self.try_kubectl(&asked).map(|_| ()))?;
+        }
+        Ok(())
+    }
+
+    /// Installs everything again, and waits until garbage collection knows the new kinds: other tests rely
+    /// on it.
+    pub(crate) fn install_again(&self) {
+        self.put_back().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The same from whatever a test left halfway. Returns what fails: it also runs where a test panicked,
+    /// and a second panic would end the process.
+    pub(crate) fn put_back(&self) -> Result<(), String> {
+        let going = |object: &str| {
+            let since = "jsonpath={.metadata.deletionTimestamp}";
+            self.try_kubectl(&["get", object, "--ignore-not-found", "-o", since])
+                .map(|since| !since.is_empty())
+        };
+        let gone = |object: &str| {
+            self.try_kubectl(&["wait", "--for=delete", object, "--timeout=80s"])
+                .map(|_| ())
+        };
+        for crd in CRDS {
+            if going(crd)? {
+                self.let_go_of_all(crd)?;
+                gone(crd)?;
+            }
+        }
+        // Nothing can be made in a namespace that goes.
+        if going(NAMESPACE)? {
+            gone(NAMESPACE)?;
+        }
+        self.try_install()?;
+        self.wait_until_garbage_is_collected()
+    }
+
+    /// Takes the finalizers off all objects of a CRD that goes: no controller may be left that does.
+    fn let_go_of_all(&self, crd: &str) -> Result<(), String> {
+        let kind = crd.trim_start_matches("crd/");
+        let names =
+            "jsonpath={range .items[*]}{.metadata.namespace} {.metadata.name}{\"\\n\"}{end}";
+        let all = self.try_kubectl(&["get", kind, "--all-namespaces", "-o", names])?;
+        for line in all.lines() {
+            let Some((namespace, name)) = line.split_once(' ') else {
+                continue;
+            };
+            let none = r#"{"metadata":{"finalizers":null}}"#;
+            let patch = ["patch", kind, name, "--type=merge", "-p", none];
+            let outcome = self.try_kubectl(&[&["-n", namespace][..], &patch[..]].concat());
+            // It may go by itself meanwhile.
+            if let Err(error) = outcome
+                && !error.contains("NotFound")
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_until_garbage_is_collected(&self) -> Result<(), String> {
+        let apply = |name: &str, object: &serde_json::Value| {
+            let file = self.home.join(format!("{name}.json"));
+            fs::write(&file, object.to_string()).map_err(|error| error.to_string())?;
+            let file = file.display().to_string();
+            self.try_kubectl(&["-n", "default", "apply", "-f", &file])
+        };
+        let (version, kind) = ("orchestration.aibrix.ai/v1alpha1", "RoleSet");
+        let set = json!({"apiVersion": version, "kind": kind,
+            "metadata": {"name": "probe"}, "spec": {"roles": []}});
+        // A CRD is established a moment before its objects are served.
+        until(|| apply("probe-owner", &set).map(|_| ()))?;
+        let probe = ["-n", "default", "get", "roleset", "probe"];
+        let uid = ["-o", "jsonpath={.metadata.uid}"];
+        let uid = self.try_kubectl(&[&probe[..], &uid[..]].concat())?;
+        let owner = json!({"apiVersion": version, "kind": kind, "name": "probe", "uid": uid});
+        let owned = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "probe", "ownerReferences": [owner]}});
+        apply("probe-owned", &owned)?;
+        self.try_kubectl(&["-n", "default", "delete", "roleset", "probe"])?;
+        until(|| {
+            let owned = ["-n", "default", "get", "configmap", "probe"];
+            let left = self.try_kubectl(&[&owned[..], &["--ignore-not-found"]].concat())?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            Err(format!(
+                "garbage collection leaves what a RoleSet owned: {left}"
+            ))
+        })
     }
 
     /// Runs our own program with all rights; whether it succeeded, and all that it printed.
@@ -285,35 +389,43 @@ impl Cluster {
 
     /// Runs kubectl, which must succeed.
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        let outcome = self.try_kubectl(arguments);
+        outcome.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Runs kubectl: its output, or the command with all that it said.
+    pub(crate) fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.kubectl_raw(arguments);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return Ok(text);
+        }
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "kubectl {arguments:?}: {text}{errors}"
-        );
-        text
+        Err(format!("kubectl {arguments:?} failed: {text}{errors}"))
     }
 
     /// Runs kubectl, which must succeed; what it says beside its output.
     pub(crate) fn kubectl_warnings(&self, arguments: &[&str]) -> String {
         let output = self.kubectl_raw(arguments);
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "kubectl {arguments:?}: {errors}");
+        assert!(
+            output.status.success(),
+            "kubectl {arguments:?} failed: {errors}"
+        );
         errors
     }
 
     /// Runs kubectl, which must fail; what it says.
     pub(crate) fn kubectl_fails(&self, arguments: &[&str]) -> String {
-        let refused = self.kubectl_refused(arguments);
-        refused.unwrap_or_else(|| panic!("kubectl {arguments:?} succeeded"))
+        match self.try_kubectl(arguments) {
+            Ok(text) => panic!("kubectl {arguments:?} succeeded: {text}"),
+            Err(error) => error,
+        }
     }
 
     /// Runs kubectl; what it says if it fails.
     pub(crate) fn kubectl_refused(&self, arguments: &[&str]) -> Option<String> {
-        let output = self.kubectl_raw(arguments);
-        let failed = !output.status.success();
-        failed.then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+        self.try_kubectl(arguments).err()
     }
 
     /// A client with all rights, for the runtime that calls this.
@@ -333,6 +445,18 @@ impl Cluster {
     fn log_tail(&self, name: &str) -> String {
         let log = fs::read_to_string(self.home.join(name)).unwrap_or_default();
         log.lines().rev().take(20).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Asks again until the answer is no error; the last one where that takes too long.
+fn until(ask: impl Fn() -> Result<(), String>) -> Result<(), String> {
+    let began = Instant::now();
+    loop {
+        let answer = ask();
+        if answer.is_ok() || began.elapsed() > TAKEN_MAX {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

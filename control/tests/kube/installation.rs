@@ -1,19 +1,14 @@
 //! `kvtide-control check` and `kvtide-control uninstall`, and what `kubectl delete -k` does in its stead.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
-use kube::ResourceExt;
+use futures::FutureExt;
 use serde_json::json;
 
-use crate::cluster::{Cluster, free_port};
+use crate::cluster::{CRDS, Cluster, free_port};
 use crate::cluster_or_skip;
 use crate::world::{Controller, World, role, role_with, service, uids};
-
-const CRDS: [&str; 3] = [
-    "crd/stormservices.orchestration.aibrix.ai",
-    "crd/rolesets.orchestration.aibrix.ai",
-    "crd/podsets.orchestration.aibrix.ai",
-];
 
 /// A world alone with a controller that leads, and a StormService that is ready: the only one. Other
 /// tests leave theirs, with nobody who confirms that their pods ended.
@@ -45,45 +40,36 @@ async fn installed(cluster: &'static Cluster, name: &str) -> (World, Controller)
     (world, controller)
 }
 
-/// Installs everything again, and waits until garbage collection knows the new kinds: other tests rely
-/// on it.
-async fn install_again(world: &World) {
-    world.cluster.install();
-    let sets = json!({"apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "RoleSet",
-        "metadata": {"name": "probe"}, "spec": {"roles": []}});
-    world.apply(sets).await;
-    let owner = world.role_sets().get("probe").await.unwrap();
-    let owned = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe",
-        "ownerReferences": [{"apiVersion": "orchestration.aibrix.ai/v1alpha1", "kind": "RoleSet",
-            "name": "probe", "uid": owner.uid()}]}});
-    world.apply(owned).await;
-    world.kubectl(&["delete", "roleset", "probe"]);
+/// Deletes the CRDs as in an installation from before there was the policy: they hang for as long as no
+/// controller takes the finalizers off.
+async fn delete_definitions(world: &World) {
+    let policy = "validatingadmissionpolicybinding";
     world
-        .until("garbage collection works", || async {
-            let left = world.kubectl(&["get", "configmap", "probe", "--ignore-not-found"]);
-            left.is_empty().then_some(())
-        })
-        .await;
+        .cluster
+        .kubectl(&["delete", policy, "kvtide-control-crds"]);
+    for crd in CRDS {
+        world
+            .until("the API server takes the deletion", || async {
+                let refused = world
+                    .cluster
+                    .kubectl_refused(&["delete", crd, "--wait=false"]);
+                refused.is_none().then_some(())
+            })
+            .await;
+    }
 }
 
 fn expect_nothing(world: &World) {
     let cluster = world.cluster;
-    for object in CRDS {
-        assert!(
-            cluster.kubectl_fails(&["get", object]).contains("NotFound"),
-            "{object}"
-        );
-    }
-    for object in [
+    let others = [
         "clusterrole/kvtide-control",
         "clusterrolebinding/kvtide-control",
         "validatingadmissionpolicy/kvtide-control-crds",
         "validatingwebhookconfiguration/kvtide-control",
-    ] {
-        assert!(
-            cluster.kubectl_fails(&["get", object]).contains("NotFound"),
-            "{object}"
-        );
+    ];
+    for object in CRDS.into_iter().chain(others) {
+        let said = cluster.kubectl_fails(&["get", object]);
+        assert!(said.contains("NotFound"), "{said}");
     }
     let system = "deployments,services,secrets,leases,roles,rolebindings";
     let left = cluster.kubectl(&["-n", "kvtide-system", "get", system, "-o", "name"]);
@@ -119,7 +105,7 @@ async fn an_uninstall_refuses_while_services_exist_and_then_leaves_nothing() {
     }
     expect_nothing(&world);
     drop(controller);
-    install_again(&world).await;
+    world.cluster.install_again();
     let _controller = Controller::start(world.cluster, None, &["--lease-seconds=10"]);
     world
         .apply(service("llm", 1, json!([role("a", 1, "i")])))
@@ -134,6 +120,15 @@ async fn deleting_the_manifests_first_loses_nothing() {
     let before = uids(&world.all(&world.pods()).await);
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
     let deploy = deploy.display().to_string();
+    // All CRDs together, in one request that names none. The API server looks for changes of policies
+    // once a second: ask while the policy is there, and only go on once it is in force.
+    let all = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions?dryRun=All";
+    let said = world
+        .until("the policy is in force", || async {
+            world.cluster.kubectl_refused(&["delete", "--raw", all])
+        })
+        .await;
+    assert!(said.contains("removes it safely"), "{said}");
     let arguments = [
         "delete",
         "-k",
@@ -146,10 +141,6 @@ async fn deleting_the_manifests_first_loses_nothing() {
         said.contains("`kvtide-control uninstall` removes it safely"),
         "{said}"
     );
-    // Nor all CRDs together, in one request that names none.
-    let all = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions?dryRun=All";
-    let said = world.cluster.kubectl_fails(&["delete", "--raw", all]);
-    assert!(said.contains("removes it safely"), "{said}");
     // Its pods went with the Deployment.
     controller.kill();
     for crd in CRDS {
@@ -158,14 +149,8 @@ async fn deleting_the_manifests_first_loses_nothing() {
     }
     let service_now = world.services().get("llm").await.unwrap();
     assert_eq!(service_now.metadata.deletion_timestamp, None);
-    let gone = [
-        "wait",
-        "--for=delete",
-        "namespace/kvtide-system",
-        "--timeout=80s",
-    ];
-    world.cluster.kubectl(&gone);
-    install_again(&world).await;
+    // Once the namespace is gone.
+    world.cluster.install_again();
     let _controller = Controller::start(world.cluster, None, &["--lease-seconds=10"]);
     world.kubectl(&["scale", "stormservice/llm", "--replicas=3"]);
     world
@@ -185,28 +170,14 @@ async fn deleting_the_manifests_first_loses_nothing() {
 async fn an_uninstall_finishes_a_deletion_that_hangs_for_want_of_a_controller() {
     let (world, mut controller) = installed(cluster_or_skip!(), "hangs").await;
     controller.kill();
-    // As an installation from before there was the policy.
-    let policy = "validatingadmissionpolicybinding";
-    world
-        .cluster
-        .kubectl(&["delete", policy, "kvtide-control-crds"]);
-    for crd in CRDS {
-        world
-            .until("the API server takes the deletion", || async {
-                let refused = world
-                    .cluster
-                    .kubectl_refused(&["delete", crd, "--wait=false"]);
-                refused.is_none().then_some(())
-            })
-            .await;
-    }
+    delete_definitions(&world).await;
     let (done, said) = world.cluster.kvtide_control(&["uninstall"]);
     assert!(!done && said.contains("--delete-services"), "{said}");
     let finished = ["uninstall", "--delete-services", "--timeout-seconds=120"];
     let (done, said) = world.cluster.kvtide_control(&finished);
     assert!(done, "{said}");
     expect_nothing(&world);
-    install_again(&world).await;
+    world.cluster.install_again();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,7 +195,8 @@ async fn a_controller_alone_is_uninstalled_without_touching_a_service() {
         world.cluster.kubectl(&["get", kind, "kvtide-control-crds"]);
     }
     let role = ["get", "clusterrole", "kvtide-control"];
-    assert!(world.cluster.kubectl_fails(&role).contains("NotFound"));
+    let said = world.cluster.kubectl_fails(&role);
+    assert!(said.contains("NotFound"), "{said}");
     assert_eq!(uids(&world.all(&world.pods()).await), before);
     world.cluster.install();
     let _controller = Controller::start(world.cluster, None, &["--lease-seconds=10"]);
@@ -282,11 +254,42 @@ async fn a_check_tells_what_works_and_what_to_do_about_the_rest() {
     world
         .cluster
         .kubectl(&["delete", "clusterrolebinding", "kvtide-control"]);
-    let (works, said) = world.cluster.kvtide_control(&at_once);
-    assert!(!works && said.contains("FAIL  rights"), "{said}");
+    let said = world
+        .until("the API server knows that the rights are gone", || async {
+            let (works, said) = world.cluster.kvtide_control(&at_once);
+            (!works).then_some(said)
+        })
+        .await;
+    assert!(said.contains("FAIL  rights"), "{said}");
     assert!(
         said.contains("kvtide-control may not get stormservices"),
         "{said}"
     );
     world.cluster.install();
+}
+
+/// Of what `World` does for the others where a test fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failed_test_took_away_is_there_for_the_next() {
+    const FAILURE: &str = "as a test that fails halfway";
+    let cluster = cluster_or_skip!();
+    let fails = async {
+        let (world, mut controller) = installed(cluster, "fails").await;
+        controller.kill();
+        delete_definitions(&world).await;
+        let rights = "clusterrole,clusterrolebinding";
+        cluster.kubectl(&["delete", rights, "kvtide-control"]);
+        cluster.kubectl(&["delete", "namespace", "kvtide-system", "--wait=false"]);
+        std::panic::panic_any(FAILURE);
+    };
+    let failed: Result<(), _> = AssertUnwindSafe(fails).catch_unwind().await;
+    let said = failed.unwrap_err();
+    assert_eq!(said.downcast_ref(), Some(&FAILURE), "it failed before that");
+
+    let world = World::alone(cluster, "next").await;
+    let _controller = Controller::start(cluster, None, &["--lease-seconds=10"]);
+    let roles = json!([role("a", 1, "i")]);
+    world.apply(service("llm", 1, roles)).await;
+    world.until_ready("llm").await;
+    world.kubectl(&["delete", "stormservice", "llm", "--timeout=80s"]);
 }

@@ -1,12 +1,14 @@
 //! One test's world: namespaces of its own, a controller process that looks at them alone, a fake
 //! kubelet, and questions to ask.
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
@@ -215,8 +217,14 @@ impl World {
                 return answer;
             }
             if began.elapsed() > WAIT_MAX {
-                let state = self.kubectl(&["get", "stsvc,rolesets,podsets,pods", "-o", "wide"]);
-                let stored = self.kubectl(&["get", "stsvc,rolesets", "-o", "yaml"]);
+                // Also where the kinds are not there: what was waited for must be told.
+                let look = |kinds: &str, form: &str| {
+                    let arguments = ["-n", &self.namespace, "get", kinds, "-o", form];
+                    let seen = self.cluster.try_kubectl(&arguments);
+                    seen.unwrap_or_else(|error| error)
+                };
+                let state = look("stsvc,rolesets,podsets,pods", "wide");
+                let stored = look("stsvc,rolesets", "yaml");
                 panic!(
                     "waited in vain until {what}\n{state}\n{}",
                     tail(&stored, 200)
@@ -311,6 +319,20 @@ impl World {
         pods.into_iter()
             .filter(|pod| pod.metadata.deletion_timestamp.is_none())
             .collect()
+    }
+}
+
+impl Drop for World {
+    /// A test that has the API server alone may take from it what all others need. Where such a test
+    /// fails, this puts it back before the next one begins, so that one failure stays one.
+    fn drop(&mut self) {
+        let alone = matches!(self._share, Some(Share::Alone { .. }));
+        if !alone || !std::thread::panicking() {
+            return;
+        }
+        if let Err(error) = self.cluster.put_back() {
+            eprintln!("what others need could not be put back, and they may fail for it: {error}");
+        }
     }
 }
 
@@ -461,9 +483,10 @@ pub(crate) async fn with_definitions<T>(
         tokio::time::sleep(Duration::from_secs(2)).await;
     };
     install(&change).await;
-    let outcome = work().await;
+    // Others need ours, also where the work fails.
+    let outcome = AssertUnwindSafe(work()).catch_unwind().await;
     install(&|_| {}).await;
-    outcome
+    outcome.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// A StormService; `roles` as in a manifest.
