@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("no_engine")]
 
 WHOLE = 320
 """Tokens of `LONG` that can be loaded."""
+BLOCKS = 10
+"""Blocks that they are."""
 
 Start = Callable[..., EngineProcess]
 
@@ -71,7 +73,7 @@ def test_what_one_engine_computed_another_loads(
 ) -> None:
     first, second = start(), start()
     wanted = reference([LONG])
-    with saved(daemon, 20):
+    with saved(daemon, BLOCKS):
         assert_same(first.generate([LONG], 8), wanted, "computed")
     loaded = second.generate([LONG], 8)
     assert_same(loaded, wanted, "loaded")
@@ -84,9 +86,9 @@ def test_models_share_the_memory_and_nothing_else(
 ) -> None:
     first, other = start(), start(weights_revision="another")
     wanted = reference([LONG])
-    with saved(daemon, 20):
+    with saved(daemon, BLOCKS):
         assert_same(first.generate([LONG], 8), wanted, "computed")
-    with saved(daemon, 20):
+    with saved(daemon, BLOCKS):
         computed = other.generate([LONG], 8)
     assert_same(computed, wanted, "computed again")
     assert cached_tokens(computed) == [0]
@@ -108,7 +110,7 @@ def test_a_prefill_engine_computes_what_a_decode_engine_loads(
 def test_two_ranks_share_a_pool(daemon: Daemon, start: Start, reference: Reference) -> None:
     first = start(TP2)
     wanted = reference([LONG])
-    with saved(daemon, 20):
+    with saved(daemon, BLOCKS):
         assert_same(first.generate([LONG], 8), wanted, "computed")
     first.close()
     second = start(TP2)
@@ -122,7 +124,7 @@ def test_a_killed_engine_gives_back_all_that_it_held(
 ) -> None:
     victim, other = start(), start()
     wanted = reference([LONG])
-    with saved(daemon, 20):
+    with saved(daemon, BLOCKS):
         victim.generate([LONG])
     victim.submit(LONG, 32)
     victim.step(2)
@@ -145,7 +147,7 @@ def test_engines_go_on_without_the_daemon_and_find_everything_in_the_next(
 ) -> None:
     engine = start()
     wanted = reference([LONG])
-    with saved(daemon, 20):
+    with saved(daemon, BLOCKS):
         assert_same(engine.generate([LONG], 8), wanted, "computed")
     if how == "killed":
         daemon.kill()
@@ -155,7 +157,7 @@ def test_engines_go_on_without_the_daemon_and_find_everything_in_the_next(
         assert engine.reset()
         assert_same(engine.generate([LONG, OTHER], 8), reference([LONG, OTHER]), "alone")
     daemon.start()
-    assert held(daemon.wait(lambda status: len(status["sessions"]) == 1)) >= 20
+    assert held(daemon.wait(lambda status: len(status["sessions"]) == 1)) >= BLOCKS
     loaded = []
     for _ in range(50):
         assert engine.reset()
@@ -175,7 +177,7 @@ def test_a_daemon_that_stands_still_holds_nobody_up(
     daemon: Daemon, start: Start, reference: Reference
 ) -> None:
     engine = start()
-    with saved(daemon, 20):
+    with saved(daemon, BLOCKS):
         engine.generate([LONG])
     daemon.pause(True)
     try:
@@ -185,5 +187,5 @@ def test_a_daemon_that_stands_still_holds_nobody_up(
             assert_same(engine.generate([LONG, OTHER], 32), wanted, "beside it")
     finally:
         daemon.pause(False)
-    with saved(daemon, 8):
+    with saved(daemon, 1):
         assert_same(engine.generate(MIXED, 8), reference(MIXED), "when it goes on")

@@ -36,7 +36,7 @@ class Daemon:
         self.memory = Path(tempfile.mkdtemp(prefix="kvtide-tests-daemon-", dir="/dev/shm"))
         self._config = self.folder / "kvtide.toml"
         self._config.write_text(
-            f'[memory]\ncapacity = "{capacity}"\nextent = "{extent}"\ndirectory = "{self.memory}"\n'
+            f'[memory]\ncapacity = "{capacity}"\nextent = "{extent}"\ndirectory = "{self.memory}"\nnuma = "none"\n'
             f'[socket]\npath = "{self.socket}"\n[http]\nlisten = ""\n'
         )
         self._log = (self.folder / "log").open("ab")
