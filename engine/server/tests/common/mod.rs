@@ -7,10 +7,12 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use kvtide_server::ask::Ask;
 use kvtide_server::config::{Config, Settings, Sources};
 use kvtide_server::node::{
     Block, Closed, Connection, Inspect, Inspection, Node, Pinned, Purge, Purged, Refusal, Unpinned,
 };
+use kvtide_server::operator::Operator;
 use kvtide_server::status::{
     Namespace, Process, Readiness, Session, SessionState, Status, Tier, Totals,
 };
@@ -232,4 +234,17 @@ pub(crate) fn config(socket: &Path, text: &str) -> Config {
         available_bytes: Some(64 << 30),
     });
     settings.unwrap().config
+}
+
+/// Waits until the daemon at `socket` serves engines, for at most 20 s.
+pub(crate) fn until_ready(socket: &Path) -> Status {
+    let begun = Instant::now();
+    loop {
+        let asked: Result<Status, _> = Operator::connect(socket).and_then(|mut daemon| daemon.ask(&Ask::Status {}));
+        match asked {
+            Ok(status) if status.readiness.ready => return status,
+            other => assert!(begun.elapsed() < Duration::from_secs(20), "{other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
