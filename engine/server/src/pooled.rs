@@ -112,11 +112,10 @@ impl Pooled {
 fn session(engine: &EngineReport, report: &NodeReport) -> Session {
     let models = &report.models;
     let model = models.iter().find(|m| m.namespace == engine.namespace);
-    let ranks = model.map_or(0, |model| model.geometry.ranks as usize);
-    let state = match (engine.attached, engine.processes.len()) {
-        (true, processes) if processes > ranks => SessionState::Attached,
-        (false, 0) => SessionState::Closing,
-        _ => SessionState::Joining,
+    let state = match (engine.attached, engine.processes.is_empty()) {
+        (true, _) => SessionState::Attached,
+        (false, false) => SessionState::Joining,
+        (false, true) => SessionState::Detached,
     };
     Session {
         session: engine.number,

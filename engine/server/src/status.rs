@@ -141,12 +141,14 @@ pub struct Session {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
-    /// Some of its processes have yet to come.
+    /// Some of its workers are connected, and its scheduler, which comes last, is not.
     Joining,
-    /// All of its processes are here.
+    /// Its scheduler is connected. Workers need not be: after a new start of the daemon they go on
+    /// without a connection.
     Attached,
-    /// Its end is being cleaned up: its pins go, and what it was saving is condemned.
-    Closing,
+    /// None of its processes is connected, and one lives: it is about to end, or has yet to come back to
+    /// a daemon that was started anew.
+    Detached,
     /// A newer daemon's word.
     #[default]
     #[serde(other)]

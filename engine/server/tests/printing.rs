@@ -20,7 +20,7 @@ NAMESPACE     MODEL                         SIZE  MINIMUM   ROWS   HELD  SAVING 
 
 SESSION  ENGINE    MODEL                    TENANT  STATE     SINCE       READING  SAVING  PROCESSES
       0  engine-a  meta-llama/Llama-3.1-8B  team-a  attached  3 h 11 min       12       3  scheduler (pid 4711, uid 1000), worker 0 (pid 4712, uid 1000)
-      1  engine-b  Qwen?[2J                 -       joining   5 s               0       0  scheduler (pid hidden, uid 1000)
+      1  engine-b  Qwen?[2J                 -       joining   5 s               0       0  worker 0 (pid hidden, uid 1000)
 ";
     assert_eq!(text, expected);
 }

@@ -131,7 +131,7 @@ const fn state(state: SessionState) -> &'static str {
     match state {
         SessionState::Joining => "joining",
         SessionState::Attached => "attached",
-        SessionState::Closing => "closing",
+        SessionState::Detached => "detached",
         SessionState::Unknown => "unknown",
     }
 }

@@ -215,7 +215,7 @@ fn sessions() -> Vec<Session> {
             namespace: QWEN.to_owned(),
             model: "Qwen\u{1b}[2J".to_owned(),
             since_unix_s: STARTED + 11_520,
-            processes: vec![process("scheduler", None, 0)],
+            processes: vec![process("worker", Some(0), 0)],
             ..Session::default()
         },
     ]
@@ -240,7 +240,8 @@ pub(crate) fn config(socket: &Path, text: &str) -> Config {
 pub(crate) fn until_ready(socket: &Path) -> Status {
     let begun = Instant::now();
     loop {
-        let asked: Result<Status, _> = Operator::connect(socket).and_then(|mut daemon| daemon.ask(&Ask::Status {}));
+        let asked: Result<Status, _> =
+            Operator::connect(socket).and_then(|mut daemon| daemon.ask(&Ask::Status {}));
         match asked {
             Ok(status) if status.readiness.ready => return status,
             other => assert!(begun.elapsed() < Duration::from_secs(20), "{other:?}"),
