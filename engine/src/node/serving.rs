@@ -202,7 +202,7 @@ impl Inner {
             RefusalCode::TAKEN,
             format!(
                 "engine_id: another engine that is called {:?} is connected; give each engine its \
-                 own `engine_id` or leave it out, and wait until a killed engine has ended",
+                 own engine_id or leave it out, and wait until a killed engine has ended",
                 hello.engine_id
             ),
         ))

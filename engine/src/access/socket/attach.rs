@@ -53,8 +53,8 @@ pub struct AttachOptions {
 pub enum AttachError {
     /// Nobody listens, or nobody answers.
     #[error(
-        "pool: no daemon answers at {}: {source}. Start `kvtide serve`, set `pool` to its socket, or \
-         set it to \"embedded\"",
+        "pool: no daemon answers at {}: {source}; start kvtide serve, set pool to its socket, or set \
+         it to \"embedded\"",
         path.display()
     )]
     Unreachable {
