@@ -80,8 +80,10 @@ def quoted() -> list[str]:
     for head in ("Message (`ConfigError`)", "Message", "Message of the protocol"):
         for row in failure_modes.table(head):
             found += re.findall(r"`([^`]+ [^`]+ [^`]+)`", row[0])
-    for row in pages.page("docs/serve.md").table("Message"):
-        found += re.findall(r"`([^`]+ [^`]+ [^`]+)`", row[0])
+    serve = pages.page("docs/serve.md")
+    for head in ("Message", "Message at an engine's start", "Message of an engine that runs"):
+        for row in serve.table(head):
+            found += re.findall(r"`([^`]+ [^`]+ [^`]+)`", row[0])
     for row in pages.page("docs/batch.md").table("The log says"):
         found += re.findall(r"`([^`]+)`", row[0])
     return [line for line in found if not any(words in line for words in OF_VLLM)]

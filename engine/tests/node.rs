@@ -429,8 +429,5 @@ fn without_a_daemon_the_error_says_what_to_do() {
     options.socket = "/no/such/socket".into();
     options.timeout = Duration::from_millis(50);
     let error = Attachment::new(options, Holder::Worker(0)).err().unwrap();
-    assert!(
-        error.to_string().contains("start kvtide serve"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("start kvtide serve"), "{error}");
 }
