@@ -80,8 +80,10 @@ def quoted() -> list[str]:
     for head in ("Message (`ConfigError`)", "Message", "Message of the protocol"):
         for row in failure_modes.table(head):
             found += re.findall(r"`([^`]+ [^`]+ [^`]+)`", row[0])
-    for row in pages.page("docs/serve.md").table("Message"):
-        found += re.findall(r"`([^`]+ [^`]+ [^`]+)`", row[0])
+    serve = pages.page("docs/serve.md")
+    for head in ("Message", "Message at an engine's start", "Message of an engine that runs"):
+        for row in serve.table(head):
+            found += re.findall(r"`([^`]+ [^`]+ [^`]+)`", row[0])
     for row in pages.page("docs/batch.md").table("The log says"):
         found += re.findall(r"`([^`]+)`", row[0])
     return [line for line in found if not any(words in line for words in OF_VLLM)]
@@ -105,9 +107,9 @@ def with_words(errors: list[str]) -> list[str]:
     return [text for text in errors if any(part.count(" ") >= LEAST for part in pieces(text))]
 
 
-def rust_errors(*crates: str) -> list[str]:
-    """Format strings of the errors of crates."""
-    rust = pages.text_of(*(f"{crate}/src/**/*.rs" for crate in crates))
+def rust_errors(*folders: str) -> list[str]:
+    """Format strings of the errors in folders."""
+    rust = pages.text_of(*(f"{folder}/**/*.rs" for folder in folders))
     found = re.findall(r'#\[error\(\s*"((?:[^"\\]|\\.)*)"', rust, re.DOTALL)
     return [re.sub(r"\\\n\s*", "", text).replace('\\"', '"') for text in found]
 
@@ -122,8 +124,14 @@ def engine_errors() -> list[str]:
                 parts = text.values if isinstance(text, ast.JoinedStr) else [text]
                 fixed = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
                 found.append("".join(map(str, fixed)))
-    found += rust_errors("connector", "engine", "engine/model", "kernels", "transport/*")
-    return with_words(found)
+    crates = ("connector", "engine", "engine/model", "kernels", "transport/*")
+    found += rust_errors(*(f"{crate}/src" for crate in crates))
+    return with_words([text for text in found if text not in rust_errors("engine/src/node")])
+
+
+def daemon_errors() -> list[str]:
+    """Format strings of the errors that reach who runs the daemon."""
+    return with_words(rust_errors("engine/server/src", "engine/src/node"))
 
 
 def is_explained(error: str, name: str) -> bool:
@@ -138,6 +146,6 @@ def test_an_error_has_an_entry_in_failure_modes(error: str) -> None:
     assert is_explained(error, "docs/failure-modes.md")
 
 
-@pytest.mark.parametrize("error", with_words(rust_errors("engine/server")))
+@pytest.mark.parametrize("error", daemon_errors())
 def test_an_error_of_the_daemon_has_an_entry_in_its_page(error: str) -> None:
     assert is_explained(error, "docs/serve.md")

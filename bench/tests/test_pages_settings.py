@@ -55,8 +55,8 @@ def default_of(field: str, source: str) -> str:
         return path[1]
     if value == "CudaOptions::default()":
         return '"auto"'
-    if choice := re.search(rf'\(("\w+"), {value}\)', source):
-        return choice[1]
+    if choice := re.search(rf'(?:\(("\w+"), {value}\)|("\w+") => {value},)', source):
+        return choice[1] or choice[2]
     return {"None": "none"}.get(value, value)
 
 

@@ -146,8 +146,9 @@ impl Worker {
         // KV cache, in host memory or that of `gpu` (`python/kvtide/worker.py` refuses the rest);
         // `owner` holds them. vLLM writes a full block no more until it reallocates it, for which it
         // is made to wait (`saves_reading`), nor uses blocks before their load is reported.
-        let registration =
-            unsafe { Registration::new(layout, Arc::clone(&segment.memory), rank, Box::new(owner)) };
+        let registration = unsafe {
+            Registration::new(layout, Arc::clone(&segment.memory), rank, Box::new(owner))
+        };
         let registration = Arc::new(registration.map_err(kvtide_error)?);
         let options = settings.config.gpu_routes;
         let (device, load_rate, copy_rates): (Arc<dyn Device>, Option<f64>, _) = match gpu {

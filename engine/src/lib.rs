@@ -21,7 +21,7 @@ pub use memory::available_memory_bytes;
 #[cfg(not(loom))]
 pub use node::{
     BlockReport, EngineReport, ModelReport, Node, NodeError, NodeOptions, NodeReport, Peer,
-    ProcessReport,
+    ProcessReport, PurgeReport,
 };
 pub use pool::scrub::Scrubber;
 pub use pool::{Lease, Pool, PoolCounters, PoolEvent, PoolGauges, PoolOptions, Readiness};

@@ -165,7 +165,8 @@ impl Engine {
     }
 
     fn has(&self, block: u32, content: u8) -> bool {
-        (0..LAYERS as usize).all(|layer| self.cache.read(layer, block).iter().all(|&b| b == content))
+        (0..LAYERS as usize)
+            .all(|layer| self.cache.read(layer, block).iter().all(|&b| b == content))
     }
 
     /// Hands out slots, tried again for as long as a loaded machine may need.
@@ -261,11 +262,23 @@ fn an_engine_that_ends_gives_back_its_pins_and_hides_what_it_was_saving() {
     assert_eq!(report.engines.len(), 2);
     assert_eq!(report.engines[1].pinned_blocks, 2);
     drop((pinned, second));
-    until("it is forgotten", || (daemon.node.report().engines.len() == 1).then_some(()));
+    until("it is forgotten", || {
+        (daemon.node.report().engines.len() == 1).then_some(())
+    });
     assert!(first.session.lookup(&keys(10..12)).lease.is_empty());
     let report = daemon.node.report();
-    assert_eq!((report.models[0].pinned_blocks, report.models[0].gauges.saving), (0, 0));
-    assert_eq!(first.session.lookup(&keys(0..2)).lease.len(), 2, "what was saved stays");
+    assert_eq!(
+        (
+            report.models[0].pinned_blocks,
+            report.models[0].gauges.saving
+        ),
+        (0, 0)
+    );
+    assert_eq!(
+        first.session.lookup(&keys(0..2)).lease.len(),
+        2,
+        "what was saved stays"
+    );
 }
 
 #[test]
@@ -282,7 +295,12 @@ fn the_next_life_of_a_node_has_what_the_last_one_had_and_engines_go_on() {
     let directory = daemon.kill();
     until("the loss is noticed", || {
         let _ = engine.session.poll();
-        engine.session.lookup(&keys(0..4)).lease.is_empty().then_some(())
+        engine
+            .session
+            .lookup(&keys(0..4))
+            .lease
+            .is_empty()
+            .then_some(())
     });
     assert_eq!(engine.session.begin_save(&keys(20..21), 0, &[0]).covered, 0);
 
@@ -345,10 +363,19 @@ fn memory_goes_from_a_model_that_is_out_of_use_to_one_that_needs_it() {
     let second = Engine::start(&daemon, "b", "another");
     assert_eq!(second.begin(&keys(0..1), &[0]).covered, 1);
     let report = daemon.node.report();
-    let extents = |model: &str| report.models.iter().find(|m| m.model == model).unwrap().extents;
+    let extents = |model: &str| {
+        report
+            .models
+            .iter()
+            .find(|m| m.model == model)
+            .unwrap()
+            .extents
+    };
     assert_eq!((extents("m"), extents("another")), (2, 1));
     let held = report.models.iter().map(|m| m.gauges.held).max().unwrap();
-    let left = (0..rows - 4).filter(|&n| first.session.holds(common::key(n), false)).count();
+    let left = (0..rows - 4)
+        .filter(|&n| first.session.holds(common::key(n), false))
+        .count();
     assert_eq!(left, held);
 }
 
@@ -361,7 +388,12 @@ fn a_reset_is_done_when_it_returns_however_late_the_daemon_is() {
     first.session.clear();
     assert!(first.session.lookup(&keys(0..3)).lease.is_empty());
     until("everybody's are gone", || {
-        second.session.lookup(&keys(0..3)).lease.is_empty().then_some(())
+        second
+            .session
+            .lookup(&keys(0..3))
+            .lease
+            .is_empty()
+            .then_some(())
     });
     until("it may look again", || {
         let plan = first.session.begin_save(&keys(5..6), 0, &[0]);
@@ -378,7 +410,9 @@ fn an_engine_id_is_one_engines() {
     let error = Engine::try_start(&daemon, "same", "other").err().unwrap();
     assert!(matches!(error, AttachError::Refused { .. }), "{error}");
     drop(_first);
-    until("it may be used again", || Engine::try_start(&daemon, "same", "m").ok());
+    until("it may be used again", || {
+        Engine::try_start(&daemon, "same", "m").ok()
+    });
 }
 
 #[test]
@@ -395,5 +429,5 @@ fn without_a_daemon_the_error_says_what_to_do() {
     options.socket = "/no/such/socket".into();
     options.timeout = Duration::from_millis(50);
     let error = Attachment::new(options, Holder::Worker(0)).err().unwrap();
-    assert!(error.to_string().contains("Start `kvtide serve`"), "{error}");
+    assert!(error.to_string().contains("start kvtide serve"), "{error}");
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use kvtide_engine::NodeOptions;
 use kvtide_segment::SegmentError;
 use rustix::fs::{Access, access, statvfs};
 
@@ -81,10 +82,11 @@ fn has_room(memory: &Memory) -> Result<String, String> {
     ))
 }
 
-/// Bytes that the pool's file has now.
+/// Bytes that the pool's memory has now.
 #[must_use]
 pub fn held_bytes(memory: &Memory) -> u64 {
-    let found = fs::symlink_metadata(memory.directory.join(&memory.name));
+    let path = NodeOptions::memory_file(&memory.directory, &memory.name);
+    let found = fs::symlink_metadata(path);
     found.map_or(0, |file| file.blocks().saturating_mul(512))
 }
 

@@ -209,7 +209,7 @@ fn frame_of(tag: Tag, answered: &Answer) -> Result<Vec<u8>, Ended> {
         Err(Ended::Malformed(WireError::MessageTooLong { .. })) => {
             encode(&Answer::Refused(Refusal {
                 problem: "the answer does not fit into a frame".into(),
-                fix: "ask for less, with --namespace, --tenant, --session or --limit".into(),
+                fix: "ask for less, with --namespace or --limit".into(),
             }))
         }
         other => other,

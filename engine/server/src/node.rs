@@ -51,8 +51,8 @@ pub trait Node: Send + Sync + 'static {
     /// Takes over the connection of an engine's process. It returns at once.
     fn attach(&self, connection: Connection);
 
-    /// Refuses new sessions and saves, lets loads in flight end, and writes what makes the next start
-    /// warm; returns at `deadline` at the latest, with what was cut off. Called once, at the end.
+    /// Takes no engines and no saves any more, and waits until saves in flight have ended; returns at
+    /// `deadline` at the latest, with what was cut off. Called once, at the end.
     fn close(&self, deadline: Instant) -> Closed;
 }
 
@@ -75,12 +75,6 @@ pub struct Inspect {
     /// Of this namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// Saved on behalf of this tenant.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant: Option<String>,
-    /// Read or being saved by this session.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub session: Option<u8>,
     /// The one with this key, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -106,8 +100,6 @@ pub struct Block {
     pub key: String,
     /// Its namespace.
     pub namespace: String,
-    /// On whose behalf it was saved.
-    pub tenant: String,
     /// Where it lies, such as `host`.
     pub tier: String,
     /// The slot that holds it.
@@ -128,8 +120,6 @@ pub struct Block {
 pub enum Purge {
     /// The blocks of a namespace.
     Namespace(String),
-    /// The blocks that were saved on behalf of a tenant.
-    Tenant(String),
     /// All blocks.
     All,
 }
@@ -173,10 +163,9 @@ pub struct Unpinned {
 /// How an end went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Closed {
-    /// Loads that were still in flight.
-    pub cut_off_loads: u64,
-    /// Whether the next start finds what this one held.
-    pub is_warm: bool,
+    /// Blocks whose save had not ended: the next start does not have them. Loads go on without the
+    /// daemon, since engines copy by themselves.
+    pub cut_off_saves: u64,
 }
 
 /// Why something that an operator asked for is not done.

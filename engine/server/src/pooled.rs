@@ -4,18 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kvtide_engine::{BlockReport, EngineReport, ModelReport, NodeError, NodeOptions, NodeReport};
+use kvtide_engine::{
+    BlockReport, EngineReport, ModelReport, NodeError, NodeOptions, NodeReport, PurgeReport,
+};
 use kvtide_model::wire::Role;
 use kvtide_model::{BlockKey, NamespaceId};
 
-use crate::config::{Config, Numa};
+use crate::config::Config;
 use crate::node::{
     Block, Closed, Connection, Inspect, Inspection, Node, Pinned, Purge, Purged, Refusal, Unpinned,
 };
-use crate::serve::OpenError;
-use crate::status::{
-    Namespace, Process, Readiness, Session, SessionState, Status, Tier, Totals,
-};
+use crate::status::{Namespace, Process, Readiness, Session, SessionState, Status, Tier, Totals};
 
 /// The kind of memory that holds blocks.
 const TIER: &str = "host";
@@ -32,8 +31,7 @@ pub(crate) struct Pooled {
 
 impl Pooled {
     /// Reserves the memory, or takes over what the last daemon left. Blocks for as long as that takes.
-    pub(crate) fn open(config: &Config) -> Result<Self, OpenError> {
-        refuse_what_is_missing(config)?;
+    pub(crate) fn open(config: &Config) -> Result<Self, NodeError> {
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let options = NodeOptions {
             directory: config.memory.directory.clone(),
@@ -48,9 +46,13 @@ impl Pooled {
             server: concat!("kvtide ", env!("CARGO_PKG_VERSION")).to_owned(),
         };
         let progress = |done: usize, total: usize| {
-            tracing::info!(done_mib = done >> 20, total_mib = total >> 20, "reserving memory");
+            tracing::info!(
+                done_mib = done >> 20,
+                total_mib = total >> 20,
+                "reserving memory"
+            );
         };
-        let node = kvtide_engine::Node::open(options, &progress).map_err(explain)?;
+        let node = kvtide_engine::Node::open(options, &progress)?;
         let report = node.report();
         let held: usize = report.models.iter().map(|model| model.gauges.held).sum();
         tracing::info!(
@@ -70,10 +72,11 @@ impl Pooled {
     fn namespace(&self, digits: &str) -> Result<NamespaceId, Refusal> {
         let models = self.node.report().models;
         let mut ids = models.iter().map(|model| model.namespace);
-        ids.find(|id| id.to_string() == digits).ok_or_else(|| Refusal {
-            problem: format!("there is no namespace {digits:?}"),
-            fix: "name one that kvtide status shows".into(),
-        })
+        ids.find(|id| id.to_string() == digits)
+            .ok_or_else(|| Refusal {
+                problem: format!("there is no namespace {digits:?}"),
+                fix: "name one that kvtide status shows".into(),
+            })
     }
 
     fn namespace_status(&self, model: &ModelReport, report: &NodeReport) -> Namespace {
@@ -93,7 +96,6 @@ impl Pooled {
             saving_blocks: model.gauges.saving as u64,
             pinned_blocks: model.pinned_blocks,
             pinned_until_unix_s: until.filter(|&until| until > unix_seconds()),
-            tenants: Vec::new(),
             totals: Totals {
                 hit_blocks: model.counters.used_blocks,
                 saved_blocks: model.counters.saved_blocks,
@@ -107,44 +109,13 @@ impl Pooled {
     }
 }
 
-/// What can be configured and is not there yet.
-fn refuse_what_is_missing(config: &Config) -> Result<(), OpenError> {
-    let limits = &config.limits;
-    let missing = [
-        ("limits.quotas", limits.quota_bytes.is_some() || !limits.quotas.is_empty()),
-        ("limits.minimums", !limits.minimums.is_empty()),
-        ("memory.numa", config.memory.numa != Numa::None),
-        (
-            "memory.huge_pages",
-            config.memory.huge_pages == kvtide_segment::HugePages::Require,
-        ),
-    ];
-    match missing.into_iter().find(|(_, is_set)| *is_set) {
-        Some((key, _)) => Err(OpenError {
-            problem: format!("{key}: this version of kvtide serve cannot do it yet"),
-            fix: "leave it out".into(),
-        }),
-        None => Ok(()),
-    }
-}
-
-fn explain(error: NodeError) -> OpenError {
-    let text = error.to_string();
-    let (problem, fix) = text.split_once(": ").map_or_else(
-        || (text.clone(), "see docs/serve.md".to_owned()),
-        |(problem, fix)| (problem.to_owned(), fix.to_owned()),
-    );
-    OpenError { problem, fix }
-}
-
 fn session(engine: &EngineReport, report: &NodeReport) -> Session {
     let models = &report.models;
     let model = models.iter().find(|m| m.namespace == engine.namespace);
-    let ranks = model.map_or(0, |model| model.geometry.ranks as usize);
-    let state = match (engine.attached, engine.processes.len()) {
-        (true, processes) if processes > ranks => SessionState::Attached,
-        (false, 0) => SessionState::Closing,
-        _ => SessionState::Joining,
+    let state = match (engine.attached, engine.processes.is_empty()) {
+        (true, _) => SessionState::Attached,
+        (false, false) => SessionState::Joining,
+        (false, true) => SessionState::Detached,
     };
     Session {
         session: engine.number,
@@ -158,7 +129,6 @@ fn session(engine: &EngineReport, report: &NodeReport) -> Session {
         processes: engine.processes.iter().map(process).collect(),
         pinned_blocks: engine.pinned_blocks,
         saving_blocks: engine.saving_blocks,
-        totals: Totals::default(),
     }
 }
 
@@ -179,7 +149,6 @@ fn block(block: &BlockReport) -> Block {
     Block {
         key: block.key.to_string(),
         namespace: block.namespace.to_string(),
-        tenant: String::new(),
         tier: TIER.to_owned(),
         slot: block.slot.slot,
         generation: block.slot.generation,
@@ -198,13 +167,6 @@ fn key(digits: &str) -> Result<BlockKey, Refusal> {
         problem: format!("{digits:?} is no key"),
         fix: "give 32 hexadecimal digits".into(),
     })
-}
-
-fn not_yet(what: &str) -> Refusal {
-    Refusal {
-        problem: format!("this version of kvtide serve cannot {what} yet"),
-        fix: "name a namespace instead, or nothing".into(),
-    }
 }
 
 impl Node for Pooled {
@@ -227,9 +189,10 @@ impl Node for Pooled {
         namespaces.sort_by_key(|namespace| std::cmp::Reverse(namespace.bytes));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            boot: report.boot.iter().fold(String::new(), |text, byte| {
-                text + &format!("{byte:02x}")
-            }),
+            boot: report
+                .boot
+                .iter()
+                .fold(String::new(), |text, byte| text + &format!("{byte:02x}")),
             started_unix_s: self.started_unix_s,
             readiness: self.readiness(),
             tiers: vec![Tier {
@@ -242,14 +205,10 @@ impl Node for Pooled {
             }],
             sessions: report.engines.iter().map(|e| session(e, &report)).collect(),
             namespaces,
-            tenants: Vec::new(),
         }
     }
 
     fn inspect(&self, query: &Inspect) -> Result<Inspection, Refusal> {
-        if query.tenant.is_some() || query.session.is_some() {
-            return Err(not_yet("tell blocks of a tenant or a session apart"));
-        }
         let namespace = query.namespace.as_deref();
         let namespace = namespace.map(|digits| self.namespace(digits)).transpose()?;
         let wanted = query.key.as_deref().map(key).transpose()?;
@@ -263,13 +222,16 @@ impl Node for Pooled {
         let namespace = match what {
             Purge::All => None,
             Purge::Namespace(digits) => Some(self.namespace(digits)?),
-            Purge::Tenant(_) => return Err(not_yet("tell the blocks of a tenant apart")),
         };
-        let (blocks, bytes) = self.node.purge(namespace);
+        let PurgeReport {
+            blocks,
+            bytes,
+            later_blocks,
+        } = self.node.purge(namespace);
         Ok(Purged {
             blocks,
             bytes,
-            later_blocks: 0,
+            later_blocks,
         })
     }
 
@@ -317,14 +279,8 @@ impl Node for Pooled {
     }
 
     fn close(&self, deadline: Instant) -> Closed {
-        let cut_off = self.node.close(deadline);
-        if cut_off > 0 {
-            tracing::warn!(blocks = cut_off, "saves were cut off");
-        }
         Closed {
-            // Engines copy by themselves: their loads go on without the daemon.
-            cut_off_loads: 0,
-            is_warm: true,
+            cut_off_saves: self.node.close(deadline) as u64,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use kvtide_engine::available_memory_bytes;
+use kvtide_engine::{NodeError, available_memory_bytes};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -50,7 +50,7 @@ pub struct ServeArgs {
     /// Where to listen, instead of socket.path.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// How long loads may go on after SIGTERM, instead of shutdown.grace.
+    /// How long saves in flight are waited for after SIGTERM, instead of shutdown.grace.
     #[arg(long, value_name = "TIME", value_parser = cli::time)]
     pub grace: Option<Duration>,
 }
@@ -80,24 +80,14 @@ pub enum ServeError {
     Signals(io::Error),
     /// The pool cannot be opened.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(#[from] NodeError),
     /// Opening the pool has ended in a panic, which the log tells.
     #[error("opening the pool has failed; this is a fault of kvtide, please report the log")]
     Panicked,
 }
 
-/// Why the node cannot be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("{problem}; {fix}")]
-pub struct OpenError {
-    /// What is wrong.
-    pub problem: String,
-    /// What to do.
-    pub fix: String,
-}
-
 /// The inside of the daemon: reserves or takes over its memory. Blocks for as long as that takes.
-fn open_node(config: &Config) -> Result<Arc<dyn Node>, OpenError> {
+fn open_node(config: &Config) -> Result<Arc<dyn Node>, NodeError> {
     Ok(Arc::new(Pooled::open(config)?))
 }
 
@@ -173,9 +163,10 @@ fn read(args: &ServeArgs) -> Result<Settings, Failure> {
     };
     // What the pool's file has already can be taken as well: the next daemon takes it over. Where it
     // lies is known when the settings have been read once.
-    let available = available_memory_bytes();
-    let where_it_lies = read_with(u64::MAX)?.config.memory;
-    read_with(available.saturating_add(check::held_bytes(&where_it_lies)))
+    let where_it_lies = read_with(Some(u64::MAX))?.config.memory;
+    let available = Some(available_memory_bytes()).filter(|bytes| *bytes != u64::MAX);
+    let held = check::held_bytes(&where_it_lies);
+    read_with(available.map(|bytes| bytes.saturating_add(held)))
 }
 
 /// `--check`: the configuration, then what of the machine fits to it.
@@ -236,7 +227,7 @@ pub async fn serve<Open, Stopped>(
     stopped: Stopped,
 ) -> Result<(), ServeError>
 where
-    Open: FnOnce(&Config) -> Result<Arc<dyn Node>, OpenError> + Send + 'static,
+    Open: FnOnce(&Config) -> Result<Arc<dyn Node>, NodeError> + Send + 'static,
     Stopped: Future<Output = ()>,
 {
     let tally = Arc::new(Tally::default());
@@ -314,17 +305,22 @@ async fn close(node: Arc<dyn Node>, grace: Duration, announced: JoinHandle<()>) 
     let closing = tokio::task::spawn_blocking(move || node.close(begun + grace));
     let took = |begun: Instant| begun.elapsed().as_secs_f64();
     match tokio::time::timeout(grace + OVERTIME, closing).await {
-        Ok(Ok(Closed {
-            cut_off_loads,
-            is_warm,
-        })) => {
-            tracing::info!(seconds = took(begun), cut_off_loads, is_warm, "stopped");
+        Ok(Ok(Closed { cut_off_saves: 0 })) => {
+            tracing::info!(seconds = took(begun), "stopped");
             systemd::status("stopped");
         }
-        Ok(Err(_)) => tracing::error!("stopping has failed; the next start may be cold"),
+        Ok(Ok(Closed { cut_off_saves })) => {
+            tracing::warn!(
+                seconds = took(begun),
+                blocks = cut_off_saves,
+                "stopped with saves in flight; the next start does not have these blocks"
+            );
+            systemd::status("stopped");
+        }
+        Ok(Err(_)) => tracing::error!("stopping has failed; the next start finds what was saved"),
         Err(_) => tracing::warn!(
             seconds = took(begun),
-            "stopped without waiting for the end of everything; the next start may be cold"
+            "stopped without waiting for the end of everything; the next start finds what was saved"
         ),
     }
 }

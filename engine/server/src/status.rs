@@ -24,8 +24,6 @@ pub struct Status {
     pub namespaces: Vec<Namespace>,
     /// Engines, by their number.
     pub sessions: Vec<Session>,
-    /// On whose behalf blocks were saved, the largest first.
-    pub tenants: Vec<Tenant>,
 }
 
 /// Whether the daemon serves engines, and if not, what it waits for.
@@ -77,7 +75,7 @@ pub struct Namespace {
     pub rows: u64,
     /// Bytes of that space.
     pub bytes: u64,
-    /// Bytes that are not given to other namespaces.
+    /// Bytes that are not taken from it once it has them.
     pub minimum_bytes: u64,
     /// Blocks that can be matched, those being saved included.
     pub held_blocks: u64,
@@ -87,22 +85,8 @@ pub struct Namespace {
     pub pinned_blocks: u64,
     /// Until when an operator keeps the namespace from eviction, in seconds of Unix time.
     pub pinned_until_unix_s: Option<u64>,
-    /// What each tenant holds of it, the largest first.
-    pub tenants: Vec<Share>,
     /// What was counted.
     pub totals: Totals,
-}
-
-/// What one tenant holds of a namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Share {
-    /// The tenant; empty for engines without one.
-    pub tenant: String,
-    /// Blocks that it has saved and that are held.
-    pub blocks: u64,
-    /// Their rows' bytes.
-    pub bytes: u64,
 }
 
 /// What was counted of blocks since the daemon started.
@@ -151,20 +135,20 @@ pub struct Session {
     pub pinned_blocks: u64,
     /// Blocks that it is saving.
     pub saving_blocks: u64,
-    /// What was counted.
-    pub totals: Totals,
 }
 
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
-    /// Some of its processes have yet to come.
+    /// Some of its workers are connected, and its scheduler, which comes last, is not.
     Joining,
-    /// All of its processes are here.
+    /// Its scheduler is connected. Workers need not be: after a new start of the daemon they go on
+    /// without a connection.
     Attached,
-    /// Its end is being cleaned up: its pins go, and what it was saving is condemned.
-    Closing,
+    /// None of its processes is connected, and one lives: it is about to end, or has yet to come back to
+    /// a daemon that was started anew.
+    Detached,
     /// A newer daemon's word.
     #[default]
     #[serde(other)]
@@ -184,18 +168,4 @@ pub struct Process {
     pub pid: u32,
     /// The user that it runs as.
     pub uid: u32,
-}
-
-/// What one tenant holds of everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Tenant {
-    /// The tenant; empty for engines without one.
-    pub tenant: String,
-    /// Blocks that it has saved and that are held.
-    pub blocks: u64,
-    /// Their rows' bytes.
-    pub bytes: u64,
-    /// What it may hold.
-    pub quota_bytes: Option<u64>,
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use kvtide_server::socket::Listening;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 const KVTIDE: &str = env!("CARGO_BIN_EXE_kvtide");
@@ -228,16 +229,21 @@ fn why_a_start_has_failed_is_a_log_line_and_the_status_of_the_unit() {
     assert_eq!(heard.trim_end(), format!("STATUS={message}"));
 }
 
-/// Runs the daemon as systemd would, with `listener` as descriptor 3.
-fn with_passed_socket(listener: UnixListener, config: &Path) -> Output {
+/// Runs the daemon as systemd would, with `listener` as descriptor 3, until it is stopped.
+fn with_passed_socket(listener: UnixListener, config: &Path, socket: &Path) -> Output {
     let script =
         "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" serve --config \"$1\"";
-    Command::new("/bin/sh")
+    let daemon = Command::new("/bin/sh")
         .args(["-c", script, KVTIDE])
         .arg(config)
         .stdin(Stdio::from(OwnedFd::from(listener)))
-        .output()
-        .unwrap()
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    common::until_ready(socket);
+    let daemon_pid = Pid::from_child(&daemon);
+    kill_process(daemon_pid, Signal::TERM).unwrap();
+    daemon.wait_with_output().unwrap()
 }
 
 #[test]
@@ -245,8 +251,10 @@ fn a_socket_that_systemd_has_opened_is_taken_and_left_in_its_place() {
     let place = Place::new();
     let config = place.configuration("");
     let listener = UnixListener::bind(place.path("kvtide.sock")).unwrap();
-    let output = with_passed_socket(listener.try_clone().unwrap(), Path::new(&config));
+    let socket = place.path("kvtide.sock");
+    let output = with_passed_socket(listener.try_clone().unwrap(), Path::new(&config), &socket);
     let told = told(&output);
+    assert!(output.status.success(), "{told}");
     assert!(told.contains("systemd has opened the socket"), "{told}");
     assert!(
         place.path("kvtide.sock").exists(),

@@ -27,7 +27,7 @@ fn read(text: &str) -> Config {
         file: Some((Path::new("kvtide.toml"), text)),
         environment: &BTreeMap::new(),
         arguments: &[],
-        available_bytes: 1 << 40,
+        available_bytes: Some(1 << 40),
     });
     settings.unwrap().config
 }

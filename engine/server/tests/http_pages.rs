@@ -112,8 +112,7 @@ async fn metrics_are_those_of_the_status_at_the_moment() {
         "kvtide_serve_capacity_bytes{tier=\"host\"} 68719476736",
         "kvtide_serve_namespace_held_blocks{namespace=\"8f3a11c0d4e5f60718293a4b5c6d7e8f\",model=\"meta-llama/Llama-3.1-8B\"} 16000",
         "kvtide_serve_hit_blocks_total{namespace=\"8f3a11c0d4e5f60718293a4b5c6d7e8f\",model=\"meta-llama/Llama-3.1-8B\"} 123456",
-        "kvtide_serve_tenant_quota_bytes{tenant=\"team-a\"} 42949672960",
-        "kvtide_serve_session_hit_blocks_total{session=\"0\",engine_id=\"engine-a\",model=\"meta-llama/Llama-3.1-8B\",tenant=\"team-a\"} 123456",
+        "kvtide_serve_session_pinned_blocks{session=\"0\",engine_id=\"engine-a\",model=\"meta-llama/Llama-3.1-8B\",tenant=\"team-a\"} 12",
         "# TYPE kvtide_serve_hit_blocks_total counter",
         "# TYPE kvtide_serve_ready gauge",
     ] {

@@ -9,11 +9,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{Idle, config};
+use kvtide_engine::NodeError;
 use kvtide_server::ask::Ask;
 use kvtide_server::config::Config;
 use kvtide_server::node::{Node, Purge, Purged};
 use kvtide_server::operator::Operator;
-use kvtide_server::serve::{OpenError, ServeError, serve, until_stopped};
+use kvtide_server::serve::{ServeError, serve, until_stopped};
 use kvtide_server::socket::Listening;
 use kvtide_server::status::Status;
 use rustix::process::{Signal, getpid, kill_process};
@@ -119,15 +120,18 @@ async fn a_pool_that_cannot_be_opened_ends_the_daemon_with_the_reason() {
     let config = config(&socket, "");
     let listening = listening(&config);
     let open = |_: &Config| {
-        Err(OpenError {
-            problem: "there is no room".into(),
-            fix: "make some".into(),
+        Err(NodeError::TooSmall {
+            capacity_bytes: 1,
+            extent_bytes: 2,
         })
     };
     let error = serve(config, listening, open, std::future::pending())
         .await
         .unwrap_err();
-    assert_eq!(error.to_string(), "there is no room; make some");
+    assert_eq!(
+        error.to_string(),
+        "memory.capacity: 1 bytes are less than one extent of 2; raise it, or lower memory.extent"
+    );
     assert!(!socket.exists());
 }
 

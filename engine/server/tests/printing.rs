@@ -14,17 +14,13 @@ fn the_status_of_a_busy_daemon() {
 kvtide 0.1.0, ready, up 3 h 12 min, boot feedfacecafe
 host: 32.2 GiB of 64.0 GiB in use, 31.7 GiB free, in extents of 256.0 MiB; tables 3.0 MiB
 
-NAMESPACE     MODEL                         SIZE  MINIMUM   ROWS   HELD  SAVING  READ    HITS  EVICTED  DAMAGED  TENANTS  PINNED FOR
-8f3a11c0d4e5  meta-llama/Llama-3.1-8B   32.0 GiB  4.0 GiB  16384  16000       3    12  123456     4000        0        1  1 h
-0c0ffee0d4e5  Qwen?[2J                 256.0 MiB      0 B      0      0       0     0       0        0        0        0  -
+NAMESPACE     MODEL                         SIZE  MINIMUM   ROWS   HELD  SAVING  READ    HITS  EVICTED  DAMAGED  PINNED FOR
+8f3a11c0d4e5  meta-llama/Llama-3.1-8B   32.0 GiB  4.0 GiB  16384  16000       3    12  123456     4000        0  1 h
+0c0ffee0d4e5  Qwen?[2J                 256.0 MiB      0 B      0      0       0     0       0        0        0  -
 
-SESSION  ENGINE    MODEL                    TENANT  STATE     SINCE       READING  SAVING    HITS  PROCESSES
-      0  engine-a  meta-llama/Llama-3.1-8B  team-a  attached  3 h 11 min       12       3  123456  scheduler (pid 4711, uid 1000), worker 0 (pid 4712, uid 1000)
-      1  engine-b  Qwen?[2J                 -       joining   5 s               0       0       0  scheduler (pid hidden, uid 1000)
-
-TENANT  BLOCKS      SIZE     QUOTA
-team-a   16000  31.2 GiB  40.0 GiB
--            0       0 B      none
+SESSION  ENGINE    MODEL                    TENANT  STATE     SINCE       READING  SAVING  PROCESSES
+      0  engine-a  meta-llama/Llama-3.1-8B  team-a  attached  3 h 11 min       12       3  scheduler (pid 4711, uid 1000), worker 0 (pid 4712, uid 1000)
+      1  engine-b  Qwen?[2J                 -       joining   5 s               0       0  worker 0 (pid hidden, uid 1000)
 ";
     assert_eq!(text, expected);
 }
@@ -53,9 +49,9 @@ fn blocks_are_listed_and_the_rest_is_counted() {
         more: 3,
     };
     let expected = "\
-KEY                               NAMESPACE     TENANT  TIER  STATE  SLOT  GENERATION  READERS     SIZE
-00000000000000000000000000000007  8f3a11c0d4e5  team-a  host  held      7           2        1  2.0 MiB
-00000000000000000000000000001267  8f3a11c0d4e5  team-a  host  held   4711           2        1  2.0 MiB
+KEY                               NAMESPACE     TIER  STATE  SLOT  GENERATION  READERS     SIZE
+00000000000000000000000000000007  8f3a11c0d4e5  host  held      7           2        1  2.0 MiB
+00000000000000000000000000001267  8f3a11c0d4e5  host  held   4711           2        1  2.0 MiB
 and 3 more; --limit shows up to 10000
 ";
     assert_eq!(print::inspection(&inspection), expected);

@@ -29,7 +29,8 @@ pub(super) const SETTINGS: &[Setting] = &[
                 "embedded" => PoolPlace::Embedded,
                 other => {
                     let path = Path::new(other.strip_prefix("unix:")?);
-                    path.is_absolute().then(|| PoolPlace::Socket(path.to_owned()))?
+                    path.is_absolute()
+                        .then(|| PoolPlace::Socket(path.to_owned()))?
                 }
             };
             Some(())

@@ -239,6 +239,8 @@ fn variables_that_kubernetes_sets_for_a_service_are_not_settings() {
 #[test]
 fn wrong_values_name_the_key_and_what_is_expected() {
     let wrong = [
+        ("pool", "\"tcp:localhost:7\""),
+        ("pool", "\"unix:kvtide.sock\""),
         ("host_capacity_gb", "-1"),
         ("host_capacity_gb", "\"many\""),
         ("host_capacity_gb", "1e300"),

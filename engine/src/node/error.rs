@@ -11,7 +11,8 @@ use kvtide_segment::SegmentError;
 pub enum NodeError {
     /// Another daemon has it.
     #[error(
-        "memory.name: another daemon uses {path}: stop it, or give this one another `memory.name`"
+        "memory.name: another daemon uses {path}; stop it, or set memory.name to another name for \
+         this one"
     )]
     InUse {
         /// The directory of the memory.
@@ -19,8 +20,8 @@ pub enum NodeError {
     },
     /// The capacity is less than one extent.
     #[error(
-        "memory.capacity: {capacity_bytes} bytes are less than one extent of {extent_bytes}: raise \
-         it, or lower `memory.extent`"
+        "memory.capacity: {capacity_bytes} bytes are less than one extent of {extent_bytes}; raise \
+         it, or lower memory.extent"
     )]
     TooSmall {
         /// Bytes in all.
@@ -28,11 +29,48 @@ pub enum NodeError {
         /// Bytes of an extent.
         extent_bytes: usize,
     },
-    /// Memory cannot be had.
-    #[error(transparent)]
-    Memory(#[from] SegmentError),
+    /// The file system has too little room.
+    #[error(
+        "memory.capacity: {directory} has {} MiB free, and {} MiB more are needed; lower it, or \
+         enlarge the mount (mount -o remount,size=…; in Kubernetes the sizeLimit of its emptyDir)",
+        free_bytes >> 20, needed_bytes.div_ceil(1 << 20)
+    )]
+    NoRoom {
+        /// Where.
+        directory: String,
+        /// Bytes free there.
+        free_bytes: u64,
+        /// Bytes needed.
+        needed_bytes: usize,
+    },
+    /// The directory's files are not in memory.
+    #[error(
+        "memory.directory: {directory} is on a file system of type {file_system}, which is not \
+         memory; set it to a directory on tmpfs, such as /dev/shm"
+    )]
+    NotInMemory {
+        /// Where.
+        directory: String,
+        /// What kind of file system it is.
+        file_system: String,
+    },
+    /// What is there does not fit to what was written down about it.
+    #[error("the pool's memory cannot be used: {0}; please report it with the log")]
+    Segment(SegmentError),
+    /// The operating system gives too little of something else.
+    #[error("{what} cannot be had: {source}; look at the limits of this process")]
+    System {
+        /// Of what.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The operating system refused.
-    #[error("cannot {operation} {path}: {source}")]
+    #[error(
+        "cannot {operation} {path}: {source}; look at the owner and the rights of memory.directory \
+         and of what is in it"
+    )]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -42,6 +80,39 @@ pub enum NodeError {
         #[source]
         source: io::Error,
     },
+}
+
+impl From<SegmentError> for NodeError {
+    fn from(error: SegmentError) -> Self {
+        match error {
+            SegmentError::NoSpace {
+                directory,
+                free_bytes,
+                needed_bytes,
+            } => Self::NoRoom {
+                directory,
+                free_bytes,
+                needed_bytes,
+            },
+            SegmentError::NotInMemory {
+                directory,
+                file_system,
+            } => Self::NotInMemory {
+                directory,
+                file_system,
+            },
+            SegmentError::Io {
+                operation,
+                path,
+                source,
+            } => Self::Io {
+                operation,
+                path,
+                source,
+            },
+            other => Self::Segment(other),
+        }
+    }
 }
 
 /// Why an engine is not taken, in the words that it is told.

@@ -65,12 +65,11 @@ impl Inner {
     }
 
     /// Takes an extent from a model that needs it less than `namespace`, which may be none.
-    fn take(
-        &self,
-        state: &mut State,
-        namespace: NamespaceId,
-    ) -> Result<Option<u32>, NodeError> {
-        if state.last_taken.is_some_and(|at| at.elapsed() < TAKING_PERIOD) {
+    fn take(&self, state: &mut State, namespace: NamespaceId) -> Result<Option<u32>, NodeError> {
+        if state
+            .last_taken
+            .is_some_and(|at| at.elapsed() < TAKING_PERIOD)
+        {
             return Ok(None);
         }
         state.last_taken = Some(Instant::now());

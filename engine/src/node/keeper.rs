@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kvtide_model::wire::{Count, Counts, Event, Events, ToEngine};
 
-use super::error::{NodeError, io_error};
+use super::error::NodeError;
 use super::{Inner, State, memory};
 use crate::pool::{PoolCounters, PoolEvent, PoolGauges};
 use crate::sync::lock;
@@ -41,10 +41,11 @@ impl Keeper {
                 wait = if inner.keep(round) { BUSY } else { IDLE };
             }
         });
-        let path = std::path::Path::new("a thread");
+        let what = "a thread";
+        let thread = thread.map_err(|source| NodeError::System { what, source })?;
         Ok(Self {
             stop: Some(stop),
-            thread: Some(thread.map_err(io_error("start", path))?),
+            thread: Some(thread),
         })
     }
 }
@@ -124,7 +125,11 @@ impl Inner {
         if let Some(model) = state.models.get(&engine.namespace()) {
             model.pool.close_session_elsewhere(engine.session);
         }
-        tracing::info!(engine = engine.entry.engine_id, number, "an engine has gone");
+        tracing::info!(
+            engine = engine.entry.engine_id,
+            number,
+            "an engine has gone"
+        );
         state.ledger.engines.retain(|each| each.number != number);
         // Where either fails, the next life finds an engine that nobody holds, and drops it.
         let _ = memory::remove(engine.own());

@@ -57,8 +57,7 @@ impl Memory {
             });
         }
         require_memory(&options.directory)?;
-        let directory = format!("kvtide-pool-{}", options.name);
-        let directory = options.directory.join(directory);
+        let directory = NodeOptions::own_directory(&options.directory, &options.name);
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder

@@ -42,7 +42,7 @@ use model_pool::ModelPool;
 
 pub use error::NodeError;
 pub use options::NodeOptions;
-pub use report::{BlockReport, EngineReport, ModelReport, NodeReport, ProcessReport};
+pub use report::{BlockReport, EngineReport, ModelReport, NodeReport, ProcessReport, PurgeReport};
 
 /// How often the end of a closing is looked for.
 const CLOSING_POLL: Duration = Duration::from_millis(20);
@@ -91,16 +91,9 @@ impl Node {
     ///
     /// # Errors
     /// [`NodeError`] when the memory cannot be had, or another daemon has it.
-    pub fn open(
-        options: NodeOptions,
-        progress: &dyn Fn(usize, usize),
-    ) -> Result<Self, NodeError> {
+    pub fn open(options: NodeOptions, progress: &dyn Fn(usize, usize)) -> Result<Self, NodeError> {
         let nonce = u64::from_le_bytes(random()?).max(1);
-        let (memory, mut ledger) = Memory::open(
-            &options,
-            nonce,
-            progress,
-        )?;
+        let (memory, mut ledger) = Memory::open(&options, nonce, progress)?;
         ledger.life += 1;
         let [life, salt] = [ledger.life.to_le_bytes(), random()?];
         let mut boot = [0; 16];
@@ -141,8 +134,8 @@ impl Node {
         Ok(())
     }
 
-    /// Takes no engines and no saves any more, waits until what is being saved has ended or `deadline`
-    /// has passed, and writes down how things stand. Returns how many saves were cut off.
+    /// Takes no engines and no saves any more, and waits until saves in flight have ended or `deadline`
+    /// has passed. Returns how many blocks were still being saved.
     pub fn close(&self, deadline: Instant) -> usize {
         self.inner.closing.store(true, Ordering::Release);
         loop {
@@ -198,8 +191,7 @@ impl Inner {
             let Ok(rows) = model_pool::rows(&entry.geometry(), extents, bytes) else {
                 continue; // Its extents belong to nobody then.
             };
-            let model =
-                ModelPool::open(&self.memory, &self.options, namespace, rows, self.life())?;
+            let model = ModelPool::open(&self.memory, &self.options, namespace, rows, self.life())?;
             let mut living = Vec::new();
             for engine in engines {
                 let Some(holder) = HolderBit::of_session(engine.number.into()) else {
@@ -250,7 +242,10 @@ fn random() -> Result<[u8; 8], NodeError> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| {
         let source = std::io::Error::other(error.to_string());
-        error::io_error("read", std::path::Path::new("/dev/urandom"))(source)
+        NodeError::System {
+            what: "random bytes",
+            source,
+        }
     })?;
     Ok(bytes)
 }

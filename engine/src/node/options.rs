@@ -1,6 +1,6 @@
 //! How a node behaves.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config::Eviction;
 use crate::pool::slot_table::HolderBit;
@@ -33,4 +33,15 @@ pub struct NodeOptions {
 impl NodeOptions {
     /// Engines that a node can serve at once.
     pub const SESSIONS_MAX: usize = HolderBit::SESSIONS;
+
+    /// Where a node of this name has its rows.
+    #[must_use]
+    pub fn memory_file(directory: &Path, name: &str) -> PathBuf {
+        Self::own_directory(directory, name).join("memory")
+    }
+
+    /// Where a node of this name has everything.
+    pub(super) fn own_directory(directory: &Path, name: &str) -> PathBuf {
+        directory.join(format!("kvtide-pool-{name}"))
+    }
 }

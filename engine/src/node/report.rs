@@ -100,6 +100,17 @@ pub struct BlockReport {
     pub bytes: u64,
 }
 
+/// What was dropped.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PurgeReport {
+    /// Blocks.
+    pub blocks: u64,
+    /// Bytes of their rows.
+    pub bytes: u64,
+    /// Those among them whose rows are free later, since an engine reads or writes them.
+    pub later_blocks: u64,
+}
+
 impl Node {
     /// How everything stands. It reads the records of all slots.
     #[must_use]
@@ -149,19 +160,22 @@ impl Node {
         }
     }
 
-    /// Drops the blocks of a namespace, or all; how many blocks and bytes that were.
-    pub fn purge(&self, namespace: Option<NamespaceId>) -> (u64, u64) {
+    /// Drops the blocks of a namespace, or all.
+    pub fn purge(&self, namespace: Option<NamespaceId>) -> PurgeReport {
         let state = lock(&self.inner.state);
-        let (mut blocks, mut bytes) = (0, 0);
+        let mut purged = PurgeReport::default();
         for (id, model) in &state.models {
             if namespace.is_none_or(|wanted| wanted == *id) {
                 let held = model.pool.gauges().held as u64;
+                model.pool.each_block(&mut |block| {
+                    purged.later_blocks += u64::from(block.saving || block.holders != 0);
+                });
                 model.pool.clear();
-                blocks += held;
-                bytes += held * model.rows.row_bytes() as u64;
+                purged.blocks += held;
+                purged.bytes += held * model.rows.row_bytes() as u64;
             }
         }
-        (blocks, bytes)
+        purged
     }
 }
 

@@ -48,7 +48,11 @@ impl Inner {
         let admitted = match self.admit(peer, hello, &link) {
             Ok(admitted) => admitted,
             Err(refusal) => {
-                tracing::warn!(engine = hello.engine_id, reason = refusal.message, "refused");
+                tracing::warn!(
+                    engine = hello.engine_id,
+                    reason = refusal.message,
+                    "refused"
+                );
                 let refused = Refused::new(refusal.code, &refusal.message);
                 // If it does not hear why, it sees that its connection ends.
                 let _ = link.send(&ToEngine::Refused(refused));
@@ -74,7 +78,7 @@ impl Inner {
         if self.is_closing() {
             return Err(Refusal::new(
                 RefusalCode::CLOSING,
-                "the daemon is about to end",
+                "the daemon is about to end; connect again when it has been started anew",
             ));
         }
         let mut state = lock(&self.state);
@@ -150,8 +154,11 @@ impl Inner {
         }
         let (extents, bytes) = (state.ledger.extents, self.options.extent_bytes);
         let rows = model_pool::rows(&hello.geometry, extents, bytes).map_err(|error| {
-            let fix = "raise `memory.extent` of the daemon";
-            Refusal::new(RefusalCode::GEOMETRY, format!("a block's row: {error}; {fix}"))
+            let fix = "raise the daemon's memory.extent";
+            Refusal::new(
+                RefusalCode::GEOMETRY,
+                format!("a block's row: {error}; {fix}"),
+            )
         })?;
         let namespace = hello.namespace;
         let model = ModelPool::open(&self.memory, &self.options, namespace, rows, self.life());
@@ -194,8 +201,8 @@ impl Inner {
         Err(Refusal::new(
             RefusalCode::TAKEN,
             format!(
-                "engine_id: another engine that is called {:?} is connected: give each engine its \
-                 own `engine_id` or leave it out, and wait until a killed engine has ended",
+                "engine_id: another engine that is called {:?} is connected; give each engine its \
+                 own engine_id or leave it out, and wait until a killed engine has ended",
                 hello.engine_id
             ),
         ))
@@ -209,7 +216,7 @@ impl Inner {
             free.and_then(|number| Some((number, HolderBit::of_session(number.into())?)))
         else {
             let message = format!(
-                "the daemon serves {most} engines already: stop one, or raise `limits.sessions`"
+                "the daemon serves {most} engines already; stop one, or raise its limits.sessions"
             );
             return Err(Refusal::new(RefusalCode::FULL, message));
         };
@@ -236,7 +243,12 @@ impl Inner {
         state.engines.insert(number, engine);
         state.ledger.engines.push(entry);
         self.memory.note(&state.ledger).map_err(no_memory)?;
-        tracing::info!(engine = hello.engine_id, model = hello.model, number, "an engine has come");
+        tracing::info!(
+            engine = hello.engine_id,
+            model = hello.model,
+            number,
+            "an engine has come"
+        );
         Ok(number)
     }
 
@@ -246,7 +258,9 @@ impl Inner {
         let Some(engine) = state.engines.get_mut(&admitted.number) else {
             return;
         };
-        engine.processes.retain(|p| p.connection != admitted.connection);
+        engine
+            .processes
+            .retain(|p| p.connection != admitted.connection);
         let is_mine = |link: &mut Arc<Link>| Arc::ptr_eq(link, &admitted.link);
         engine.link.take_if(is_mine);
         if engine.is_gone() {

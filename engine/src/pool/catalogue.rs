@@ -78,7 +78,9 @@ impl Catalogue {
     /// Whether the bytes of a sealed slot were saved, or compared with their checksum, in this life.
     fn is_proven(&self, slot: u32) -> bool {
         let record = self.segment.record(slot);
-        record.is_some_and(|record| record.proven.load(Ordering::Acquire) == self.life.load(Ordering::Acquire))
+        record.is_some_and(|record| {
+            record.proven.load(Ordering::Acquire) == self.life.load(Ordering::Acquire)
+        })
     }
 
     /// Notes that they were.
@@ -104,7 +106,9 @@ impl Catalogue {
     /// Notes who fills a slot, for a pool that takes this one's memory over.
     pub(crate) fn note_filler(&self, slot: u32, filler: HolderBit) {
         if let Some(record) = self.segment.record(slot) {
-            record.filler.store(filler.number().into(), Ordering::Release);
+            record
+                .filler
+                .store(filler.number().into(), Ordering::Release);
         }
     }
 

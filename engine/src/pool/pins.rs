@@ -67,11 +67,7 @@ impl Pins {
         (pinned, complete)
     }
 
-    fn pin(
-        &self,
-        counts: &mut MutexGuard<'_, Box<[u16]>>,
-        key: BlockKey,
-    ) -> Option<SlotRef> {
+    fn pin(&self, counts: &mut MutexGuard<'_, Box<[u16]>>, key: BlockKey) -> Option<SlotRef> {
         let Catalogue { slots, index, .. } = &*self.catalogue;
         let slot = index.find(key)?;
         let count = counts.get_mut(slot as usize)?;

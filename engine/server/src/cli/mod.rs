@@ -81,12 +81,6 @@ struct InspectArgs {
     /// Of this namespace: its id, the beginning of it, or its model.
     #[arg(long, value_name = "NAMESPACE")]
     namespace: Option<String>,
-    /// Saved on behalf of this tenant.
-    #[arg(long, value_name = "TENANT")]
-    tenant: Option<String>,
-    /// Read or being saved by this session.
-    #[arg(long, value_name = "NUMBER")]
-    session: Option<u8>,
     /// The one with this key, in hexadecimal digits.
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
@@ -113,9 +107,6 @@ struct What {
     /// The blocks of a namespace: its id, the beginning of it, or its model.
     #[arg(long, value_name = "NAMESPACE")]
     namespace: Option<String>,
-    /// The blocks that were saved on behalf of a tenant.
-    #[arg(long, value_name = "TENANT")]
-    tenant: Option<String>,
     /// All blocks.
     #[arg(long)]
     all: bool,

@@ -75,8 +75,6 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
 pub(super) fn inspect(args: InspectArgs) -> Result<(), Failure> {
     let query = Inspect {
         namespace: args.namespace,
-        tenant: args.tenant,
-        session: args.session,
         key: args.key,
         limit: args.limit,
     };
@@ -93,10 +91,6 @@ pub(super) fn purge(args: PurgeArgs) -> Result<(), Failure> {
             namespace: Some(namespace),
             ..
         } => Purge::Namespace(namespace),
-        What {
-            tenant: Some(tenant),
-            ..
-        } => Purge::Tenant(tenant),
         What { .. } => Purge::All,
     };
     if !args.yes && !is_confirmed(&what)? {
@@ -115,7 +109,6 @@ fn is_confirmed(what: &Purge) -> Result<bool, Failure> {
     }
     let what = match what {
         Purge::Namespace(namespace) => format!("all blocks of namespace {namespace}"),
-        Purge::Tenant(tenant) => format!("all blocks of tenant {tenant}"),
         Purge::All => "all blocks of all namespaces".to_owned(),
     };
     let mut errors = io::stderr();

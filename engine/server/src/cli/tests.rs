@@ -45,7 +45,7 @@ fn watching_has_an_interval_of_its_own_or_two_seconds() {
 #[test]
 fn a_purge_says_what_and_only_one_thing() {
     assert!(parse("purge --namespace x").is_ok());
-    assert!(parse("purge --tenant x --yes").is_ok());
+    assert!(parse("purge --namespace x --yes").is_ok());
     assert!(parse("purge --all").is_ok());
     assert!(matches!(
         parse("purge"),
@@ -56,7 +56,7 @@ fn a_purge_says_what_and_only_one_thing() {
         Err(ErrorKind::MissingRequiredArgument)
     ));
     assert!(matches!(
-        parse("purge --all --tenant x"),
+        parse("purge --all --namespace x"),
         Err(ErrorKind::ArgumentConflict)
     ));
 }

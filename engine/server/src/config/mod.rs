@@ -19,46 +19,31 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kvtide_engine::Eviction;
-use kvtide_segment::HugePages;
+use kvtide_engine::{Eviction, NodeOptions};
 use serde_json::Value;
 
 use crate::logs::LogFormat;
 use quantity::exact_size;
 use setting::{SETTINGS, Setting};
 
-/// Sessions that the protocol has room for: each is one bit of what a slot knows of its readers.
-pub const MOST_SESSIONS: u8 = 64;
-
-/// Over which NUMA nodes the pool's memory is spread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Numa {
-    /// Over all, page by page.
-    Interleave,
-    /// On the node of whoever touches a page first.
-    Local,
-    /// Wherever the kernel puts it.
-    None,
-}
+/// Sessions that there is room for: each is one bit of what a slot knows of its readers.
+pub const MOST_SESSIONS: u8 = 62;
+const _: () = assert!(MOST_SESSIONS as usize == NodeOptions::SESSIONS_MAX);
 
 /// `[memory]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Memory {
-    /// Bytes of all rows of all models, and of what describes them.
+    /// Bytes of all rows of all models. What describes them comes on top.
     pub capacity_bytes: u64,
     /// Whether somebody chose the capacity. Where nobody did, it follows from the memory that is
     /// available at the moment, and a pool that exists should keep the size that it has.
     pub capacity_is_chosen: bool,
-    /// Where the memory file lies.
+    /// Where the pool's directory lies.
     pub directory: PathBuf,
-    /// Its name.
+    /// Of the pool, which its directory is named after.
     pub name: String,
-    /// Whether huge pages are used.
-    pub huge_pages: HugePages,
     /// The unit in which space moves between models.
     pub extent_bytes: u64,
-    /// Over which NUMA nodes it is spread.
-    pub numa: Numa,
 }
 
 /// `[socket]`.
@@ -83,14 +68,8 @@ pub struct Socket {
 pub struct Limits {
     /// Engines served at once.
     pub sessions: u8,
-    /// Bytes that each tenant may hold which `quotas` does not name.
-    pub quota_bytes: Option<u64>,
-    /// Bytes that a tenant may hold.
-    pub quotas: BTreeMap<String, u64>,
-    /// Bytes that stay with each namespace that `minimums` does not name.
+    /// Bytes that are not taken from a namespace that has them, whatever others need.
     pub minimum_bytes: u64,
-    /// Bytes that stay with a namespace, by its id or its model.
-    pub minimums: BTreeMap<String, u64>,
 }
 
 /// `[log]`.
@@ -118,7 +97,7 @@ pub struct Config {
     pub scrub_bytes_per_s: u64,
     /// `[eviction] policy`.
     pub eviction: Eviction,
-    /// `[shutdown] grace`: how long loads may go on after SIGTERM.
+    /// `[shutdown] grace`: how long saves in flight are waited for after SIGTERM.
     pub grace: Duration,
     /// `[log]`.
     pub log: Log,
@@ -181,8 +160,9 @@ pub struct Sources<'a> {
     pub environment: &'a BTreeMap<OsString, OsString>,
     /// Of the command line: the option, `section.key`, and the value.
     pub arguments: &'a [(&'static str, &'static str, String)],
-    /// Memory that can be taken, from which the default capacity follows.
-    pub available_bytes: u64,
+    /// Memory that can be taken, from which the default capacity follows; `None` where the system does
+    /// not tell.
+    pub available_bytes: Option<u64>,
 }
 
 /// A configuration, and where each value came from.
@@ -236,8 +216,17 @@ impl Settings {
             }
             origins.insert(setting.name(), origin);
         }
-        if !config.memory.capacity_is_chosen {
-            config.memory.capacity_bytes = default_capacity(sources.available_bytes, &config);
+        match sources.available_bytes {
+            Some(available_bytes) if !config.memory.capacity_is_chosen => {
+                config.memory.capacity_bytes = default_capacity(available_bytes, &config);
+            }
+            None if !config.memory.capacity_is_chosen => errors.push(ConfigError {
+                origin: Origin::Default,
+                key: "memory.capacity".into(),
+                problem: "how much memory is available cannot be read here".into(),
+                fix: "set it, such as to \"64GiB\"".into(),
+            }),
+            _ => {}
         }
         let mut settings = Self {
             config,
@@ -261,7 +250,7 @@ impl Settings {
     }
 
     /// What is wrong with values that are right one by one.
-    fn contradictions(&self, available_bytes: u64) -> Vec<ConfigError> {
+    fn contradictions(&self, available_bytes: Option<u64>) -> Vec<ConfigError> {
         let Config { memory, limits, .. } = &self.config;
         let wrong = |key: &str, problem: String, fix: String| ConfigError {
             origin: self.origin(key),
@@ -271,7 +260,9 @@ impl Settings {
         };
         let (capacity, extent) = (memory.capacity_bytes, memory.extent_bytes);
         let mut errors = Vec::new();
-        if capacity > available_bytes {
+        if let Some(available_bytes) = available_bytes
+            && capacity > available_bytes
+        {
             errors.push(wrong(
                 "memory.capacity",
                 format!(
@@ -293,19 +284,15 @@ impl Settings {
                 "lower it, or raise memory.capacity".into(),
             ));
         }
-        let minimums = limits
-            .minimums
-            .values()
-            .fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
-        if minimums > capacity {
+        if limits.minimum_bytes > capacity {
             errors.push(wrong(
-                "limits.minimums",
+                "limits.minimum",
                 format!(
-                    "they add up to {}, more than the capacity of {}",
-                    exact_size(minimums),
+                    "{} is more than the capacity of {}",
+                    exact_size(limits.minimum_bytes),
                     exact_size(capacity)
                 ),
-                "lower them, or raise memory.capacity".into(),
+                "lower it, or raise memory.capacity".into(),
             ));
         }
         errors
@@ -350,9 +337,7 @@ impl Config {
                 capacity_is_chosen: false,
                 directory: PathBuf::from("/dev/shm"),
                 name: "pool".to_owned(),
-                huge_pages: HugePages::Auto,
                 extent_bytes: 256 << 20,
-                numa: Numa::Interleave,
             },
             socket: Socket {
                 path: PathBuf::from(crate::DEFAULT_SOCKET),
@@ -365,14 +350,11 @@ impl Config {
             http_listen: Some(SocketAddr::from(([127, 0, 0, 1], 9462))),
             limits: Limits {
                 sessions: MOST_SESSIONS,
-                quota_bytes: None,
-                quotas: BTreeMap::new(),
                 minimum_bytes: 0,
-                minimums: BTreeMap::new(),
             },
             scrub_bytes_per_s: 32 << 20,
             eviction: Eviction::Lru,
-            // Loads in flight take a second or two; what is written for the next start, a few more.
+            // Saves in flight take a second or two, on a loaded machine a few more.
             grace: Duration::from_secs(30),
             log: Log {
                 level: "info".to_owned(),

@@ -1,24 +1,22 @@
 //! Every setting: its section and key, what it may be, how it is read and shown.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kvtide_engine::Eviction;
-use kvtide_segment::HugePages;
 use serde_json::{Value, json};
 
 use super::quantity::{self, exact_duration, exact_size};
 use super::value;
-use super::{Config, ConfigError, MOST_SESSIONS, Numa, Origin};
+use super::{Config, ConfigError, MOST_SESSIONS, Origin};
 use crate::logs::{self, LogFormat};
 
 /// A Unix socket's path has no more bytes (`sockaddr_un`).
 const MOST_PATH_BYTES: usize = 107;
-/// Within it, loads in flight end or never will.
+/// Within it, saves in flight end or never will.
 const MOST_GRACE: Duration = Duration::from_secs(3600);
-/// Extents are cut into rows, so they are whole huge pages, and not more than a large model's share.
+/// Whole huge pages, and not more than a large model's share.
 const EXTENTS: std::ops::RangeInclusive<u64> = 2 << 20..=64 << 30;
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
@@ -59,13 +57,6 @@ impl Setting {
     }
 }
 
-fn sizes(table: &BTreeMap<String, u64>) -> Option<Value> {
-    let entries = table
-        .iter()
-        .map(|(name, bytes)| (name.clone(), exact_size(*bytes).into()));
-    (!table.is_empty()).then(|| Value::Object(entries.collect()))
-}
-
 /// All settings, in the order in which they are shown.
 pub(super) const SETTINGS: &[Setting] = &[
     Setting {
@@ -102,27 +93,6 @@ pub(super) const SETTINGS: &[Setting] = &[
     },
     Setting {
         section: "memory",
-        key: "huge_pages",
-        expects: "\"auto\", \"off\" or \"require\"",
-        apply: |config, value| {
-            let choices = [
-                ("auto", HugePages::Auto),
-                ("off", HugePages::Off),
-                ("require", HugePages::Require),
-            ];
-            config.memory.huge_pages = value::choose(value, &choices)?;
-            Some(())
-        },
-        show: |config| {
-            Some(match config.memory.huge_pages {
-                HugePages::Auto => "auto".into(),
-                HugePages::Off => "off".into(),
-                HugePages::Require => "require".into(),
-            })
-        },
-    },
-    Setting {
-        section: "memory",
         key: "extent",
         expects: "a multiple of 2MiB up to 64GiB, such as \"256MiB\"",
         apply: |config, value| {
@@ -131,27 +101,6 @@ pub(super) const SETTINGS: &[Setting] = &[
             Some(())
         },
         show: |config| Some(exact_size(config.memory.extent_bytes).into()),
-    },
-    Setting {
-        section: "memory",
-        key: "numa",
-        expects: "\"interleave\", \"local\" or \"none\"",
-        apply: |config, value| {
-            let choices = [
-                ("interleave", Numa::Interleave),
-                ("local", Numa::Local),
-                ("none", Numa::None),
-            ];
-            config.memory.numa = value::choose(value, &choices)?;
-            Some(())
-        },
-        show: |config| {
-            Some(match config.memory.numa {
-                Numa::Interleave => "interleave".into(),
-                Numa::Local => "local".into(),
-                Numa::None => "none".into(),
-            })
-        },
     },
     Setting {
         section: "socket",
@@ -234,36 +183,13 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         section: "limits",
         key: "sessions",
-        expects: "a number from 1 to 64",
+        expects: "a number from 1 to 62",
         apply: |config, value| {
             let sessions = value::whole(value, 1, MOST_SESSIONS.into())?;
             config.limits.sessions = u8::try_from(sessions).ok()?;
             Some(())
         },
         show: |config| Some(config.limits.sessions.into()),
-    },
-    Setting {
-        section: "limits",
-        key: "quota",
-        expects: "a size such as \"16GiB\", or \"none\"",
-        apply: |config, value| {
-            config.limits.quota_bytes = value::bytes_or_none(value)?;
-            Some(())
-        },
-        show: |config| {
-            let quota = config.limits.quota_bytes.map(exact_size);
-            Some(quota.unwrap_or_else(|| "none".to_owned()).into())
-        },
-    },
-    Setting {
-        section: "limits",
-        key: "quotas",
-        expects: "a table from tenants to sizes, such as { team-a = \"16GiB\" }",
-        apply: |config, value| {
-            config.limits.quotas = value::sizes(value)?;
-            Some(())
-        },
-        show: |config| sizes(&config.limits.quotas),
     },
     Setting {
         section: "limits",
@@ -274,16 +200,6 @@ pub(super) const SETTINGS: &[Setting] = &[
             Some(())
         },
         show: |config| Some(exact_size(config.limits.minimum_bytes).into()),
-    },
-    Setting {
-        section: "limits",
-        key: "minimums",
-        expects: "a table from models or namespaces to sizes, such as { \"Llama-3.1-8B\" = \"4GiB\" }",
-        apply: |config, value| {
-            config.limits.minimums = value::sizes(value)?;
-            Some(())
-        },
-        show: |config| sizes(&config.limits.minimums),
     },
     Setting {
         section: "scrub",

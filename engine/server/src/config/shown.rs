@@ -46,15 +46,9 @@ fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
     let _ = writeln!(text, "{content}");
 }
 
-/// A value in TOML. Texts and lists are as in JSON, whose escapes TOML has too; tables are not.
+/// A value in TOML. Texts and numbers are as in JSON, whose escapes TOML has too.
 fn toml_value(value: &Value) -> String {
     match value {
-        Value::Object(table) => {
-            let entries = table.iter().map(|(name, value)| {
-                format!("{} = {}", Value::from(name.as_str()), toml_value(value))
-            });
-            format!("{{ {} }}", entries.collect::<Vec<_>>().join(", "))
-        }
         Value::Array(list) => {
             let values: Vec<String> = list.iter().map(toml_value).collect();
             format!("[{}]", values.join(", "))

@@ -17,7 +17,7 @@ fn with(
         file: Some((Path::new("kvtide.toml"), text)),
         environment: &environment,
         arguments,
-        available_bytes: AVAILABLE,
+        available_bytes: Some(AVAILABLE),
     })
 }
 
@@ -42,6 +42,7 @@ fn without_anything_set_the_defaults_hold() {
 #[test]
 fn the_default_capacity_is_whole_extents_of_which_there_is_at_least_one() {
     let of = |available_bytes| {
+        let available_bytes = Some(available_bytes);
         let sources = Sources {
             file: None,
             environment: &BTreeMap::new(),
@@ -56,6 +57,25 @@ fn the_default_capacity_is_whole_extents_of_which_there_is_at_least_one() {
 }
 
 #[test]
+fn where_the_available_memory_is_unknown_the_capacity_has_to_be_set() {
+    let of = |text| {
+        let sources = Sources {
+            file: Some((Path::new("kvtide.toml"), text)),
+            environment: &BTreeMap::new(),
+            arguments: &[],
+            available_bytes: None,
+        };
+        Settings::read(&sources).map(|settings| settings.config.memory.capacity_bytes)
+    };
+    assert_eq!(
+        of("").unwrap_err().to_string(),
+        "default: memory.capacity: how much memory is available cannot be read here; set it, such as \
+         to \"64GiB\""
+    );
+    assert_eq!(of("[memory]\ncapacity = \"1TiB\"\n"), Ok(1 << 40));
+}
+
+#[test]
 fn every_section_and_kind_of_value_is_read() {
     let config = read(
         r#"
@@ -63,9 +83,7 @@ fn every_section_and_kind_of_value_is_read() {
         capacity = "32GiB"
         directory = "/mnt/pool"
         name = "pool-a"
-        huge_pages = "require"
         extent = "128 MiB"
-        numa = "local"
         [socket]
         path = "/run/kv/a.sock"
         mode = "0600"
@@ -77,11 +95,7 @@ fn every_section_and_kind_of_value_is_read() {
         listen = ""
         [limits]
         sessions = 8
-        quota = "8GiB"
         minimum = "1GiB"
-        quotas = { team-a = "16GiB" }
-        [limits.minimums]
-        "meta-llama/Llama-3.1-8B" = "4GiB"
         [scrub]
         rate = "0B"
         [eviction]
@@ -97,19 +111,15 @@ fn every_section_and_kind_of_value_is_read() {
     let Memory {
         capacity_bytes,
         extent_bytes,
-        numa,
-        huge_pages,
         ..
     } = config.memory;
     assert_eq!((capacity_bytes, extent_bytes), (32 << 30, 128 << 20));
-    assert_eq!((numa, huge_pages), (Numa::Local, HugePages::Require));
     assert_eq!(config.socket.mode, 0o600);
     assert_eq!(config.socket.group.as_deref(), Some("65532"));
     assert_eq!(config.socket.allow_uids, [1000, 1001]);
     assert_eq!(config.http_listen, None);
-    assert_eq!(config.limits.quotas["team-a"], 16 << 30);
-    assert_eq!(config.limits.quota_bytes, Some(8 << 30));
-    assert_eq!(config.limits.minimums["meta-llama/Llama-3.1-8B"], 4 << 30);
+    assert_eq!(config.limits.sessions, 8);
+    assert_eq!(config.limits.minimum_bytes, 1 << 30);
     assert_eq!(config.eviction, Eviction::S3Fifo);
     assert_eq!(config.grace, Duration::from_secs(90));
     assert_eq!(config.log.format, LogFormat::Json);
@@ -138,15 +148,14 @@ fn the_command_line_wins_over_variables_and_those_over_the_file() {
 #[test]
 fn a_variable_can_set_what_the_file_can() {
     let variables = [
-        ("KVTIDE_SERVE_LIMITS_QUOTAS", "team-a=16GiB,a=b=1GiB"),
+        ("KVTIDE_SERVE_LIMITS_MINIMUM", "1GiB"),
         ("KVTIDE_SERVE_SOCKET_ALLOW_UIDS", "1000, 1001"),
         ("KVTIDE_SERVE_LIMITS_SESSIONS", "4"),
         ("KVTIDE_SERVE_HTTP_LISTEN", "none"),
         ("KVTIDE_SERVE_LOG_LEVEL", ""),
     ];
     let config = with("", &variables, &[]).unwrap().config;
-    assert_eq!(config.limits.quotas["team-a"], 16 << 30);
-    assert_eq!(config.limits.quotas["a=b"], 1 << 30);
+    assert_eq!(config.limits.minimum_bytes, 1 << 30);
     assert_eq!(config.socket.allow_uids, [1000, 1001]);
     assert_eq!(config.limits.sessions, 4);
     assert_eq!(config.http_listen, None);
@@ -159,7 +168,7 @@ fn an_unknown_key_is_refused_with_its_line_and_the_nearest_one() {
         errors("[memory]\n\ncapacity_gb = \"1GiB\"\n", &[]),
         [
             "kvtide.toml:3: memory.capacity_gb: there is no such setting; did you mean memory.capacity? \
-             The settings of [memory] are capacity, directory, name, huge_pages, extent, numa"
+             The settings of [memory] are capacity, directory, name, extent"
         ]
     );
     let [in_another_section] = &errors("[http]\nmode = \"0600\"\n", &[])[..] else {
@@ -267,10 +276,8 @@ fn wrong_values_name_the_key_and_what_is_expected() {
         ("memory.directory", "\"shm\""),
         ("memory.name", "\"../pool\""),
         ("memory.name", "\".pool\""),
-        ("memory.huge_pages", "true"),
         ("memory.extent", "\"1MiB\""),
         ("memory.extent", "\"3MiB\""),
-        ("memory.numa", "\"all\""),
         ("socket.path", "\"kvtide.sock\""),
         ("socket.mode", "660"),
         ("socket.mode", "\"0999\""),
@@ -280,12 +287,9 @@ fn wrong_values_name_the_key_and_what_is_expected() {
         ("socket.allow_uids", "[\"me\"]"),
         ("socket.allow_gids", "1000.5"),
         ("http.listen", "\"9462\""),
-        ("limits.sessions", "65"),
+        ("limits.sessions", "63"),
         ("limits.sessions", "0"),
-        ("limits.quota", "\"much\""),
-        ("limits.quotas", "{ a = 7 }"),
         ("limits.minimum", "1"),
-        ("limits.minimums", "\"1GiB\""),
         ("scrub.rate", "\"fast\""),
         ("eviction.policy", "\"clock\""),
         ("shutdown.grace", "\"2h\""),
@@ -324,8 +328,8 @@ fn values_that_contradict_each_other_are_refused() {
         extent.starts_with("kvtide.toml:3: memory.extent: "),
         "{extent}"
     );
-    let minimums = "[memory]\ncapacity = \"4GiB\"\n[limits.minimums]\na = \"3GiB\"\nb = \"2GiB\"\n";
-    assert!(told(minimums).contains("limits.minimums: they add up to 5GiB"));
+    let minimum = told("[memory]\ncapacity = \"4GiB\"\n[limits]\nminimum = \"5GiB\"\n");
+    assert!(minimum.contains("limits.minimum: 5GiB is more than the capacity of 4GiB"));
 }
 
 #[test]
@@ -346,8 +350,7 @@ fn what_is_shown_is_a_file_that_gives_the_same_configuration() {
         owner = "me"
         allow_uids = [1, 2]
         [limits]
-        quotas = { "a \"b\"" = "1536MiB" }
-        minimums = { "x/y" = "1GiB" }
+        minimum = "1536MiB"
         [shutdown]
         grace = "1500ms"
     "#;

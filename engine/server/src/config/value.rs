@@ -1,7 +1,5 @@
 //! How one value is read, from TOML or from the text of an environment variable.
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 
 use super::quantity;
@@ -20,18 +18,6 @@ pub(super) fn choose<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Option<T>
 /// A size, as text.
 pub(super) fn bytes(value: &Value) -> Option<u64> {
     quantity::bytes(value.as_str()?)
-}
-
-/// A size, or `none`.
-#[expect(
-    clippy::option_option,
-    reason = "the outer one is for values that mean nothing"
-)]
-pub(super) fn bytes_or_none(value: &Value) -> Option<Option<u64>> {
-    match value.as_str()? {
-        "none" => Some(None),
-        text => quantity::bytes(text).map(Some),
-    }
 }
 
 /// A text that is not empty and has no blanks around it.
@@ -56,26 +42,6 @@ pub(super) fn ids(value: &Value) -> Option<Vec<u32>> {
     match value {
         Value::Array(list) => list.iter().map(number).collect(),
         Value::String(text) => text.split(',').map(|id| number(&id.into())).collect(),
-        _ => None,
-    }
-}
-
-/// A table of sizes; in a variable `name=size,name=size`. A name may have `=` in it, a size has none.
-pub(super) fn sizes(value: &Value) -> Option<BTreeMap<String, u64>> {
-    match value {
-        Value::Object(table) => {
-            let entries = table
-                .iter()
-                .map(|(name, size)| Some((name.clone(), bytes(size)?)));
-            entries.collect()
-        }
-        Value::String(text) => {
-            let entries = text.split(',').map(|entry| {
-                let (name, size) = entry.rsplit_once('=')?;
-                Some((name.trim().to_owned(), quantity::bytes(size)?))
-            });
-            entries.collect()
-        }
         _ => None,
     }
 }

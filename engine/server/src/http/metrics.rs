@@ -5,7 +5,7 @@
 use metrics::with_local_recorder;
 use metrics_exporter_prometheus::PrometheusBuilder;
 
-use crate::status::{Namespace, Session, Status, Tenant, Tier, Totals};
+use crate::status::{Namespace, Session, Status, Tier, Totals};
 use crate::tally::{Tally, Turned};
 
 /// The page.
@@ -17,7 +17,6 @@ pub fn render(status: &Status, tally: &Tally) -> String {
         of_the_daemon(status, tally);
         status.tiers.iter().for_each(of_a_tier);
         status.namespaces.iter().for_each(of_a_namespace);
-        status.tenants.iter().for_each(of_a_tenant);
         status.sessions.iter().for_each(of_a_session);
     });
     page.render()
@@ -82,15 +81,6 @@ fn of_a_namespace(namespace: &Namespace) {
     metrics::counter!("kvtide_serve_scrubbed_blocks_total", &of()).absolute(scrubbed_blocks);
 }
 
-fn of_a_tenant(tenant: &Tenant) {
-    let of = || [("tenant", tenant.tenant.clone())];
-    metrics::gauge!("kvtide_serve_tenant_blocks", &of()).set(exact(tenant.blocks));
-    metrics::gauge!("kvtide_serve_tenant_bytes", &of()).set(exact(tenant.bytes));
-    if let Some(quota_bytes) = tenant.quota_bytes {
-        metrics::gauge!("kvtide_serve_tenant_quota_bytes", &of()).set(exact(quota_bytes));
-    }
-}
-
 fn of_a_session(session: &Session) {
     let of = || {
         [
@@ -104,10 +94,6 @@ fn of_a_session(session: &Session) {
         .set(exact(session.processes.len() as u64));
     metrics::gauge!("kvtide_serve_session_pinned_blocks", &of()).set(exact(session.pinned_blocks));
     metrics::gauge!("kvtide_serve_session_saving_blocks", &of()).set(exact(session.saving_blocks));
-    let totals = session.totals;
-    metrics::counter!("kvtide_serve_session_hit_blocks_total", &of()).absolute(totals.hit_blocks);
-    metrics::counter!("kvtide_serve_session_saved_blocks_total", &of())
-        .absolute(totals.saved_blocks);
 }
 
 /// Prometheus counts in floating point: beyond 2^53, to the nearest that there is.

@@ -15,7 +15,6 @@ pub fn inspection(inspection: &Inspection) -> String {
         vec![
             plain(&block.key),
             short(&block.namespace),
-            plain(&block.tenant),
             plain(&block.tier),
             plain(&block.state),
             block.slot.to_string(),
@@ -30,7 +29,6 @@ pub fn inspection(inspection: &Inspection) -> String {
     let head = [
         "KEY",
         "NAMESPACE",
-        "TENANT",
         "TIER",
         "STATE",
         "SLOT",
@@ -39,7 +37,7 @@ pub fn inspection(inspection: &Inspection) -> String {
         "SIZE",
     ];
     let rows: Vec<_> = inspection.blocks.iter().map(row).collect();
-    let mut text = table(&head, &head[5..], &rows);
+    let mut text = table(&head, &head[4..], &rows);
     if inspection.more > 0 {
         let more = inspection.more;
         // Writing to a String does not fail.

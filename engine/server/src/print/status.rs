@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::table::table;
 use super::units::{plain, size, time};
-use crate::status::{Namespace, Process, Session, SessionState, Status, Tenant, Tier};
+use crate::status::{Namespace, Process, Session, SessionState, Status, Tier};
 
 /// Digits of an id that people see; commands take as many.
 const ID_DIGITS: usize = 12;
@@ -23,10 +23,6 @@ pub fn status(status: &Status, now_unix_s: u64) -> String {
     if !status.sessions.is_empty() {
         text.push('\n');
         text.push_str(&sessions(&status.sessions, now_unix_s));
-    }
-    if !status.tenants.is_empty() {
-        text.push('\n');
-        text.push_str(&tenants(&status.tenants));
     }
     text
 }
@@ -80,7 +76,6 @@ fn namespaces(namespaces: &[Namespace], now_unix_s: u64) -> String {
             namespace.totals.hit_blocks.to_string(),
             namespace.totals.evicted_blocks.to_string(),
             namespace.totals.damaged_blocks.to_string(),
-            namespace.tenants.len().to_string(),
             pin.unwrap_or_else(|| "-".to_owned()),
         ]
     };
@@ -96,11 +91,10 @@ fn namespaces(namespaces: &[Namespace], now_unix_s: u64) -> String {
         "HITS",
         "EVICTED",
         "DAMAGED",
-        "TENANTS",
         "PINNED FOR",
     ];
     let rows: Vec<_> = namespaces.iter().map(row).collect();
-    table(&head, &head[2..12], &rows)
+    table(&head, &head[2..11], &rows)
 }
 
 fn sessions(sessions: &[Session], now_unix_s: u64) -> String {
@@ -114,7 +108,6 @@ fn sessions(sessions: &[Session], now_unix_s: u64) -> String {
             time(now_unix_s.saturating_sub(session.since_unix_s)),
             session.pinned_blocks.to_string(),
             session.saving_blocks.to_string(),
-            session.totals.hit_blocks.to_string(),
             processes(&session.processes),
         ]
     };
@@ -127,10 +120,9 @@ fn sessions(sessions: &[Session], now_unix_s: u64) -> String {
         "SINCE",
         "READING",
         "SAVING",
-        "HITS",
         "PROCESSES",
     ];
-    let right = ["SESSION", "READING", "SAVING", "HITS"];
+    let right = ["SESSION", "READING", "SAVING"];
     let rows: Vec<_> = sessions.iter().map(row).collect();
     table(&head, &right, &rows)
 }
@@ -139,7 +131,7 @@ const fn state(state: SessionState) -> &'static str {
     match state {
         SessionState::Joining => "joining",
         SessionState::Attached => "attached",
-        SessionState::Closing => "closing",
+        SessionState::Detached => "detached",
         SessionState::Unknown => "unknown",
     }
 }
@@ -159,21 +151,6 @@ fn processes(processes: &[Process]) -> String {
         return "-".to_owned();
     }
     processes.iter().map(one).collect::<Vec<_>>().join(", ")
-}
-
-fn tenants(tenants: &[Tenant]) -> String {
-    let row = |tenant: &Tenant| {
-        let quota = tenant.quota_bytes.map(|bytes| size(bytes).to_string());
-        vec![
-            plain(&tenant.tenant),
-            tenant.blocks.to_string(),
-            size(tenant.bytes).to_string(),
-            quota.unwrap_or_else(|| "none".to_owned()),
-        ]
-    };
-    let head = ["TENANT", "BLOCKS", "SIZE", "QUOTA"];
-    let rows: Vec<_> = tenants.iter().map(row).collect();
-    table(&head, &head[1..], &rows)
 }
 
 /// The beginning of an id.

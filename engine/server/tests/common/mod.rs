@@ -7,12 +7,14 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use kvtide_server::ask::Ask;
 use kvtide_server::config::{Config, Settings, Sources};
 use kvtide_server::node::{
     Block, Closed, Connection, Inspect, Inspection, Node, Pinned, Purge, Purged, Refusal, Unpinned,
 };
+use kvtide_server::operator::Operator;
 use kvtide_server::status::{
-    Namespace, Process, Readiness, Session, SessionState, Share, Status, Tenant, Tier, Totals,
+    Namespace, Process, Readiness, Session, SessionState, Status, Tier, Totals,
 };
 
 pub(crate) const LLAMA: &str = "8f3a11c0d4e5f60718293a4b5c6d7e8f";
@@ -120,7 +122,6 @@ pub(crate) fn block(slot: u32) -> Block {
     Block {
         key: format!("{slot:032x}"),
         namespace: LLAMA.to_owned(),
-        tenant: "team-a".to_owned(),
         tier: "host".to_owned(),
         slot,
         generation: 2,
@@ -130,7 +131,7 @@ pub(crate) fn block(slot: u32) -> Block {
     }
 }
 
-/// Two models, two engines, two tenants.
+/// Two models, two engines.
 pub(crate) fn busy() -> Status {
     let llama = Namespace {
         namespace: LLAMA.to_owned(),
@@ -146,11 +147,6 @@ pub(crate) fn busy() -> Status {
         saving_blocks: 3,
         pinned_blocks: 12,
         pinned_until_unix_s: Some(STARTED + 11_525 + 3600),
-        tenants: vec![Share {
-            tenant: "team-a".to_owned(),
-            blocks: 16_000,
-            bytes: 32_000 << 20,
-        }],
         totals: Totals {
             hit_blocks: 123_456,
             saved_blocks: 20_000,
@@ -185,15 +181,6 @@ pub(crate) fn busy() -> Status {
         }],
         namespaces: vec![llama, qwen],
         sessions: sessions(),
-        tenants: vec![
-            Tenant {
-                tenant: "team-a".to_owned(),
-                blocks: 16_000,
-                bytes: 32_000 << 20,
-                quota_bytes: Some(40 * GIB),
-            },
-            Tenant::default(),
-        ],
     }
 }
 
@@ -220,11 +207,6 @@ fn sessions() -> Vec<Session> {
             ],
             pinned_blocks: 12,
             saving_blocks: 3,
-            totals: Totals {
-                hit_blocks: 123_456,
-                saved_blocks: 20_000,
-                ..Totals::default()
-            },
         },
         Session {
             session: 1,
@@ -233,7 +215,7 @@ fn sessions() -> Vec<Session> {
             namespace: QWEN.to_owned(),
             model: "Qwen\u{1b}[2J".to_owned(),
             since_unix_s: STARTED + 11_520,
-            processes: vec![process("scheduler", None, 0)],
+            processes: vec![process("worker", Some(0), 0)],
             ..Session::default()
         },
     ]
@@ -249,7 +231,21 @@ pub(crate) fn config(socket: &Path, text: &str) -> Config {
         file: Some((Path::new("kvtide.toml"), text)),
         environment: &environment,
         arguments: &[],
-        available_bytes: 64 << 30,
+        available_bytes: Some(64 << 30),
     });
     settings.unwrap().config
+}
+
+/// Waits until the daemon at `socket` serves engines, for at most 20 s.
+pub(crate) fn until_ready(socket: &Path) -> Status {
+    let begun = Instant::now();
+    loop {
+        let asked: Result<Status, _> =
+            Operator::connect(socket).and_then(|mut daemon| daemon.ask(&Ask::Status {}));
+        match asked {
+            Ok(status) if status.readiness.ready => return status,
+            other => assert!(begun.elapsed() < Duration::from_secs(20), "{other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::client::SocketAccess;
+use crate::pool::catalogue::Catalogue;
+use crate::pool::pins::{HolderGuard, Pins};
+use crate::pool::slot_table::HolderBit;
 use kvtide_model::NamespaceId;
 use kvtide_model::wire::{
     Frame, FrameReader, Geometry, Hello, LONGEST_FRAME, Role, SessionToken, ToDaemon, ToEngine,
@@ -17,10 +21,6 @@ use kvtide_model::wire::{
 use kvtide_segment::{
     GeometryError, Holder, MappedFile, RowGeometry, SegmentError, SegmentParts, SharedSegment,
 };
-use super::client::SocketAccess;
-use crate::pool::catalogue::Catalogue;
-use crate::pool::pins::{HolderGuard, Pins};
-use crate::pool::slot_table::HolderBit;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -53,8 +53,8 @@ pub struct AttachOptions {
 pub enum AttachError {
     /// Nobody listens, or nobody answers.
     #[error(
-        "pool: no daemon answers at {}: {source}. Start `kvtide serve`, set `pool` to its socket, or \
-         set it to \"embedded\"",
+        "pool: no daemon answers at {}: {source}; start kvtide serve, set pool to its socket, or set \
+         it to \"embedded\"",
         path.display()
     )]
     Unreachable {
@@ -144,7 +144,10 @@ impl Attachment {
         // The daemon gives numbers that there are; with another one nothing could be pinned.
         let bit = HolderBit::of_session(welcome.session.into()).unwrap_or(HolderBit::SCRUB);
         let pins = Pins::new(Arc::clone(&catalogue), HolderGuard { bit, given: None });
-        (SocketAccess::new(self.options, self.attached, catalogue), pins)
+        (
+            SocketAccess::new(self.options, self.attached, catalogue),
+            pins,
+        )
     }
 
     /// The memory.
@@ -185,7 +188,9 @@ pub(super) fn greet(
         events: options.events,
     };
     let mut frame = Vec::new();
-    ToDaemon::Hello(hello).encode(&mut frame).map_err(protocol)?;
+    ToDaemon::Hello(hello)
+        .encode(&mut frame)
+        .map_err(protocol)?;
     let mut stream = UnixStream::connect(path).map_err(unreachable)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let left = left.max(Duration::from_millis(1));
@@ -209,7 +214,9 @@ pub(super) fn greet(
         // What follows at once is of no use yet: it is said again.
         while reader.next_frame(&mut bytes).map_err(protocol)?.is_some() {}
         let files = <[File; 3]>::try_from(files).map_err(|_| {
-            unreachable(io::Error::other("it sent no memory; is it on another host?"))
+            unreachable(io::Error::other(
+                "it sent no memory; is it on another host?",
+            ))
         })?;
         return Ok(Attached {
             stream,
@@ -272,9 +279,10 @@ fn map(options: &AttachOptions, attached: &Attached) -> Result<SharedSegment, At
     if rows.buckets() != buckets {
         return Err(AttachError::Refused {
             path: options.socket.clone(),
-            message: "it lays rows out in another way: engine and daemon are of versions that do not \
+            message:
+                "it lays rows out in another way: engine and daemon are of versions that do not \
                       go together"
-                .into(),
+                    .into(),
         });
     }
     let [memory, tables, own] = &attached.files;

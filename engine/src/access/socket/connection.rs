@@ -81,7 +81,9 @@ impl Connection {
 
     /// Sends, now or with what is sent next.
     pub(super) fn send(&mut self, message: &ToDaemon<'_>) -> io::Result<()> {
-        message.encode(&mut self.pending).map_err(io::Error::other)?;
+        message
+            .encode(&mut self.pending)
+            .map_err(io::Error::other)?;
         self.flush()
     }
 
