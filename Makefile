@@ -133,8 +133,7 @@ SERVER_BUILD = $(CARGO) build --locked --profile test --workspace --bin kvtide
 
 .PHONY: test-serve
 test-serve: build ## `kvtide serve`: its own tests, and engines of vLLM $(VLLM_NEW) on its pool
-	$(CARGO) test --locked -p kvtide-engine --test node
-	$(CARGO) test --locked -p kvtide-server
+	$(CARGO) test --locked --workspace --test node --test lives
 	$(SERVER_BUILD)
 	KVTIDE_BINARY=$(SERVER) $(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs python/tests/test_shared_pool.py
 
@@ -142,9 +141,9 @@ test-serve: build ## `kvtide serve`: its own tests, and engines of vLLM $(VLLM_N
 test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions
 
 .PHONY: test-vllm-old
-test-vllm-old: build ## Real vLLM $(VLLM_OLD)
-	$(SERVER_BUILD)
-	KVTIDE_BINARY=$(SERVER) $(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu
+test-vllm-old: build ## Real vLLM $(VLLM_OLD); what a daemon's pool does, no version changes
+	$(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu \
+		--ignore python/tests/test_shared_pool.py
 
 .PHONY: test-vllm-new
 test-vllm-new: build ## Real vLLM $(VLLM_NEW)

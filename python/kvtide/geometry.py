@@ -68,7 +68,12 @@ class Geometry:
         )
 
     def segment(
-        self, config: VllmConfig, settings: Settings, rank: int | None = None, *, events: bool = False
+        self,
+        config: VllmConfig,
+        settings: Settings,
+        rank: int | None = None,
+        *,
+        events: bool = False,
     ) -> Segment:
         """The memory with the engine's rows, mapped, for the worker of `rank` or the scheduler's side:
         its own shared segment, or part of a daemon's pool. Whoever creates it logs what it is."""

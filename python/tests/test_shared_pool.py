@@ -131,8 +131,12 @@ def test_a_killed_engine_gives_back_all_that_it_held(
     victim.kill()
     killed = time.monotonic()
     daemon.wait(
-        lambda status: len(status["sessions"]) == 1
-        and all(each["pinned_blocks"] == each["saving_blocks"] == 0 for each in status["namespaces"])
+        lambda status: (
+            len(status["sessions"]) == 1
+            and all(
+                each["pinned_blocks"] == each["saving_blocks"] == 0 for each in status["namespaces"]
+            )
+        )
     )
     # Half of it may be this test's own questions.
     assert time.monotonic() - killed < 10, "an engine that is gone holds nothing for long"

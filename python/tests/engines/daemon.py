@@ -22,7 +22,9 @@ def kvtide_binary() -> Path:
     """The daemon as `make test-serve` builds it."""
     path = Path(os.environ.get("KVTIDE_BINARY", REPOSITORY / "target" / "debug" / "kvtide"))
     if not path.exists():
-        pytest.skip(f"{path} is not built: `make test-serve` builds it, or name one in KVTIDE_BINARY")
+        pytest.skip(
+            f"{path} is not built: `make test-serve` builds it, or name one in KVTIDE_BINARY"
+        )
     return path
 
 
@@ -36,8 +38,8 @@ class Daemon:
         self.memory = Path(tempfile.mkdtemp(prefix="kvtide-tests-daemon-", dir="/dev/shm"))
         self._config = self.folder / "kvtide.toml"
         self._config.write_text(
-            f'[memory]\ncapacity = "{capacity}"\nextent = "{extent}"\ndirectory = "{self.memory}"\nnuma = "none"\n'
-            f'[socket]\npath = "{self.socket}"\n[http]\nlisten = ""\n'
+            f'[memory]\ncapacity = "{capacity}"\nextent = "{extent}"\ndirectory = "{self.memory}"\n'
+            f'[socket]\npath = "{self.socket}"\n[http]\nlisten = "none"\n'
         )
         self._log = (self.folder / "log").open("ab")
         self._process: subprocess.Popen[bytes] | None = None

@@ -286,6 +286,7 @@ def open_again(worker: Any, extra: str) -> list[Any]:
     tensors = {name: attention[name].kv_cache for name in side._layers}
     torch.cuda.synchronize()
     side._worker.close()
+    side._worker = None
     side._settings = _native.Settings(extra, {})
     side._reported_counters = {}
     side.register_kv_caches(tensors)
