@@ -5,8 +5,8 @@ engine. They are made on the scheduler's side and carried out on the worker's.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from collections.abc import Sequence as Seq
+from pathlib import Path
 from typing import Literal
 
 __version__: str

@@ -4,10 +4,10 @@ Once all of an engine's processes have it, the file has no name any more; it is 
 descriptor that one of those processes holds.
 
 Layout (`transport/segment`): a header of 4096 bytes, whose fifth word is the number of rows; the
-board of loads, 256 words of 8 bytes for each rank, padded to 4096; the buckets of the index, 4 bytes
-each, as many as a power of two not below the rows, padded to 4096; a record of 64 bytes for each row;
-one 16-byte header for each row and rank (state, checksum; both little-endian u64), padded to 4096;
-then the rows, each aligned to 4096.
+board of loads, 256 words of 8 bytes for each rank, padded to 4096; the buckets of the index, 4
+bytes each, as many as a power of two not below the rows, padded to 4096; a record of 64 bytes for
+each row; one 16-byte header for each row and rank (state, checksum; both little-endian u64), padded
+to 4096; then the rows, each aligned to 4096.
 """
 
 from __future__ import annotations
