@@ -75,8 +75,8 @@ class Geometry:
         *,
         events: bool = False,
     ) -> Segment:
-        """The memory with the engine's rows, mapped, for the worker of `rank` or the scheduler's side:
-        its own shared segment, or part of a daemon's pool. Whoever creates it logs what it is."""
+        """The memory with the engine's rows, mapped, for the worker of `rank` or the scheduler's
+        side: its own shared segment, or part of a daemon's pool. Whoever creates it logs that."""
         socket = settings.pool_socket
         if socket is not None:
             return self._attach(config, settings, socket, rank, events)
