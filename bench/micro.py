@@ -25,7 +25,7 @@ def criterion_ms(benchmark: str) -> float:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Lookups, a request that waits, what a full pool costs, then copies."""
+    """Lookups, a request that waits, what a full pool and a shared one cost, then copies."""
     plain = criterion_ms("host_copy/plain")
     gbs = COPIED_BYTES / 1e6
     copies = [
@@ -93,8 +93,32 @@ def rows() -> list[dict[str, Any]]:
             ("settling a chain of 512 blocks", "settle_of_512_blocks"),
         )
     ]
+    embedded = criterion_ms("shared_pool/lookup_131072_embedded") * 1e3
+    shared_pool = [
+        {
+            "name": f"a daemon's pool: {name}",
+            "value": criterion_ms(f"shared_pool/{benchmark}") * 1e3,
+            "unit": "µs",
+            "baseline": f"{embedded:.0f} µs embedded" if "lookup_131072" in benchmark else "",
+            "must": must,
+        }
+        for name, benchmark, must in (
+            (
+                "lookup of a warm prompt of 131,072 tokens, hashed before",
+                "lookup_131072_through_the_daemon",
+                "≤ 300",
+            ),
+            (
+                "the same beside 8 engines that look up 128 blocks each for half a core's time",
+                "lookup_131072_beside_8_engines",
+                "≤ 300",
+            ),
+            ("lookup of 128 blocks", "lookup_of_128_blocks", "≤ 10"),
+            ("asking where 4 blocks of a step go", "where_4_blocks_go", ""),
+        )
+    ]
     where = provenance()
-    return [row | where for row in (*lookups, *waiting, *full_pool, *copies, *fused)]
+    return [row | where for row in (*lookups, *waiting, *full_pool, *shared_pool, *copies, *fused)]
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 //! What the benchmarks have in common: an engine on plain memory.
 
+mod daemon;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use kvtide_kernels::copy::{HostCache, HostDevice};
 use kvtide_model::{BlockKey, ChainRoot, Namespace, Scope};
 use kvtide_segment::{Holder, HugePages, RowGeometry, SegmentOptions, SharedSegment};
 use tempfile::TempDir;
+
+pub use daemon::{Daemon, Engine};
 
 /// A segment on shared memory that is removed with this.
 pub struct Memory {
