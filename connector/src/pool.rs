@@ -250,9 +250,15 @@ impl Pool {
         enter(py, || self.session.drop_damaged(&damaged));
     }
 
-    /// Drops every block of the engine's namespace.
-    fn clear(&self, py: Python<'_>) {
-        enter(py, || self.session.clear());
+    /// Drops every block of the engine's namespace; whether the pool knows, or a daemon is gone and will
+    /// hear of it when this engine is attached again.
+    fn clear(&self, py: Python<'_>) -> bool {
+        enter(py, || self.session.clear())
+    }
+
+    /// What is to be logged since the last call, one sentence each.
+    fn take_notices(&self) -> Vec<String> {
+        self.session.take_notices()
     }
 
     /// What happened since the last call: ("stored" | "removed", key) or ("cleared", b"").

@@ -31,13 +31,16 @@ struct Held {
     lease: Lease,
     /// Leading blocks whose bytes were found to have their checksums.
     verified: usize,
+    /// What [`Session::clears`] was.
+    clears: u64,
 }
 
 impl Held {
     /// What of it is still right for a request that asks for the blocks from `from` on.
-    fn still_right(mut self, from: usize, now: Instant) -> Option<Self> {
+    fn still_right(mut self, session: &Session, from: usize, now: Instant) -> Option<Self> {
         let had = from.checked_sub(self.from)?;
-        if had >= self.lease.len() || self.lease.is_expired(now) || !self.lease.is_current() {
+        let is_current = self.clears == session.clears() && self.lease.is_current();
+        if had >= self.lease.len() || self.lease.is_expired(now) || !is_current {
             return None;
         }
         if had > 0 {
@@ -102,7 +105,8 @@ impl Sequence {
         certain: bool,
     ) -> Matched {
         let last = self.held.take(); // If it is not right any more, its pins go back first.
-        let kept = last.and_then(|held| held.still_right(from, Instant::now()));
+        let kept = last.and_then(|held| held.still_right(session, from, Instant::now()));
+        let clears = session.clears();
         let next = from + kept.as_ref().map_or(0, |held| held.lease.len());
         let keys = self.chain.keys().get(next..to).unwrap_or_default();
         let found = session.lookup(keys).lease;
@@ -115,6 +119,7 @@ impl Sequence {
                 from,
                 lease: found,
                 verified: 0,
+                clears,
             },
         };
         let complete_blocks = held.lease.complete_blocks();

@@ -385,7 +385,7 @@ fn a_reset_is_done_when_it_returns_however_late_the_daemon_is() {
     let first = Engine::start(&daemon, "a", "m");
     let second = Engine::start(&daemon, "b", "m");
     first.save(&keys(0..3), &[0, 1, 2]);
-    first.session.clear();
+    assert!(first.session.clear());
     assert!(first.session.lookup(&keys(0..3)).lease.is_empty());
     until("everybody's are gone", || {
         second
@@ -399,6 +399,103 @@ fn a_reset_is_done_when_it_returns_however_late_the_daemon_is() {
         let plan = first.session.begin_save(&keys(5..6), 0, &[0]);
         (plan.covered == 1 || first.session.holds(common::key(5), false)).then_some(())
     });
+}
+
+#[test]
+fn what_was_matched_before_a_reset_is_not_matched_after_it_however_late_the_daemon_is() {
+    let daemon = Daemon::new(2);
+    let engine = Engine::start(&daemon, "a", "m");
+    let root = Namespace::default().root(&kvtide_model::Scope::default());
+    let mut request = kvtide_engine::Sequence::new(root, 4, vec![]);
+    request.extend(&(0..12).collect::<Vec<u32>>());
+    engine.save(request.keys(), &[0, 1, 2]);
+    assert_eq!(request.match_blocks(&engine.session, 0, 3, false).blocks, 3);
+    // The daemon is gone, and its word with it.
+    let directory = daemon.kill();
+    // Whether it has noticed already or not.
+    let _ = engine.session.clear();
+    assert!(
+        request
+            .begin_load(&engine.session, 0, vec![8, 9, 10])
+            .is_none()
+    );
+    assert_eq!(request.match_blocks(&engine.session, 0, 3, false).blocks, 0);
+    let daemon = Daemon::on(directory, 2);
+    until("the next daemon has heard of it", || {
+        let _ = engine.session.poll();
+        (daemon.node.report().models[0].gauges.held == 0).then_some(())
+    });
+    let said = engine.session.take_notices();
+    assert!(
+        said[0].contains("is lost") && said[1].contains("attached"),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_save_that_its_engine_never_heard_of_hides_no_other_and_ends() {
+    let daemon = Daemon::new(2);
+    let engine = Engine::start(&daemon, "a", "m");
+    let never_begun = engine.begin(&keys(100..102), &[0, 1]);
+    assert_eq!(never_begun.moves.len(), 2);
+    let plan = engine.begin(&keys(0..2), &[2, 3]);
+    engine.worker.save_now(vec![SaveJob {
+        job: plan.job,
+        moves: plan.moves,
+    }]);
+    engine.worker.finish_saves(&[plan.job]).expect("saved");
+    until("the others are held", || {
+        let pool = daemon.node.report().models[0].gauges;
+        (pool.saving == 2 && pool.held == 4).then_some(())
+    });
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while daemon.node.report().models[0].gauges.saving > 0 {
+        assert!(Instant::now() < deadline, "it is waited for without an end");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(engine.session.lookup(&keys(100..102)).lease.is_empty());
+    assert_eq!(engine.session.lookup(&keys(0..2)).lease.len(), 2);
+}
+
+#[test]
+fn counters_of_a_pool_begin_with_the_engine_and_never_fall() {
+    let daemon = Daemon::new(2);
+    let first = Engine::start(&daemon, "a", "m");
+    first.save(&keys(0..3), &[0, 1, 2]);
+    let second = Engine::start(&daemon, "b", "m");
+    let saved = |engine: &Engine| {
+        let _ = engine.session.poll();
+        engine.session.counters().saved_blocks
+    };
+    until("it has heard of the pool", || {
+        let _ = second.session.poll();
+        (second.session.gauges().held == 3).then_some(())
+    });
+    assert_eq!(
+        saved(&second),
+        0,
+        "what was before it is nothing of its own"
+    );
+    first.save(&keys(10..12), &[0, 1]);
+    until("it counts what is saved now", || {
+        (saved(&second) == 2).then_some(())
+    });
+    let daemon = Daemon::on(daemon.kill(), 2);
+    first.save(&keys(20..21), &[0]);
+    until("it counts on with the next daemon", || {
+        (saved(&second) >= 2 && second.session.gauges().held == 6).then_some(())
+    });
+    drop(daemon);
+}
+
+#[test]
+fn an_engine_that_comes_while_the_daemon_is_about_to_end_waits_for_the_next() {
+    let daemon = Daemon::new(1);
+    daemon.node.close(Instant::now());
+    let mut options = attach_options(&daemon, "a", "m");
+    options.timeout = Duration::from_millis(300);
+    let error = Attachment::new(options, Holder::Worker(0)).err().unwrap();
+    assert!(matches!(error, AttachError::Busy { .. }), "{error}");
 }
 
 #[test]

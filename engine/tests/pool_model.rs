@@ -96,7 +96,7 @@ proptest! {
                     let found = node.session.lookup(&chain(number)[..1]);
                     node.session.drop_damaged(found.lease.slots());
                 }
-                Step::Clear => node.session.clear(),
+                Step::Clear => assert!(node.session.clear()),
             }
             for event in node.session.take_events() {
                 match event {

@@ -6,9 +6,12 @@ sides come to the same geometry without a message.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvtide._native import ConfigError, Namespace, Segment, Settings
@@ -16,13 +19,12 @@ from kvtide.encoding import float_of, scales_of
 from kvtide.log import describe_segment, log_waiting, logger, progress_logger
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 ATTACH_TIMEOUT_S = 30.0
 """How long an engine that starts waits for the daemon that has its pool."""
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 ATTENTION_SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
 """Kinds of KV cache in which a block, once full, never changes and is never dropped early."""
 
@@ -64,7 +66,7 @@ class Geometry:
             layer_bytes=layer_bytes,
             row_layer_bytes=settings.row_layer_bytes(layer_bytes, encoding[1] if encoding else 0),
             encoding=encoding,
-            layout=f"{getattr(kv_cache, 'kv_cache_layout', None)} {spec}",
+            layout=f"{cache_layout(kv_cache)} {spec}",
         )
 
     def segment(
@@ -79,6 +81,7 @@ class Geometry:
         side: its own shared segment, or part of a daemon's pool. Whoever creates it logs that."""
         socket = settings.pool_socket
         if socket is not None:
+            refuse_scales_of_its_own(config)
             return self._attach(config, settings, socket, rank, events)
         segment = Segment(
             settings,
@@ -116,7 +119,7 @@ class Geometry:
     def namespace(self, config: VllmConfig, settings: Settings) -> Namespace:
         """What seeds the identity of every block of this engine."""
         model = config.model_config
-        revision = settings.weights_revision or model.revision or ""
+        revision = settings.weights_revision or weights_of(model)
         # What was encoded is not what the model computed.
         codec = "" if self.encoding is None else f" {settings.codec}"
         return Namespace(
@@ -124,11 +127,45 @@ class Geometry:
             weights_revision=revision,
             compute_dtype=str(model.dtype),
             kv_dtype=f"{config.cache_config.cache_dtype} {model.quantization}{codec}",
-            layout=self.layout,
+            layout=self.layout + overrides_of(model),
             block_tokens=self.block_tokens,
             ranks=self.ranks,
             shard_bytes=self.layers * self.row_layer_bytes,
         )
+
+
+def weights_of(model: ModelConfig) -> str:
+    """Which weights a model has: the commit that was loaded from a hub, or of files in a folder
+    their names, sizes and times. They may be replaced under one name, and a pool may outlive that.
+    """
+    folder = Path(str(model.model))
+    if folder.is_dir():
+        files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_FILES)
+        about = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
+    commit = getattr(model.hf_config, "_commit_hash", None)
+    return str(commit or model.revision or "")
+
+
+def overrides_of(model: ModelConfig) -> str:
+    """What was changed of the model's own configuration, such as its rotary embedding."""
+    overrides = getattr(model, "hf_overrides", None)
+    if not overrides:
+        return ""
+    if callable(overrides):
+        return f" overrides {overrides.__module__}.{overrides.__qualname__}"
+    return f" overrides {json.dumps(overrides, sort_keys=True, default=str)}"
+
+
+def cache_layout(kv_cache: KVCacheConfig) -> str:
+    """In which order a block's numbers lie where vLLM has a choice."""
+    layout = getattr(kv_cache, "kv_cache_layout", None)
+    if layout is None:  # vLLM before 0.32 has it in one place for all.
+        with contextlib.suppress(ImportError):
+            from vllm.v1.attention.backends.utils import get_kv_cache_layout
+
+            layout = get_kv_cache_layout()
+    return str(layout)
 
 
 def read_settings(config: VllmConfig) -> Settings:
@@ -182,6 +219,15 @@ def refuse_flags(config: VllmConfig) -> None:
     if role != "kv_both":
         raise ConfigError(
             f'kv_role: {role!r} is for transfers between engines; set it to "kv_both"'
+        )
+
+
+def refuse_scales_of_its_own(config: VllmConfig) -> None:
+    """Raises ConfigError where an engine's KV cache means nothing to another one."""
+    if getattr(config.cache_config, "calculate_kv_scales", False):
+        raise ConfigError(
+            "--calculate-kv-scales: each engine has scales of its own, so no other can use what it "
+            'saves; remove it, or set `pool` to "embedded"'
         )
 
 

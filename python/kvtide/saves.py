@@ -48,14 +48,15 @@ class Saves:
         """Nothing more is saved of a request until it begins anew."""
         self._epoch += 1
 
-    def clear(self) -> None:
-        """Drops everything. Saves in flight end and are then forgotten; requests that have begun
-        save nothing more."""
+    def clear(self) -> bool:
+        """Drops everything; whether the pool knows. Saves in flight end and are then forgotten;
+        requests that have begun save nothing more."""
         self.end_epoch()
-        self._pool.clear()
+        known = self._pool.clear()
         if self._events is not None:
             # What is saved from now on must not be mistaken for what was cleared.
             self._events.collect(self._pool)
+        return known
 
     def plan_step(
         self,

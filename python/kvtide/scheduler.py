@@ -195,6 +195,8 @@ class SchedulerSide:
         now = time.monotonic()
         if now >= self._next_gauges:
             self._next_gauges = now + GAUGES_PERIOD_S
+            for notice in self._pool.take_notices():
+                logger.warning("%s", notice)
             counters = self._pool.counters()
             for name, value in counters.items():
                 self._stats.count(name, value - self._reported_counters.get(name, 0))
@@ -205,9 +207,14 @@ class SchedulerSide:
     def reset_cache(self) -> bool:
         """Drops everything. Requests that began before save nothing more: the weights may be others
         now."""
-        self._saves.clear()
-        logger.info("the pool was cleared")
-        return True
+        if self._saves.clear():
+            logger.info("the pool was cleared")
+            return True
+        logger.error(
+            "the daemon is gone: this engine finds nothing of before any more, but its pool is "
+            "cleared only when it is attached again. `kvtide purge` does it without this engine"
+        )
+        return False
 
     def shutdown(self) -> None:
         """Lets go of requests, loads and the pool; the last process of the engine to do so removes

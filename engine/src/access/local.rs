@@ -53,8 +53,9 @@ impl Access for LocalAccess {
         self.pool.drop_damaged(damaged);
     }
 
-    fn clear(&self) {
+    fn clear(&self) -> bool {
         self.pool.clear();
+        true
     }
 
     fn poll(&self) {

@@ -28,6 +28,9 @@ pub(crate) struct Wanted<'a> {
     pub(crate) blocks: usize,
 }
 
+/// A sentence for the engine's log.
+pub(crate) type Notice = String;
+
 /// A pool, as one session reaches it.
 pub(crate) trait Access: Send + Sync + Debug {
     /// Whether what is found in the pool's memory may be used.
@@ -47,8 +50,10 @@ pub(crate) trait Access: Send + Sync + Debug {
     /// Drops blocks whose bytes were found damaged. Stale references are ignored.
     fn drop_damaged(&self, damaged: &[SlotRef]);
 
-    /// Drops every block of the session's namespace; no lookup finds one of them afterwards.
-    fn clear(&self);
+    /// Drops every block of the session's namespace; no lookup of this session finds one of them
+    /// afterwards. Whether the pool knows: a daemon that is gone hears of it when this engine is
+    /// attached again, and not if it ends before.
+    fn clear(&self) -> bool;
 
     /// Takes note of the saves that workers have finished since the last call.
     fn poll(&self);
@@ -61,4 +66,9 @@ pub(crate) trait Access: Send + Sync + Debug {
 
     /// What the pool holds now.
     fn gauges(&self) -> PoolGauges;
+
+    /// What is to be said in the engine's log since the last call.
+    fn take_notices(&self) -> Vec<Notice> {
+        Vec::new()
+    }
 }

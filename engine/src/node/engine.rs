@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kvtide_model::NamespaceId;
 use kvtide_model::wire::Role;
@@ -12,6 +13,9 @@ use super::error::{NodeError, io_error};
 use super::ledger::EngineEntry;
 use super::link::Link;
 use crate::session::SessionId;
+
+/// See [`Engine::is_long_gone`].
+const AFTERMATH: Duration = Duration::from_millis(500);
 
 /// A process of an engine that is connected.
 #[derive(Clone, Debug)]
@@ -35,6 +39,8 @@ pub(super) struct Engine {
     pub(super) link: Option<Arc<Link>>,
     /// Whether nobody waits any more for what it was saving when its scheduler was last connected.
     pub(super) abandoned: bool,
+    /// Since when none of its processes is left.
+    gone_since: Option<Instant>,
     own: PathBuf,
     /// An open of its own file, to look whether others hold it.
     watch: File,
@@ -54,6 +60,7 @@ impl Engine {
             processes: Vec::new(),
             link: None,
             abandoned: false,
+            gone_since: None,
         })
     }
 
@@ -79,6 +86,17 @@ impl Engine {
             let _ = flock(&self.watch, FlockOperation::Unlock);
         }
         gone
+    }
+
+    /// The same, for so long that nothing is under way of it any more: what a killed process had
+    /// enqueued on a GPU may be copied for a moment after its memory is given back.
+    pub(super) fn is_long_gone(&mut self) -> bool {
+        if !self.is_gone() {
+            self.gone_since = None;
+            return false;
+        }
+        let since = *self.gone_since.get_or_insert_with(Instant::now);
+        since.elapsed() >= AFTERMATH
     }
 
     /// The path of its own file.

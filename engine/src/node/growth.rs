@@ -10,7 +10,6 @@ use kvtide_model::NamespaceId;
 
 use super::error::NodeError;
 use super::{Inner, State};
-use crate::sync::lock;
 
 /// Between two looks at who could give up an extent: each reads all records of the node.
 const TAKING_PERIOD: Duration = Duration::from_secs(1);
@@ -29,7 +28,10 @@ struct Candidate {
 impl Inner {
     /// Gives a model more memory until it has `rows` free ones, if there is any for it.
     pub(super) fn make_room(&self, namespace: NamespaceId, rows: usize) -> Result<(), NodeError> {
-        let mut state = lock(&self.state);
+        // While somebody else looks at everything, a save does with what there is.
+        let Ok(mut state) = self.state.try_lock() else {
+            return Ok(());
+        };
         loop {
             let Some(model) = state.models.get(&namespace) else {
                 return Ok(());
@@ -57,7 +59,12 @@ impl Inner {
             entry.extents.push(extent);
         }
         // Before anything lies there: the next life must not take it for another model's.
-        self.memory.note(&state.ledger)?;
+        if let Err(error) = self.memory.note(&state.ledger) {
+            for entry in &mut state.ledger.pools {
+                entry.extents.retain(|&each| each != extent);
+            }
+            return Err(error);
+        }
         if let Some(model) = state.models.get(&namespace) {
             model.pool.grow(model.rows_of(extent));
         }
@@ -78,6 +85,9 @@ impl Inner {
             entry.namespace() != namespace
                 && has >= self.options.minimum_bytes + self.options.extent_bytes
         });
+        if others.is_empty() {
+            return Ok(None);
+        }
         others.sort_unstable_by_key(|candidate| candidate.last_use);
         let own = state.candidates(|entry| entry.namespace() == namespace);
         let own = own.iter().map(|candidate| candidate.last_use).min();

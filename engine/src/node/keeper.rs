@@ -90,12 +90,17 @@ impl Inner {
         };
         if let Some(link) = engine.link.clone() {
             let mut sent = link.flush();
-            for events in pool.take_events(engine.session).chunks(EVENTS_AT_ONCE) {
+            // What an idle engine does not read stays where it is bounded.
+            let events = match link.is_idle() {
+                true => pool.take_events(engine.session),
+                false => Vec::new(),
+            };
+            for events in events.chunks(EVENTS_AT_ONCE) {
                 let events: Vec<Event> = events.iter().map(event).collect();
                 let events = events.into();
                 sent = sent.and_then(|()| link.send(&ToEngine::Events(Events { events })));
             }
-            if round.is_multiple_of(COUNTS_EVERY) {
+            if round.is_multiple_of(COUNTS_EVERY) && link.is_idle() {
                 let counts = counts(&pool.counters(), &pool.gauges());
                 sent = sent.and_then(|()| link.send(&ToEngine::Counts(counts)));
             }
@@ -105,7 +110,7 @@ impl Inner {
             }
             return false;
         }
-        if engine.is_gone() {
+        if engine.is_long_gone() {
             self.remove_engine(state, number);
             return false;
         }

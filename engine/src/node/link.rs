@@ -11,8 +11,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, se
 
 use crate::sync::{Mutex, lock};
 
-/// What may wait for an engine that does not read: a second of a busy pool's events. One that reads
-/// nothing for so long is stopped, and begins anew when it runs again.
+/// What may wait for an engine that does not read: some answers, and the events that were under way. An
+/// engine without requests reads nothing, and is sent nothing more until it does.
 const PENDING_MAX: usize = 4 << 20;
 
 /// Sends to one engine, and never waits for it.
@@ -81,6 +81,11 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    /// Whether the engine has taken everything.
+    pub(super) fn is_idle(&self) -> bool {
+        lock(&self.pending).is_empty()
     }
 
     /// Ends the connection: whoever reads from it sees its end.

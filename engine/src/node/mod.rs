@@ -22,6 +22,7 @@ mod report;
 mod serving;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -174,7 +175,7 @@ impl Inner {
         state.ledger.engines.clear();
         let mut survivors: Vec<EngineEntry> = Vec::new();
         for entry in last.engines {
-            if self.is_alive(&entry) {
+            if self.is_alive(&entry)? {
                 survivors.push(entry);
             } else {
                 memory::remove(&self.memory.own_path(entry.number))?;
@@ -204,10 +205,12 @@ impl Inner {
                 state.ledger.engines.push(engine.clone());
                 living.push(Survivor { holder, session });
             }
+            let mut extents = Vec::new();
             for &extent in &entry.extents {
                 model.reserve_tables(extent)?;
-                model.pool.adopt(model.rows_of(extent), &living);
+                extents.push(model.rows_of(extent));
             }
+            model.pool.adopt(&extents, &living);
             self.start_scrubber(&mut state, &model);
             state.models.insert(namespace, model);
             state.ledger.pools.push(entry);
@@ -216,11 +219,17 @@ impl Inner {
     }
 
     /// Whether a process of an engine of the last life still has what is its own.
-    fn is_alive(&self, entry: &EngineEntry) -> bool {
+    fn is_alive(&self, entry: &EngineEntry) -> Result<bool, NodeError> {
         let own = self.memory.own_path(entry.number);
         let nobody = crate::session::SessionId::new(0);
-        let engine = Engine::new(entry.clone(), nobody, own).ok();
-        engine.is_some_and(|engine| !engine.is_gone())
+        match Engine::new(entry.clone(), nobody, own) {
+            Ok(engine) => Ok(!engine.is_gone()),
+            Err(NodeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(false)
+            }
+            // It may be alive: its rows must not be given away.
+            Err(error) => Err(error),
+        }
     }
 
     fn start_scrubber(&self, state: &mut State, model: &ModelPool) {

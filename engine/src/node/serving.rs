@@ -150,7 +150,14 @@ impl Inner {
     /// Opens the pool of a model, if it is not open.
     fn open_model(&self, state: &mut State, hello: &Hello) -> Result<(), Refusal> {
         if state.models.contains_key(&hello.namespace) {
-            return Ok(());
+            let mut pools = state.ledger.pools.iter();
+            let entry = pools.find(|entry| entry.namespace() == hello.namespace);
+            if entry.is_some_and(|entry| entry.geometry() == hello.geometry) {
+                return Ok(());
+            }
+            let message = "its blocks are not like those of the other engines of its namespace; all \
+                           have to be of one version of kvtide";
+            return Err(Refusal::new(RefusalCode::GEOMETRY, message));
         }
         let (extents, bytes) = (state.ledger.extents, self.options.extent_bytes);
         let rows = model_pool::rows(&hello.geometry, extents, bytes).map_err(|error| {
@@ -180,15 +187,19 @@ impl Inner {
 
     /// The engine that a process belongs to, if others of it came before.
     fn find_engine(&self, state: &mut State, hello: &Hello) -> Result<Option<u8>, Refusal> {
-        let engines = state.engines.values();
+        let engines = state.engines.values_mut();
         let mut of_that_id = engines.filter(|engine| engine.entry.engine_id == hello.engine_id);
         let Some(engine) = of_that_id.next() else {
             return Ok(None);
         };
         let number = engine.entry.number;
-        if engine.is_gone() {
+        if engine.is_long_gone() {
             self.remove_engine(state, number);
             return Ok(None);
+        }
+        if engine.is_gone() {
+            let message = "an engine of that name has just gone; connect again in a second";
+            return Err(Refusal::new(RefusalCode::CLOSING, message));
         }
         let token = hello.token.map(|token| *token.as_bytes());
         let same_model = engine.namespace() == hello.namespace;
@@ -262,10 +273,8 @@ impl Inner {
             .processes
             .retain(|p| p.connection != admitted.connection);
         let is_mine = |link: &mut Arc<Link>| Arc::ptr_eq(link, &admitted.link);
+        // Whether it is gone, the keeper finds out.
         engine.link.take_if(is_mine);
-        if engine.is_gone() {
-            self.remove_engine(&mut state, admitted.number);
-        }
     }
 
     /// Answers until the connection ends.
@@ -314,7 +323,9 @@ impl Inner {
             ToDaemon::Bye(_) => return Ok(std::ops::ControlFlow::Break(())),
             _ => {
                 let error = "an engine that was let in sends neither Hello nor Ask";
-                return Err(io::Error::other(error));
+                let refused = Refused::new(RefusalCode::MALFORMED, error);
+                link.send(&ToEngine::Refused(refused))?;
+                return Ok(std::ops::ControlFlow::Break(()));
             }
         }
         Ok(std::ops::ControlFlow::Continue(()))

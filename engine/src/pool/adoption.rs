@@ -25,7 +25,7 @@ struct Left {
 }
 
 impl State {
-    /// Takes over `rows` with what an earlier life of the pool left in them: complete blocks are held
+    /// Takes over the rows of `extents` with what an earlier life of the pool left in them: complete blocks are held
     /// again, what a survivor reads or writes stays until it has ended, and the rest is free.
     ///
     /// Bytes are not read here: every load compares them with their checksum, and a load that cannot be
@@ -33,14 +33,14 @@ impl State {
     pub(super) fn adopt(
         &mut self,
         catalogue: &Catalogue,
-        rows: Range<u32>,
+        extents: &[Range<u32>],
         survivors: &[Survivor],
     ) {
         let living: Vec<HolderBit> = survivors.iter().map(|each| each.holder).collect();
         let slots = &catalogue.slots;
-        self.own(rows.clone());
+        extents.iter().for_each(|rows| self.own(rows.clone()));
         let mut complete: Vec<Left> = Vec::new();
-        for slot in rows {
+        for slot in extents.iter().cloned().flatten() {
             let (slot, state) = slots.adopt(slot, &living);
             let key = self.index.key_of(slot.slot);
             let filler = catalogue.filler(slot.slot);
@@ -67,7 +67,14 @@ impl State {
                     self.sessions.fill(writer.session, vec![filling]);
                 }
                 (SlotState::Free, _) => self.free.put(slots.adopt_as_free(slot)),
-                _ => self.discard(catalogue, slot),
+                (SlotState::Filling | SlotState::Abandoned, None) => {
+                    for rank in 0..catalogue.segment.geometry().ranks() {
+                        let segment = &catalogue.segment;
+                        segment.condemn_shard(slot.slot, rank, slot.generation);
+                    }
+                    self.discard(catalogue, slot);
+                }
+                (SlotState::Sealed | SlotState::Doomed, _) => self.discard(catalogue, slot),
             }
         }
         // As they would stand in line if there had been one life only.
@@ -84,11 +91,6 @@ impl State {
 
     /// Frees a slot of an earlier life that nobody writes, when nobody holds it any more.
     fn discard(&mut self, catalogue: &Catalogue, slot: SlotRef) {
-        for rank in 0..catalogue.segment.geometry().ranks() {
-            catalogue
-                .segment
-                .condemn_shard(slot.slot, rank, slot.generation);
-        }
         catalogue.slots.adopt_as_doomed(slot);
         self.release(&catalogue.slots, slot);
     }
@@ -101,11 +103,14 @@ impl State {
             return false;
         }
         for slot in rows.clone() {
-            let Some(sealed) = catalogue.slots.evictable(slot) else {
+            if self.free.holds(slot) {
                 continue;
+            }
+            let Some(sealed) = catalogue.slots.evictable(slot) else {
+                return false; // Somebody was faster.
             };
             let Some(freed) = catalogue.slots.evict(sealed) else {
-                return false; // Somebody was faster.
+                return false;
             };
             self.forget(slot);
             self.counters.evicted_blocks += 1;

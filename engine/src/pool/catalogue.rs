@@ -103,6 +103,13 @@ impl Catalogue {
         })
     }
 
+    /// Refuses the shards of a slot that nobody has begun.
+    pub(crate) fn refuse(&self, slot: SlotRef) {
+        for rank in 0..self.segment.geometry().ranks() {
+            self.segment.refuse_shard(slot.slot, rank, slot.generation);
+        }
+    }
+
     /// Notes who fills a slot, for a pool that takes this one's memory over.
     pub(crate) fn note_filler(&self, slot: u32, filler: HolderBit) {
         if let Some(record) = self.segment.record(slot) {
@@ -139,7 +146,11 @@ impl Catalogue {
             Some(SlotState::Sealed) => Progress::Complete,
             Some(SlotState::Filling) => self.saved(slot),
             // A reset dooms slots whose bytes are whole; they stay so while they are held.
-            Some(SlotState::Doomed) if self.saved(slot) == Progress::Complete => Progress::Complete,
+            Some(SlotState::Abandoned | SlotState::Doomed)
+                if self.saved(slot) == Progress::Complete =>
+            {
+                Progress::Complete
+            }
             Some(SlotState::Abandoned | SlotState::Doomed | SlotState::Free) | None => {
                 Progress::Lost
             }

@@ -51,6 +51,15 @@ impl PoolCounters {
         ]
     }
 
+    /// Adds what was counted between two readings.
+    pub(crate) fn add_growth(&mut self, from: &Self, to: &Self) {
+        let before = self.named();
+        let growth = from.named().into_iter().zip(to.named());
+        for ((name, value), ((_, from), (_, to))) in before.into_iter().zip(growth) {
+            self.set(name, value + to.saturating_sub(from));
+        }
+    }
+
     /// Takes over a value by its name; whether there is one of that name.
     pub(crate) fn set(&mut self, name: &str, value: u64) -> bool {
         let field = match name {
@@ -93,5 +102,41 @@ impl PoolGauges {
         };
         *field = usize::try_from(value).unwrap_or(usize::MAX);
         true
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_grow_by_what_was_counted_and_never_fall() {
+        let reading = |saved, evicted| PoolCounters {
+            saved_blocks: saved,
+            evicted_blocks: evicted,
+            ..PoolCounters::default()
+        };
+        let mut counted = reading(5, 1);
+        counted.add_growth(&reading(100, 7), &reading(103, 7));
+        assert_eq!(counted, reading(8, 1));
+        counted.add_growth(&reading(103, 7), &reading(2, 0));
+        assert_eq!(counted, reading(8, 1), "another one counts");
+    }
+
+    #[test]
+    fn every_counter_and_gauge_is_taken_over_by_its_name() {
+        let mut counters = PoolCounters::default();
+        assert!(
+            counters
+                .named()
+                .iter()
+                .all(|(name, _)| counters.set(name, 9))
+        );
+        assert!(counters.named().iter().all(|&(_, value)| value == 9));
+        let mut gauges = PoolGauges::default();
+        assert!(gauges.named().iter().all(|(name, _)| gauges.set(name, 9)));
+        assert!(gauges.named().iter().all(|&(_, value)| value == 9));
+        assert!(!counters.set("unknown", 1) && !gauges.set("unknown", 1));
     }
 }

@@ -110,9 +110,9 @@ impl Pool {
         lock(&self.state).grow(&self.catalogue.slots, rows);
     }
 
-    /// Takes over `rows` with what an earlier life of this memory left in them.
-    pub(crate) fn adopt(&self, rows: Range<u32>, survivors: &[Survivor]) {
-        lock(&self.state).adopt(&self.catalogue, rows, survivors);
+    /// Takes over the rows of `extents` with what an earlier life of this memory left in them.
+    pub(crate) fn adopt(&self, extents: &[Range<u32>], survivors: &[Survivor]) {
+        lock(&self.state).adopt(&self.catalogue, extents, survivors);
     }
 
     /// Gives up `rows` with the blocks in them; whether it did.

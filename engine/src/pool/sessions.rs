@@ -10,6 +10,9 @@ use super::slot_table::{FillingSlot, HolderBit};
 use crate::session::{SessionError, SessionId};
 use crate::sync::{Mutex, lock};
 
+/// How long a save may be unbegun. Its engine, in another process, may not have heard of it: the answer
+/// was lost with a connection, or came too late.
+const UNBEGUN_MAX_S: u64 = 10;
 /// Events kept for a session that stopped taking them.
 const EVENTS_MAX: usize = 1 << 18;
 
@@ -18,6 +21,8 @@ struct SessionState {
     holder: HolderBit,
     /// What the engine fills, in the order in which its workers do.
     fillings: VecDeque<FillingSlot>,
+    /// Whether the engine may never have heard of them: it is in another process.
+    is_elsewhere: bool,
     /// `None` if the session is told nothing.
     events: Option<Vec<PoolEvent>>,
 }
@@ -52,16 +57,21 @@ impl Sessions {
         };
         let given = Some(Arc::clone(&self.bits));
         let guard = HolderGuard { bit, given };
-        Ok((self.open_as(bit, events), guard))
+        Ok((self.add(bit, events, false), guard))
     }
 
     /// A session of an engine in another process, which has this bit in every pool.
     pub(super) fn open_as(&mut self, holder: HolderBit, events: bool) -> SessionId {
+        self.add(holder, events, true)
+    }
+
+    fn add(&mut self, holder: HolderBit, events: bool, is_elsewhere: bool) -> SessionId {
         self.opened += 1;
         let id = SessionId::new(self.opened);
         let state = SessionState {
             holder,
             fillings: VecDeque::new(),
+            is_elsewhere,
             events: events.then(Vec::new),
         };
         self.open.insert(id, state);
@@ -102,10 +112,28 @@ impl Sessions {
     }
 
     /// Takes out the saves that have ended, of every session by itself: one that has stopped hides
-    /// nobody else's.
-    pub(super) fn collect(&mut self, catalogue: &Catalogue) -> Vec<Saved> {
+    /// nobody else's. If `all` are looked at, one that does not end hides none behind it either, and
+    /// those that nobody has begun for long are refused: `now` is in seconds of Unix time.
+    pub(super) fn collect(&mut self, catalogue: &Catalogue, all: bool, now: u64) -> Vec<Saved> {
         let mut ended = Vec::new();
         for state in self.open.values_mut() {
+            if all {
+                for filling in std::mem::take(&mut state.fillings) {
+                    match catalogue.saved(filling.slot_ref()) {
+                        Progress::Complete => ended.push(Saved::Complete(filling)),
+                        Progress::Lost => ended.push(Saved::Failed(filling)),
+                        Progress::Saving => {
+                            let slot = filling.slot_ref();
+                            let age = now.saturating_sub(catalogue.used_at(slot.slot));
+                            if state.is_elsewhere && age > UNBEGUN_MAX_S {
+                                catalogue.refuse(slot);
+                            }
+                            state.fillings.push_back(filling);
+                        }
+                    }
+                }
+                continue;
+            }
             while let Some(filling) = state.fillings.front() {
                 let how: fn(FillingSlot) -> Saved = match catalogue.saved(filling.slot_ref()) {
                     Progress::Saving => break,

@@ -350,12 +350,10 @@ impl SlotTable {
         FillingSlot(slot)
     }
 
-    /// A slot of a pool that holds nothing, whatever it was in before. Its generation goes on.
+    /// A slot of a pool that holds nothing, whatever it was in before. Its generation goes on, and bits
+    /// stay: a session that is about to find out that nothing is there takes its own out.
     pub(crate) fn reset(&self, slot: u32) -> FreeSlot {
         self.set(self.current(slot), SlotState::Free);
-        if let Some(words) = self.words(slot) {
-            words.holders.store(0, Ordering::Release);
-        }
         FreeSlot(slot)
     }
 

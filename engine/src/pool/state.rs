@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvtide_model::{BlockKey, SlotRef};
 
-use super::catalogue::Catalogue;
+use super::catalogue::{Catalogue, Progress};
 use super::eviction::{self, EvictionPolicy};
 use super::free_slots::FreeSlots;
 use super::index::IndexWriter;
@@ -259,8 +259,10 @@ impl State {
 
     pub(super) fn poll(&mut self, catalogue: &Catalogue) {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        self.now = since.map_or(0, |since| since.as_secs());
-        for ended in self.sessions.collect(catalogue) {
+        let before = std::mem::replace(&mut self.now, since.map_or(0, |since| since.as_secs()));
+        // All of them once a second; mostly they end in their order.
+        let all = self.now != before;
+        for ended in self.sessions.collect(catalogue, all, self.now) {
             match ended {
                 Saved::Complete(filling) => self.seal(catalogue, &filling),
                 Saved::Failed(filling) => self.fail(&catalogue.slots, &filling),
@@ -303,6 +305,10 @@ impl State {
         let ranks = catalogue.segment.geometry().ranks();
         for filling in self.sessions.close(session) {
             let slot = filling.slot_ref();
+            if catalogue.saved(slot) == Progress::Complete {
+                self.seal(catalogue, &filling);
+                continue;
+            }
             for rank in 0..ranks {
                 let segment = &catalogue.segment;
                 segment.condemn_shard(slot.slot, rank, slot.generation);

@@ -94,6 +94,8 @@ pub struct Session {
     pins: Arc<Pins>,
     saves: Mutex<InFlightSaves>,
     verified_blocks: AtomicU64,
+    /// How often the pool was cleared by this session: what was matched before is not loaded any more.
+    clears: AtomicU64,
     lease_ttl: Duration,
 }
 
@@ -109,6 +111,7 @@ impl Session {
             pins: Arc::new(Pins::new(Arc::clone(pool.catalogue()), holder)),
             saves: Mutex::default(),
             verified_blocks: AtomicU64::new(0),
+            clears: AtomicU64::new(0),
             lease_ttl: options.lease_ttl,
         })
     }
@@ -123,6 +126,7 @@ impl Session {
             pins: Arc::new(pins),
             saves: Mutex::default(),
             verified_blocks: AtomicU64::new(0),
+            clears: AtomicU64::new(0),
             lease_ttl,
         }
     }
@@ -261,9 +265,22 @@ impl Session {
     }
 
     /// Drops every block of this engine's namespace, also those that others saved. Blocks that are
-    /// pinned or being saved go as soon as they no longer are.
-    pub fn clear(&self) {
-        self.access.clear();
+    /// pinned or being saved go as soon as they no longer are. This engine finds none of them any more;
+    /// whether its pool knows, too: a daemon that is gone hears of it when this engine is attached again.
+    pub fn clear(&self) -> bool {
+        self.clears.fetch_add(1, Ordering::AcqRel);
+        self.access.clear()
+    }
+
+    /// Another number than before means that what was matched before is to be forgotten.
+    pub(crate) fn clears(&self) -> u64 {
+        self.clears.load(Ordering::Acquire)
+    }
+
+    /// What is to be said in the engine's log since the last call, one sentence each.
+    #[must_use]
+    pub fn take_notices(&self) -> Vec<String> {
+        self.access.take_notices()
     }
 
     /// What happened in this engine's namespace since the last call, oldest first.

@@ -64,7 +64,9 @@ impl InFlightSaves {
     pub(super) fn collect(&mut self, catalogue: &Catalogue) {
         while let Some(job) = self.jobs.front_mut() {
             while let Some(&(slot, block)) = job.blocks.front() {
-                if catalogue.saved(slot) == Progress::Saving {
+                // A slot that has been filled anew since has ended, too.
+                let is_same = catalogue.slots.state(slot).is_some();
+                if is_same && catalogue.saved(slot) == Progress::Saving {
                     return;
                 }
                 job.blocks.pop_front();

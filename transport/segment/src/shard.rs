@@ -73,6 +73,12 @@ impl ShardHeader {
         })
     }
 
+    /// Older → Bad: nobody has begun the shard for `generation`, and nobody may any more. Whether that
+    /// was so.
+    pub(crate) fn refuse(&self, generation: u32) -> bool {
+        self.change(word(generation, BAD), |now| is_newer(generation, now))
+    }
+
     pub(crate) fn read(&self) -> ShardState {
         let state = self.state.load(Ordering::Acquire);
         let checksum = self.checksum.load(Ordering::Relaxed);
@@ -164,6 +170,15 @@ mod tests {
         assert!(!header.begin(5));
         assert!(!header.seal(5, 1));
         assert_eq!(header.read().status, ShardStatus::Bad);
+    }
+
+    #[test]
+    fn a_shard_that_was_begun_cannot_be_refused_and_one_that_was_refused_not_begun() {
+        let header = header();
+        assert!(header.begin(3) && !header.refuse(3));
+        assert!(header.seal(3, 1) && !header.refuse(3));
+        assert!(header.refuse(4));
+        assert!(!header.begin(4) && header.begin(5));
     }
 
     #[test]

@@ -279,6 +279,13 @@ impl SharedSegment {
         }
     }
 
+    /// Marks a shard as unusable that nobody has begun for `generation`; from then on nobody can.
+    pub fn refuse_shard(&self, row: u32, rank: u32, generation: u32) {
+        if let Some(header) = self.header(row, rank) {
+            header.refuse(generation);
+        }
+    }
+
     /// Checksum of a shard's bytes as they are now; `None` when out of range.
     ///
     /// The caller holds the row pinned, so that nobody writes it meanwhile.

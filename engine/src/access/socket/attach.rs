@@ -15,8 +15,8 @@ use crate::pool::pins::{HolderGuard, Pins};
 use crate::pool::slot_table::HolderBit;
 use kvtide_model::NamespaceId;
 use kvtide_model::wire::{
-    Frame, FrameReader, Geometry, Hello, LONGEST_FRAME, Role, SessionToken, ToDaemon, ToEngine,
-    Versions, Welcome, WireError,
+    Frame, FrameReader, Geometry, Hello, LONGEST_FRAME, RefusalCode, Refused, Role, SessionToken,
+    ToDaemon, ToEngine, Versions, Welcome, WireError,
 };
 use kvtide_segment::{
     GeometryError, Holder, MappedFile, RowGeometry, SegmentError, SegmentParts, SharedSegment,
@@ -62,6 +62,24 @@ pub enum AttachError {
         path: PathBuf,
         /// What was tried last.
         source: io::Error,
+    },
+    /// This user may not connect.
+    #[error(
+        "pool: this user may not connect to {}: run the engine as a member of the socket's group, or \
+         change `socket.mode` or `socket.group` of the daemon",
+        path.display()
+    )]
+    NotAllowed {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The daemon is about to be ready, or to end, and was so until the time was over.
+    #[error("pool: the daemon at {} takes no engines at the moment: {message}", path.display())]
+    Busy {
+        /// The socket.
+        path: PathBuf,
+        /// Its words.
+        message: String,
     },
     /// The daemon does not take this engine.
     #[error("pool: the daemon at {} refuses: {message}", path.display())]
@@ -119,8 +137,10 @@ impl Attachment {
         let deadline = Instant::now() + options.timeout;
         let attached = loop {
             match greet(&options, role, None, deadline) {
-                // A daemon that starts needs a moment, and so does one that was just replaced.
-                Err(AttachError::Unreachable { .. }) if Instant::now() < deadline => {
+                // A daemon that starts needs a moment, and so does one that is just replaced.
+                Err(AttachError::Unreachable { .. } | AttachError::Busy { .. })
+                    if Instant::now() < deadline =>
+                {
                     std::thread::sleep(Duration::from_millis(100));
                 }
                 other => break other?,
@@ -191,7 +211,10 @@ pub(super) fn greet(
     ToDaemon::Hello(hello)
         .encode(&mut frame)
         .map_err(protocol)?;
-    let mut stream = UnixStream::connect(path).map_err(unreachable)?;
+    let mut stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => AttachError::NotAllowed { path: path.clone() },
+        _ => unreachable(error),
+    })?;
     let left = deadline.saturating_duration_since(Instant::now());
     let left = left.max(Duration::from_millis(1));
     stream.set_write_timeout(Some(left)).map_err(unreachable)?;
@@ -231,9 +254,9 @@ fn answer(path: &Path, frame: Frame<'_>) -> Result<Welcome, AttachError> {
     let path = path.to_owned();
     match ToEngine::decode(frame) {
         Ok(Some(ToEngine::Welcome(welcome))) => Ok(welcome),
-        Ok(Some(ToEngine::Refused(refused))) => Err(AttachError::Refused {
-            path,
-            message: refused.message,
+        Ok(Some(ToEngine::Refused(Refused { code, message }))) => Err(match code {
+            RefusalCode::CLOSING => AttachError::Busy { path, message },
+            _ => AttachError::Refused { path, message },
         }),
         Ok(_) => Err(AttachError::Refused {
             path,

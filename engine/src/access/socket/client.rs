@@ -10,9 +10,9 @@ use kvtide_model::wire::{
 };
 use kvtide_model::{BlockKey, SlotRef};
 
-use super::attach::{AttachOptions, Attached, greet};
+use super::attach::{AttachError, AttachOptions, Attached, greet};
 use super::connection::{Connection, Inbox};
-use crate::access::{Access, Wanted};
+use crate::access::{Access, Notice, Wanted};
 use crate::pool::catalogue::Catalogue;
 use crate::pool::{Begun, Filling, PoolCounters, PoolEvent, PoolGauges};
 use crate::sync::{Mutex, lock};
@@ -26,6 +26,8 @@ const GREETING: Duration = Duration::from_secs(5);
 /// What is sent of a chain that a save continues, while the pool has room. Behind the block before it
 /// goes the next.
 const EARLIER: usize = 1;
+/// Sentences kept for a log that nobody writes.
+const NOTICES_MAX: usize = 16;
 
 /// A pool in another process, as one session reaches it.
 #[derive(Debug)]
@@ -40,6 +42,7 @@ struct Client {
     state: Mutex<State>,
     /// Whether what is found in the pool's memory may be used.
     readable: AtomicBool,
+    notices: Mutex<Vec<Notice>>,
 }
 
 #[derive(Debug)]
@@ -74,6 +77,7 @@ impl SocketAccess {
                 must_clear: false,
             }),
             readable: AtomicBool::new(true),
+            notices: Mutex::default(),
         }))
     }
 
@@ -94,7 +98,10 @@ impl SocketAccess {
             Err(error) => {
                 client.readable.store(false, Ordering::Release);
                 state.detach();
-                tracing::warn!(%error, "the connection with the daemon is lost");
+                client.notice(format!(
+                    "the connection with the daemon is lost ({error}): nothing is loaded or saved \
+                     until there is one again"
+                ));
                 Client::attach_again(client);
                 T::default()
             }
@@ -117,6 +124,15 @@ impl State {
 }
 
 impl Client {
+    /// Something for the engine's log, which is vLLM's. What is said already is not said again.
+    fn notice(&self, text: impl Into<Notice>) {
+        let mut notices = lock(&self.notices);
+        let text = text.into();
+        if notices.len() < NOTICES_MAX && !notices.contains(&text) {
+            notices.push(text);
+        }
+    }
+
     /// Slots that came too late to be filled: their shards are condemned, and the pool frees them.
     fn condemn_unwanted(&self, connection: &mut Connection) {
         let ranks = self.catalogue.segment.geometry().ranks();
@@ -133,7 +149,9 @@ impl Client {
         let weak = Arc::downgrade(client);
         let thread = std::thread::Builder::new().name("kvtide-attach".into());
         if let Err(error) = thread.spawn(move || Self::try_until_attached(&weak)) {
-            tracing::error!(%error, "no thread to attach again with; nothing is cached any more");
+            client.notice(format!(
+                "no thread to attach to a daemon again ({error}): nothing is loaded or saved any more"
+            ));
         }
     }
 
@@ -151,12 +169,14 @@ impl Client {
                     return;
                 }
                 Ok(_) => {
-                    tracing::error!(
-                        "the daemon has other memory now; restart this engine to use it"
+                    client.notice(
+                        "the daemon has other memory now: nothing is loaded or saved any more. \
+                         Restart this engine to use it",
                     );
                     return;
                 }
-                Err(error) => tracing::debug!(%error, "not attached yet"),
+                Err(AttachError::Unreachable { .. } | AttachError::Busy { .. }) => {}
+                Err(error) => client.notice(error.to_string()),
             }
         }
     }
@@ -182,7 +202,7 @@ impl Client {
             connection.expect_clear(tag);
             if connection.send(&ToDaemon::Clear(Clear { tag })).is_err() {
                 // The next call finds it broken.
-                tracing::debug!("lost again at once");
+                self.notice("lost again at once");
             }
         }
         state.must_clear = false;
@@ -191,7 +211,7 @@ impl Client {
         let readable = connection.is_clear();
         state.connection = Some(connection);
         self.readable.store(readable, Ordering::Release);
-        tracing::info!("attached to the daemon again");
+        self.notice("attached to the daemon again");
     }
 }
 
@@ -240,7 +260,7 @@ impl Access for SocketAccess {
         self.send(&ToDaemon::Damaged(Damaged { slots }));
     }
 
-    fn clear(&self) {
+    fn clear(&self) -> bool {
         // Whatever becomes of the connection, nothing is found before the daemon has done it.
         lock(&self.0.state).must_clear = true;
         self.0.readable.store(false, Ordering::Release);
@@ -252,6 +272,7 @@ impl Access for SocketAccess {
         let mut state = lock(&self.0.state);
         // The connection remembers it, or else the next one will.
         state.must_clear = state.connection.is_none();
+        !state.must_clear
     }
 
     fn poll(&self) {
@@ -273,6 +294,10 @@ impl Access for SocketAccess {
 
     fn gauges(&self) -> PoolGauges {
         lock(&self.0.state).inbox().gauges
+    }
+
+    fn take_notices(&self) -> Vec<Notice> {
+        std::mem::take(&mut lock(&self.0.notices))
     }
 }
 

@@ -40,14 +40,19 @@ pub(super) struct Connection {
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     pub(super) events: Vec<PoolEvent>,
+    /// What was counted while this engine was attached, whichever daemons it was attached to.
     pub(super) counters: PoolCounters,
+    /// What the present daemon said last, which counts from its own start.
+    last: Option<PoolCounters>,
     pub(super) gauges: PoolGauges,
     /// Slots that were given too late: nobody fills them.
     pub(super) unwanted: Vec<SlotRef>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, reader: FrameReader, inbox: Inbox) -> Self {
+    /// A connection with a daemon, which may be another one than the one that filled `inbox`.
+    pub(super) fn new(stream: UnixStream, reader: FrameReader, mut inbox: Inbox) -> Self {
+        inbox.last = None;
         Self {
             stream,
             reader,
@@ -189,10 +194,14 @@ impl Inbox {
                 }
             }
             ToEngine::Counts(counts) => {
+                let mut now = PoolCounters::default();
                 for count in &counts.counts {
                     // One that this version does not know is left out.
-                    let _ = self.counters.set(&count.name, count.value)
+                    let _ = now.set(&count.name, count.value)
                         || self.gauges.set(&count.name, count.value);
+                }
+                if let Some(last) = self.last.replace(now) {
+                    self.counters.add_growth(&last, &now);
                 }
             }
             ToEngine::Refused(refused) => return Err(io::Error::other(refused.message)),
