@@ -414,11 +414,6 @@ fn what_was_matched_before_a_reset_is_not_matched_after_it_however_late_the_daem
     let directory = daemon.kill();
     // Whether it has noticed already or not.
     let _ = engine.session.clear();
-    assert!(
-        request
-            .begin_load(&engine.session, 0, vec![8, 9, 10])
-            .is_none()
-    );
     assert_eq!(request.match_blocks(&engine.session, 0, 3, false).blocks, 0);
     let daemon = Daemon::on(directory, 2);
     until("the next daemon has heard of it", || {
