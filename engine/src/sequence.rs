@@ -109,20 +109,21 @@ impl Sequence {
         let clears = session.clears();
         let next = from + kept.as_ref().map_or(0, |held| held.lease.len());
         let keys = self.chain.keys().get(next..to).unwrap_or_default();
-        let found = session.lookup(keys).lease;
+        let found = session.lookup(keys);
+        let mut complete_blocks = found.certain;
         let mut held = match kept {
             Some(mut kept) => {
-                kept.lease.append(found);
+                kept.lease.append(found.lease);
+                complete_blocks = kept.lease.complete_blocks();
                 kept
             }
             None => Held {
                 from,
-                lease: found,
+                lease: found.lease,
                 verified: 0,
                 clears,
             },
         };
-        let complete_blocks = held.lease.complete_blocks();
         let limit = if certain { complete_blocks } else { usize::MAX };
         held.truncate(to.saturating_sub(from).min(limit));
         let blocks = held.lease.len();

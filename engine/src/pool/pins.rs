@@ -51,20 +51,22 @@ impl Pins {
         &self.catalogue
     }
 
-    /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving; whether it is
-    /// certain that all of them can be loaded.
-    pub(crate) fn pin_run(&self, keys: &[BlockKey]) -> (Vec<SlotRef>, bool) {
+    /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving; of how many,
+    /// from the first on, it is certain that they can be loaded.
+    pub(crate) fn pin_run(&self, keys: &[BlockKey]) -> (Vec<SlotRef>, usize) {
         let mut pinned = Vec::with_capacity(keys.len());
-        let mut complete = true;
+        let mut certain = 0;
         let mut counts = lock(&self.counts);
         for &key in keys {
             let Some(slot) = self.pin(&mut counts, key) else {
                 break;
             };
-            complete &= self.catalogue.is_certain(slot);
+            if certain == pinned.len() && self.catalogue.is_certain(slot) {
+                certain += 1;
+            }
             pinned.push(slot);
         }
-        (pinned, complete)
+        (pinned, certain)
     }
 
     fn pin(&self, counts: &mut MutexGuard<'_, Box<[u16]>>, key: BlockKey) -> Option<SlotRef> {

@@ -29,7 +29,7 @@ use kvtide_segment::SlotRecord;
 #[cfg(not(loom))]
 use std::sync::Arc;
 
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, in_order};
 
 /// A slot with no block. Dropping it without giving it back would lose a row.
 #[derive(Debug, PartialEq, Eq)]
@@ -250,10 +250,10 @@ impl SlotTable {
     /// is, the caller has to look now. `None`, and no bit, if it holds and awaits none.
     pub(crate) fn hold(&self, slot: u32, holder: HolderBit) -> Option<SlotRef> {
         let words = self.words(slot)?;
-        words.holders.fetch_or(holder.0, Ordering::AcqRel);
         // The bit before the look: see the module's documentation.
-        fence(Ordering::SeqCst);
-        let word = Word::unpack(words.state.load(Ordering::Acquire));
+        words.holders.fetch_or(holder.0, Ordering::SeqCst);
+        in_order();
+        let word = Word::unpack(words.state.load(Ordering::SeqCst));
         if !word.takes_pins() {
             self.let_go(slot, holder);
             return None;
@@ -420,10 +420,10 @@ impl SlotTable {
             state,
             leaving: true,
         };
-        words.state.store(leaving.pack(), Ordering::Release);
         // The word before the look: see the module's documentation.
-        fence(Ordering::SeqCst);
-        if words.holders.load(Ordering::Acquire) != 0 {
+        words.state.store(leaving.pack(), Ordering::SeqCst);
+        in_order();
+        if words.holders.load(Ordering::SeqCst) != 0 {
             self.set(slot, state);
             return None;
         }

@@ -62,6 +62,8 @@ pub struct Match {
     pub lease: Lease,
     /// Whether all of them are complete; otherwise some are still being saved.
     pub complete: bool,
+    /// Leading blocks that are complete.
+    pub(crate) certain: usize,
 }
 
 /// What an engine wants to save of one request.
@@ -139,9 +141,13 @@ impl Session {
     #[must_use]
     pub fn lookup(&self, keys: &[BlockKey]) -> Match {
         let keys = if self.access.is_readable() { keys } else { &[] };
-        let (slots, complete) = self.pins.pin_run(keys);
+        let (slots, certain) = self.pins.pin_run(keys);
         let lease = Lease::new(Arc::clone(&self.pins), slots, self.lease_ttl);
-        Match { lease, complete }
+        Match {
+            complete: certain == lease.len(),
+            certain,
+            lease,
+        }
     }
 
     /// Whether the pool holds `key` or, unless it has to be `complete`, is saving it.
