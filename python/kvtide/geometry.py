@@ -6,7 +6,6 @@ sides come to the same geometry without a message.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -160,11 +159,10 @@ def overrides_of(model: ModelConfig) -> str:
 def cache_layout(kv_cache: KVCacheConfig) -> str:
     """In which order a block's numbers lie where vLLM has a choice."""
     layout = getattr(kv_cache, "kv_cache_layout", None)
-    if layout is None:  # vLLM before 0.32 has it in one place for all.
-        with contextlib.suppress(ImportError):
-            from vllm.v1.attention.backends.utils import get_kv_cache_layout
+    if layout is None:  # vLLM before 0.32 says it nowhere: what a user has chosen, it is.
+        from vllm import envs
 
-            layout = get_kv_cache_layout()
+        layout = envs.VLLM_KV_CACHE_LAYOUT
     return str(layout)
 
 
