@@ -19,7 +19,8 @@ PYTHON = re.compile(
 PARSER = "ArgumentParser("
 OTHERS = {
     "AIBrix": "controllers disable-webhook enable-k8s-job",
-    "vLLM": "calculate-kv-scales data-parallel-size decode-context-parallel-size disable-hybrid-kv-cache-manager "
+    "vLLM": "calculate-kv-scales data-parallel-size decode-context-parallel-size "
+    "disable-hybrid-kv-cache-manager "
     "enable-dbo enable-sleep-mode kv-cache-dtype kv-offloading-size kv-transfer-config nnodes "
     "pipeline-parallel-size port prefill-context-parallel-size revision runner scheduling-policy "
     "served-model-name shutdown-timeout speculative-config tensor-parallel-size ubatch-size",

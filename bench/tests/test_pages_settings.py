@@ -68,7 +68,9 @@ def test_the_row_of_a_setting_names_its_default() -> None:
     stated = {key: documented()[key][1].replace("`", "") for key in settings()}
     stated["host_capacity_gb"] = stated["host_capacity_gb"].split(",")[0]
     stated["weights_revision"] = stated["weights_revision"].replace(
-        "the model's --revision, if given", "none"
+        "the commit that was loaded from a hub, or names, sizes and times of the weight files in a "
+        "folder",
+        "none",
     )
     assert stated == given
 

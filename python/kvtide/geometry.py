@@ -137,9 +137,10 @@ def weights_of(model: ModelConfig) -> str:
     """Which weights a model has: the commit that was loaded from a hub, or of files in a folder
     their names, sizes and times. They may be replaced under one name, and a pool may outlive that.
     """
-    folder = Path(str(model.model))
-    if folder.is_dir():
-        files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_FILES)
+    where = Path(str(model.model))
+    if where.exists():
+        inside = where.iterdir() if where.is_dir() else [where]
+        files = sorted(path for path in inside if path.suffix in WEIGHT_FILES)
         about = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
     commit = getattr(model.hf_config, "_commit_hash", None)

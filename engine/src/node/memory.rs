@@ -66,6 +66,7 @@ impl Memory {
         let lock = lock(&directory)?;
         let memory = directory.join("memory");
         let total_bytes = extents as usize * extent_bytes;
+        let is_there = memory.exists();
         let found = Ledger::read(&directory.join("ledger")).filter(|ledger| {
             let length = fs::metadata(&memory).map(|status| status.len());
             let bytes = ledger.extents as usize * ledger.extent_bytes;
@@ -79,6 +80,13 @@ impl Memory {
                 (file.map_err(io_error("open", &memory))?, ledger)
             }
             None => {
+                if is_there {
+                    tracing::warn!(
+                        path = %directory.display(),
+                        "the memory that is there has another capacity, extent or format, or no sound \
+                         ledger: it is given up, and the pool begins empty"
+                    );
+                }
                 clear(&directory)?;
                 let file = create_sparse(&memory, total_bytes)?;
                 for start in (0..total_bytes).step_by(RESERVED_AT_ONCE) {

@@ -3,9 +3,9 @@
 //!
 //! A pool outlives its engines. When a session is dropped, however its engine ended, nothing of it is
 //! left: what it was filling is condemned, so that nobody waits for bytes that will not come, and a
-//! writer that still runs is fenced by the generations of the shards' headers. Its bytes are not: before
-//! engines in several processes share a pool, a slot that may still be written has to wait for its
-//! writer. What it has saved stays.
+//! writer that still runs is fenced by the generations of the shards' headers. Its bytes are not, so
+//! where engines in several processes share a pool, a session is closed only when its engine's processes
+//! are gone (`crate::node`). What it has saved stays.
 
 mod saves;
 

@@ -124,11 +124,11 @@ impl State {
 }
 
 impl Client {
-    /// Something for the engine's log, which is vLLM's. What is said already is not said again.
+    /// Something for the engine's log, which is vLLM's.
     fn notice(&self, text: impl Into<Notice>) {
         let mut notices = lock(&self.notices);
         let text = text.into();
-        if notices.len() < NOTICES_MAX && !notices.contains(&text) {
+        if notices.len() < NOTICES_MAX {
             notices.push(text);
         }
     }
@@ -157,6 +157,8 @@ impl Client {
 
     fn try_until_attached(weak: &Weak<Self>) {
         let (mut wait, longest) = RETRY;
+        // A daemon that refuses, refuses often, and is quoted once.
+        let mut refusal = String::new();
         loop {
             std::thread::sleep(wait);
             wait = (wait * 2).min(longest);
@@ -176,7 +178,12 @@ impl Client {
                     return;
                 }
                 Err(AttachError::Unreachable { .. } | AttachError::Busy { .. }) => {}
-                Err(error) => client.notice(error.to_string()),
+                Err(error) => {
+                    let said = std::mem::replace(&mut refusal, error.to_string());
+                    if said != refusal {
+                        client.notice(refusal.clone());
+                    }
+                }
             }
         }
     }
