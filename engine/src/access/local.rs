@@ -17,7 +17,7 @@ pub(crate) struct LocalAccess {
 }
 
 impl LocalAccess {
-    /// A new session of `pool`, and its bit among a slot's holders.
+    /// A new session of `pool`, and what it holds slots as.
     pub(crate) fn open(
         pool: &Arc<Pool>,
         events: bool,

@@ -13,7 +13,7 @@ use kvtide_model::wire::Geometry;
 use serde::{Deserialize, Serialize};
 
 /// Of the ledger, the tables and the rows. Another number is another life without anything in common.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -32,8 +32,8 @@ use kvtide_model::NamespaceId;
 use kvtide_model::wire::Hello;
 
 use crate::pool::adoption::Survivor;
+use crate::pool::holders::SlotHolder;
 use crate::pool::scrub::Scrubber;
-use crate::pool::slot_table::HolderBit;
 use crate::sync::{Mutex, lock};
 use engine::Engine;
 use keeper::Keeper;
@@ -163,11 +163,6 @@ impl Inner {
         self.closing.load(Ordering::Acquire)
     }
 
-    fn life(&self) -> u64 {
-        let [life, _] = [&self.boot[..8], &self.boot[8..]];
-        life.try_into().map_or(0, u64::from_le_bytes)
-    }
-
     /// Opens everything that the last life wrote down, and drops what is of no use.
     fn adopt(&self, last: Ledger) -> Result<(), NodeError> {
         let mut state = lock(&self.state);
@@ -192,10 +187,10 @@ impl Inner {
             let Ok(rows) = model_pool::rows(&entry.geometry(), extents, bytes) else {
                 continue; // Its extents belong to nobody then.
             };
-            let model = ModelPool::open(&self.memory, &self.options, namespace, rows, self.life())?;
+            let model = ModelPool::open(&self.memory, &self.options, namespace, rows)?;
             let mut living = Vec::new();
             for engine in engines {
-                let Some(holder) = HolderBit::of_session(engine.number.into()) else {
+                let Some(holder) = SlotHolder::of_session(engine.number.into()) else {
                     continue;
                 };
                 let session = model.pool.open_session_as(holder, engine.events);

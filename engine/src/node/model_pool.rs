@@ -44,7 +44,6 @@ impl ModelPool {
         options: &NodeOptions,
         namespace: NamespaceId,
         rows: RowGeometry,
-        life: u64,
     ) -> Result<Self, NodeError> {
         let (tables, tables_path) = memory.tables(namespace, &rows)?;
         let [fixed, ..] = rows.tables_file_ranges(&(0..0));
@@ -61,7 +60,7 @@ impl ModelPool {
             eviction: options.eviction,
         };
         Ok(Self {
-            pool: Arc::new(Pool::without_rows(Arc::new(segment), pool, life)),
+            pool: Arc::new(Pool::without_rows(Arc::new(segment), pool)),
             rows,
             tables,
             tables_path,

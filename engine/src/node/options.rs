@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::Eviction;
-use crate::pool::slot_table::HolderBit;
+use crate::pool::holders::SlotHolder;
 
 /// How a node behaves.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ pub struct NodeOptions {
 
 impl NodeOptions {
     /// Engines that a node can serve at once.
-    pub const SESSIONS_MAX: usize = HolderBit::SESSIONS;
+    pub const SESSIONS_MAX: usize = SlotHolder::SESSIONS;
 
     /// Where a node of this name has its rows.
     #[must_use]

@@ -19,7 +19,7 @@ use super::link::Link;
 use super::model_pool::{self, ModelPool};
 use super::{Inner, Peer, State, unix_seconds};
 use crate::pool::Pool;
-use crate::pool::slot_table::HolderBit;
+use crate::pool::holders::SlotHolder;
 use crate::session::SessionId;
 use crate::sync::lock;
 
@@ -168,7 +168,7 @@ impl Inner {
             )
         })?;
         let namespace = hello.namespace;
-        let model = ModelPool::open(&self.memory, &self.options, namespace, rows, self.life());
+        let model = ModelPool::open(&self.memory, &self.options, namespace, rows);
         let model = model.map_err(no_memory)?;
         self.start_scrubber(state, &model);
         state.ledger.pools.push(PoolEntry {
@@ -220,11 +220,11 @@ impl Inner {
     }
 
     fn open_engine(&self, state: &mut State, hello: &Hello) -> Result<u8, Refusal> {
-        let most = self.options.sessions.min(HolderBit::SESSIONS);
+        let most = self.options.sessions.min(SlotHolder::SESSIONS);
         let mut numbers = (0..most).filter_map(|number| u8::try_from(number).ok());
         let free = numbers.find(|number| !state.engines.contains_key(number));
         let Some((number, holder)) =
-            free.and_then(|number| Some((number, HolderBit::of_session(number.into())?)))
+            free.and_then(|number| Some((number, SlotHolder::of_session(number.into())?)))
         else {
             let message = format!(
                 "the daemon serves {most} engines already; stop one, or raise its limits.sessions"

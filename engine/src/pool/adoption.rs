@@ -6,14 +6,15 @@ use std::ops::Range;
 use kvtide_model::{BlockKey, SlotRef};
 
 use super::catalogue::{Catalogue, Progress};
-use super::slot_table::{HolderBit, SlotState};
+use super::holders::SlotHolder;
+use super::slot_table::SlotState;
 use super::state::State;
 use crate::session::SessionId;
 
 /// An engine that was there in an earlier life of the pool and still is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Survivor {
-    pub(crate) holder: HolderBit,
+    pub(crate) holder: SlotHolder,
     pub(crate) session: SessionId,
 }
 
@@ -36,14 +37,15 @@ impl State {
         extents: &[Range<u32>],
         survivors: &[Survivor],
     ) {
-        let living: Vec<HolderBit> = survivors.iter().map(|each| each.holder).collect();
+        let living: Vec<SlotHolder> = survivors.iter().map(|each| each.holder).collect();
         let slots = &catalogue.slots;
+        slots.keep_only(&[&living[..], &[SlotHolder::POOL, SlotHolder::SCRUB]].concat());
         extents.iter().for_each(|rows| self.own(rows.clone()));
         let mut complete: Vec<Left> = Vec::new();
         for slot in extents.iter().cloned().flatten() {
-            let (slot, state) = slots.adopt(slot, &living);
+            let (slot, state) = slots.adopt(slot);
             let key = self.index.key_of(slot.slot);
-            let filler = catalogue.filler(slot.slot);
+            let filler = slots.filler(slot.slot);
             let writer = survivors.iter().find(|each| each.holder.number() == filler);
             match (state, writer) {
                 // The last life may have ended before it took note of the end of a save.
@@ -154,9 +156,7 @@ impl State {
         let holder = self.sessions.holder(session);
         self.close(catalogue, session);
         if let Some(holder) = holder {
-            for rows in &self.rows {
-                catalogue.slots.let_go_all(rows.clone(), holder);
-            }
+            catalogue.slots.let_go_all(holder);
         }
     }
 }

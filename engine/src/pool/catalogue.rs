@@ -1,13 +1,13 @@
 //! What everybody reads of a pool who has its memory: which blocks are there, and in which state.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use kvtide_model::{BlockKey, SlotRef};
 use kvtide_segment::{ShardStatus, SharedSegment};
 
 use super::index::Index;
-use super::slot_table::{HolderBit, SlotState, SlotTable};
+use super::slot_table::{SlotState, SlotTable};
 
 /// Slots, index and rows of a pool. Reading it takes no lock, and asks no other process.
 #[derive(Debug)]
@@ -15,10 +15,6 @@ pub(crate) struct Catalogue {
     pub(crate) slots: SlotTable,
     pub(crate) index: Index,
     pub(crate) segment: Arc<SharedSegment>,
-    /// The life of the pool that this is. What an earlier one saved is not proven whole before it has
-    /// been compared with its checksum, which every load does, and a load that cannot be taken back has
-    /// to have been done before.
-    life: AtomicU64,
 }
 
 /// How far the block is that a slot holds.
@@ -38,23 +34,17 @@ pub(crate) struct HeldBlock {
     pub(crate) key: BlockKey,
     pub(crate) slot: SlotRef,
     pub(crate) saving: bool,
-    /// Bits of those who hold it.
+    /// A bit for each who holds it.
     pub(crate) holders: u64,
 }
 
 impl Catalogue {
-    pub(crate) fn new(segment: Arc<SharedSegment>, life: u64) -> Self {
+    pub(crate) fn new(segment: Arc<SharedSegment>) -> Self {
         Self {
             slots: SlotTable::of_segment(Arc::clone(&segment)),
             index: Index::of(&segment),
             segment,
-            life: AtomicU64::new(life),
         }
-    }
-
-    /// The pool has another life, over the same memory.
-    pub(crate) fn begin_life(&self, life: u64) {
-        self.life.store(life, Ordering::Release);
     }
 
     /// Whether `key` is held or, unless it has to be `certain` that it can be loaded, being saved.
@@ -70,36 +60,49 @@ impl Catalogue {
     /// and the bytes were seen to be right.
     pub(crate) fn is_certain(&self, slot: SlotRef) -> bool {
         match self.slots.state(slot) {
-            Some(SlotState::Sealed) => self.is_proven(slot.slot),
+            Some(state) => self.is_certain_in(slot, state),
+            None => self.progress(slot) == Progress::Complete,
+        }
+    }
+
+    /// The same of a slot that was seen in this state.
+    pub(crate) fn is_certain_in(&self, slot: SlotRef, state: SlotState) -> bool {
+        match state {
+            SlotState::Sealed => self.is_proven(slot.slot),
             _ => self.progress(slot) == Progress::Complete,
         }
     }
 
-    /// Whether the bytes of a sealed slot were saved, or compared with their checksum, in this life.
-    fn is_proven(&self, slot: u32) -> bool {
-        let record = self.segment.record(slot);
-        record.is_some_and(|record| {
-            record.proven.load(Ordering::Acquire) == self.life.load(Ordering::Acquire)
-        })
+    /// Whether the bytes of a sealed slot were saved, or compared with their checksum, in this life of
+    /// the pool. A load compares them in any case; one that cannot be taken back needs it done before.
+    pub(crate) fn is_proven(&self, slot: u32) -> bool {
+        let word = self.segment.proven_rows(slot / u64::BITS);
+        word.is_some_and(|word| word.load(Ordering::Acquire) & 1 << (slot % u64::BITS) != 0)
     }
 
     /// Notes that they were.
     pub(crate) fn note_proven(&self, slot: u32) {
-        if let Some(record) = self.segment.record(slot) {
-            let life = self.life.load(Ordering::Acquire);
-            record.proven.store(life, Ordering::Release);
+        if let Some(word) = self.segment.proven_rows(slot / u64::BITS) {
+            word.fetch_or(1 << (slot % u64::BITS), Ordering::Release);
+        }
+    }
+
+    /// A life of the pool begins: nothing is proven.
+    pub(crate) fn prove_nothing(&self) {
+        let words = 0..self.segment.geometry().bitmap_words();
+        for word in words.filter_map(|word| self.segment.proven_rows(word)) {
+            word.store(0, Ordering::Release);
         }
     }
 
     /// The block that a slot has.
     pub(crate) fn block(&self, slot: u32) -> Option<HeldBlock> {
-        let record = self.segment.record(slot)?;
         let slot = self.slots.current(slot);
         self.slots.holds(slot).then(|| HeldBlock {
             key: self.index.key_of(slot.slot),
             slot,
             saving: self.slots.state(slot) == Some(SlotState::Filling),
-            holders: record.holders.load(Ordering::Relaxed),
+            holders: self.slots.holders(slot.slot),
         })
     }
 
@@ -110,31 +113,16 @@ impl Catalogue {
         }
     }
 
-    /// Notes who fills a slot, for a pool that takes this one's memory over.
-    pub(crate) fn note_filler(&self, slot: u32, filler: HolderBit) {
-        if let Some(record) = self.segment.record(slot) {
-            record
-                .filler
-                .store(filler.number().into(), Ordering::Release);
-        }
-    }
-
-    /// Who fills, or has filled, a slot.
-    pub(crate) fn filler(&self, slot: u32) -> u32 {
-        let record = self.segment.record(slot);
-        let filler = record.map_or(u64::MAX, |record| record.filler.load(Ordering::Acquire));
-        u32::try_from(filler).unwrap_or(u32::MAX)
-    }
-
     /// When a slot was last used, in seconds of Unix time.
     pub(crate) fn used_at(&self, slot: u32) -> u64 {
         let record = self.segment.record(slot);
-        record.map_or(0, |record| record.used_at.load(Ordering::Relaxed))
+        record.map_or(0, |record| record.used_at.load(Ordering::Relaxed).into())
     }
 
     /// Notes that it was used.
     pub(crate) fn note_used(&self, slot: u32, at: u64) {
         if let Some(record) = self.segment.record(slot) {
+            let at = u32::try_from(at).unwrap_or(u32::MAX); // In the year 2106.
             record.used_at.store(at, Ordering::Relaxed);
         }
     }

@@ -27,12 +27,22 @@ impl Index {
 
     /// A slot that has, or had a moment ago, the block `key`.
     pub(crate) fn find(&self, key: BlockKey) -> Option<u32> {
-        let halves = halves(key);
-        self.chain(key).take(WALK_MAX).find_map(|(slot, record)| {
-            let same = record.key.iter().zip(halves);
-            let mut same = same.map(|(half, wanted)| half.load(Ordering::Acquire) == wanted);
-            same.all(|same| same).then_some(slot)
-        })
+        let wanted = halves(key);
+        let mut link = self.bucket(key)?.load(Ordering::Acquire);
+        for _ in 0..WALK_MAX {
+            let (slot, record) = self.link(link)?;
+            if has(record, wanted) {
+                return Some(slot);
+            }
+            link = record.next.load(Ordering::Acquire);
+        }
+        None
+    }
+
+    /// Whether `key` was the last one entered at `slot`.
+    pub(crate) fn has_key(&self, slot: u32, key: BlockKey) -> bool {
+        let record = self.0.record(slot);
+        record.is_some_and(|record| has(record, halves(key)))
     }
 
     /// The key last entered at `slot`.
@@ -57,8 +67,7 @@ impl Index {
     fn chain(&self, key: BlockKey) -> impl Iterator<Item = (u32, &SlotRecord)> {
         let first = self.bucket(key).map_or(0, |b| b.load(Ordering::Acquire));
         std::iter::successors(self.link(first), |(_, record)| {
-            let next = record.next.load(Ordering::Acquire);
-            self.link(u32::try_from(next).unwrap_or(0))
+            self.link(record.next.load(Ordering::Acquire))
         })
     }
 
@@ -114,7 +123,7 @@ impl IndexWriter {
             half.store(new, Ordering::Release);
         }
         let first = bucket.load(Ordering::Acquire);
-        record.next.store(first.into(), Ordering::Release);
+        record.next.store(first, Ordering::Release);
         bucket.store(slot + 1, Ordering::Release);
         self.entries += 1;
     }
@@ -132,9 +141,9 @@ impl IndexWriter {
         let link = slot + 1;
         match before {
             None if bucket.load(Ordering::Acquire) == link => {
-                bucket.store(u32::try_from(next).unwrap_or(0), Ordering::Release);
+                bucket.store(next, Ordering::Release);
             }
-            Some((_, record)) if record.next.load(Ordering::Acquire) == u64::from(link) => {
+            Some((_, record)) if record.next.load(Ordering::Acquire) == link => {
                 record.next.store(next, Ordering::Release);
             }
             _ => return None,
@@ -154,13 +163,19 @@ impl IndexWriter {
             let mut link = bucket.swap(0, Ordering::AcqRel);
             while let Some((slot, record)) = index.link(link) {
                 slots.push(slot);
-                let next = record.next.load(Ordering::Acquire);
-                link = u32::try_from(next).unwrap_or(0);
+                link = record.next.load(Ordering::Acquire);
             }
         }
         self.entries = 0;
         slots
     }
+}
+
+fn has(record: &SlotRecord, wanted: [u64; 2]) -> bool {
+    let halves = record.key.iter().zip(wanted);
+    halves.fold(true, |same, (half, wanted)| {
+        same & (half.load(Ordering::Acquire) == wanted)
+    })
 }
 
 fn halves(key: BlockKey) -> [u64; 2] {

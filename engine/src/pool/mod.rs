@@ -15,6 +15,7 @@ pub(crate) mod catalogue;
 mod counters;
 mod eviction;
 mod free_slots;
+pub(crate) mod holders;
 mod index;
 mod lease;
 pub(crate) mod pins;
@@ -34,8 +35,9 @@ use crate::session::{SessionError, SessionId};
 use crate::sync::{Mutex, lock};
 use adoption::Survivor;
 use catalogue::{Catalogue, HeldBlock};
+use holders::SlotHolder;
 use pins::HolderGuard;
-use slot_table::{HolderBit, SealedSlot};
+use slot_table::SealedSlot;
 use state::State;
 
 pub use counters::{PoolCounters, PoolGauges};
@@ -89,18 +91,18 @@ impl Pool {
     #[must_use]
     pub fn new(segment: Arc<SharedSegment>, options: PoolOptions) -> Self {
         let rows = segment.geometry().rows();
-        let pool = Self::without_rows(segment, options, 1);
+        let pool = Self::without_rows(segment, options);
         pool.grow(0..rows);
         pool
     }
 
-    /// A pool that has none of the rows of `segment` yet, in the given life of its memory.
-    pub(crate) fn without_rows(
-        segment: Arc<SharedSegment>,
-        options: PoolOptions,
-        life: u64,
-    ) -> Self {
-        let catalogue = Arc::new(Catalogue::new(segment, life));
+    /// A pool that has none of the rows of `segment` yet; a life of its memory begins.
+    pub(crate) fn without_rows(segment: Arc<SharedSegment>, options: PoolOptions) -> Self {
+        let catalogue = Arc::new(Catalogue::new(segment));
+        catalogue.prove_nothing();
+        for holder in [SlotHolder::POOL, SlotHolder::SCRUB] {
+            catalogue.slots.enter(holder);
+        }
         let state = Mutex::new(State::new(&catalogue, options));
         Self { catalogue, state }
     }
@@ -126,8 +128,8 @@ impl Pool {
         lock(&self.state).last_use(&self.catalogue, rows)
     }
 
-    /// A session of an engine in another process, which has this bit in every pool.
-    pub(crate) fn open_session_as(&self, holder: HolderBit, events: bool) -> SessionId {
+    /// A session of an engine in another process, which is this holder in every pool.
+    pub(crate) fn open_session_as(&self, holder: SlotHolder, events: bool) -> SessionId {
         lock(&self.state).sessions.open_as(holder, events)
     }
 

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::Pool;
-use super::slot_table::HolderBit;
+use super::holders::SlotHolder;
 
 /// The thread that scrubs; it ends when this is dropped.
 #[derive(Debug)]
@@ -79,14 +79,14 @@ fn scrub_row(pool: &Pool, row: u32) {
     let Some(sealed) = catalogue.slots.evictable(row) else {
         return;
     };
-    let Some(slot) = catalogue.slots.hold(row, HolderBit::SCRUB) else {
+    let Some(slot) = catalogue.slots.hold(row, SlotHolder::SCRUB) else {
         return;
     };
     let intact = slot != sealed.slot_ref() || catalogue.bytes_match(slot);
     if intact {
         catalogue.note_proven(row);
     }
-    catalogue.slots.let_go(row, HolderBit::SCRUB);
+    catalogue.slots.let_go(row, SlotHolder::SCRUB);
     pool.note_scrubbed();
     if !intact {
         pool.drop_if_unused(sealed);

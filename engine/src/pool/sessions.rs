@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::PoolEvent;
 use super::catalogue::{Catalogue, Progress};
+use super::holders::SlotHolder;
 use super::pins::HolderGuard;
-use super::slot_table::{FillingSlot, HolderBit};
+use super::slot_table::FillingSlot;
 use crate::session::{SessionError, SessionId};
 use crate::sync::{Mutex, lock};
 
@@ -18,7 +19,7 @@ const EVENTS_MAX: usize = 1 << 18;
 
 #[derive(Debug)]
 struct SessionState {
-    holder: HolderBit,
+    holder: SlotHolder,
     /// What the engine fills, in the order in which its workers do.
     fillings: VecDeque<FillingSlot>,
     /// Whether the engine may never have heard of them: it is in another process.
@@ -39,33 +40,33 @@ pub(super) enum Saved {
 pub(super) struct Sessions {
     open: BTreeMap<SessionId, SessionState>,
     opened: u64,
-    /// Bits of holders that are given out: also of sessions that have ended, as long as something is
-    /// pinned under theirs.
-    bits: Arc<Mutex<Vec<HolderBit>>>,
+    /// Holders that are given out: also those of sessions that have ended, as long as something is
+    /// pinned by them.
+    holders: Arc<Mutex<Vec<SlotHolder>>>,
 }
 
 impl Sessions {
     pub(super) fn open(&mut self, events: bool) -> Result<(SessionId, HolderGuard), SessionError> {
-        let bit = {
-            let mut given = lock(&self.bits);
-            let mut bits = (0..).map_while(HolderBit::of_session);
-            let free = bits.find(|bit| !given.contains(bit));
-            let max = HolderBit::SESSIONS;
-            let bit = free.ok_or(SessionError::TooMany { max })?;
-            given.push(bit);
-            bit
+        let holder = {
+            let mut given = lock(&self.holders);
+            let mut all = (0..).map_while(SlotHolder::of_session);
+            let free = all.find(|holder| !given.contains(holder));
+            let max = SlotHolder::SESSIONS;
+            let holder = free.ok_or(SessionError::TooMany { max })?;
+            given.push(holder);
+            holder
         };
-        let given = Some(Arc::clone(&self.bits));
-        let guard = HolderGuard { bit, given };
-        Ok((self.add(bit, events, false), guard))
+        let given = Some(Arc::clone(&self.holders));
+        let guard = HolderGuard { holder, given };
+        Ok((self.add(holder, events, false), guard))
     }
 
-    /// A session of an engine in another process, which has this bit in every pool.
-    pub(super) fn open_as(&mut self, holder: HolderBit, events: bool) -> SessionId {
+    /// A session of an engine in another process, which is this holder in every pool.
+    pub(super) fn open_as(&mut self, holder: SlotHolder, events: bool) -> SessionId {
         self.add(holder, events, true)
     }
 
-    fn add(&mut self, holder: HolderBit, events: bool, is_elsewhere: bool) -> SessionId {
+    fn add(&mut self, holder: SlotHolder, events: bool, is_elsewhere: bool) -> SessionId {
         self.opened += 1;
         let id = SessionId::new(self.opened);
         let state = SessionState {
@@ -78,8 +79,8 @@ impl Sessions {
         id
     }
 
-    /// The bit of a session that is open.
-    pub(super) fn holder(&self, id: SessionId) -> Option<HolderBit> {
+    /// What a session that is open holds slots as.
+    pub(super) fn holder(&self, id: SessionId) -> Option<SlotHolder> {
         self.open.get(&id).map(|state| state.holder)
     }
 

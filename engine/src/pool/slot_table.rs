@@ -1,4 +1,4 @@
-//! The life of every slot, in two words of its record.
+//! The life of every slot: a word of its record, and a bit in the bitmap of each who has pinned it.
 //!
 //! ```text
 //!            fill           seal           evict (no holder)
@@ -13,23 +13,22 @@
 //! The states are types where a slot is held ([`FreeSlot`], [`FillingSlot`], [`SealedSlot`]) so that
 //! a wrong transition does not compile.
 //!
-//! One word has the generation and the state, and only the pool writes it. The other has a bit for each
-//! session that has pinned the slot, and only that session writes the bit: it may be in another process,
-//! which asks nobody, and when that dies the pool takes its bits out. What keeps the two from missing
-//! each other is an order: a session sets its bit and then looks at the state, the pool announces that
-//! the slot leaves and then looks at the bits. Whichever was later sees the other. So a pin succeeds
-//! only on a block that stays until it is given back, and a slot with holders is never freed.
+//! The word has the generation and the state, and only the pool writes it. The bits are the sessions',
+//! which may be in other processes and ask nobody ([`super::holders`]). What keeps the two from missing
+//! each other is an order: a session claims a slot by its bit and then looks at the state, the pool
+//! announces that the slot leaves and then looks at the bits. Both put a fence between the two, so
+//! whichever was later sees the other. So a pin succeeds only on a block that stays until it is given
+//! back, and a slot with holders is never freed. One fence does for many claims.
 
 use kvtide_model::SlotRef;
 
 #[cfg(not(loom))]
 use kvtide_segment::SharedSegment;
-#[cfg(all(test, not(loom)))]
-use kvtide_segment::SlotRecord;
 #[cfg(not(loom))]
 use std::sync::Arc;
 
-use crate::sync::{AtomicU64, Ordering, in_order};
+use super::holders::{Holders, SlotHolder};
+use crate::sync::{AtomicU64, Ordering, fence};
 
 /// A slot with no block. Dropping it without giving it back would lose a row.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,29 +73,6 @@ impl SealedSlot {
     }
 }
 
-/// Whose pins a bit of a slot's holders stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct HolderBit(u64);
-
-impl HolderBit {
-    /// Sessions that can have a bit each.
-    pub(crate) const SESSIONS: usize = 62;
-    /// The thread that scrubs.
-    pub(crate) const SCRUB: Self = Self(1 << 62);
-    /// The pool itself, under its lock.
-    pub(crate) const POOL: Self = Self(1 << 63);
-
-    /// The number of the session whose bit it is.
-    pub(crate) fn number(self) -> u32 {
-        self.0.trailing_zeros()
-    }
-
-    /// Of the session with this number, below [`HolderBit::SESSIONS`].
-    pub(crate) fn of_session(number: usize) -> Option<Self> {
-        (number < Self::SESSIONS).then(|| Self(1 << number))
-    }
-}
-
 /// What a slot is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SlotState {
@@ -109,10 +85,12 @@ pub(crate) enum SlotState {
     Doomed,
 }
 
-/// generation (32 bits) | zeros | leaving (1 bit) | state (3 bits)
+/// generation (32 bits) | zeros | filler (8 bits) | zeros | leaving (1 bit) | state (3 bits)
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Word {
     generation: u32,
+    /// Number of the session that fills, or has filled, the slot in this generation.
+    filler: u8,
     state: SlotState,
     /// Whether the pool is about to free it, unless somebody holds it. Whoever held it before sees the
     /// state as it was.
@@ -136,11 +114,12 @@ impl Word {
             SlotState::Doomed => 4,
         };
         let leaving = if self.leaving { LEAVING } else { 0 };
-        u64::from(self.generation) << 32 | leaving | state
+        let filler = u64::from(self.filler) << 8;
+        u64::from(self.generation) << 32 | filler | leaving | state
     }
 
     fn unpack(word: u64) -> Self {
-        let [_, _, _, _, g0, g1, g2, g3] = word.to_le_bytes();
+        let [_, filler, _, _, g0, g1, g2, g3] = word.to_le_bytes();
         let state = match word & 0b111 {
             0 => SlotState::Free,
             1 => SlotState::Filling,
@@ -150,55 +129,48 @@ impl Word {
         };
         Self {
             generation: u32::from_le_bytes([g0, g1, g2, g3]),
+            filler,
             state,
             leaving: word & LEAVING != 0,
         }
     }
 }
 
-/// The two words of a slot.
-struct Words<'a> {
-    state: &'a AtomicU64,
-    holders: &'a AtomicU64,
-}
-
 /// All slots of a pool, as everybody sees them who has the pool's memory.
 #[derive(Debug)]
-pub(crate) struct SlotTable(Storage);
+pub(crate) struct SlotTable {
+    states: Storage,
+    holders: Holders,
+}
 
 #[cfg(not(loom))]
 #[derive(Debug)]
 enum Storage {
     Mapped(Arc<SharedSegment>),
     #[cfg(test)]
-    Heap(Box<[SlotRecord]>),
+    Heap(Box<[AtomicU64]>),
 }
 
 #[cfg(not(loom))]
 impl Storage {
-    fn words(&self, slot: u32) -> Option<Words<'_>> {
-        let record = match self {
-            Self::Mapped(segment) => segment.record(slot)?,
+    fn word(&self, slot: u32) -> Option<&AtomicU64> {
+        match self {
+            Self::Mapped(segment) => Some(&segment.record(slot)?.state),
             #[cfg(test)]
-            Self::Heap(records) => records.get(slot as usize)?,
-        };
-        Some(Words {
-            state: &record.state,
-            holders: &record.holders,
-        })
+            Self::Heap(words) => words.get(slot as usize),
+        }
     }
 }
 
 /// Where loom watches the words.
 #[cfg(loom)]
 #[derive(Debug)]
-struct Storage(Box<[(AtomicU64, AtomicU64)]>);
+struct Storage(Box<[AtomicU64]>);
 
 #[cfg(loom)]
 impl Storage {
-    fn words(&self, slot: u32) -> Option<Words<'_>> {
-        let (state, holders) = self.0.get(slot as usize)?;
-        Some(Words { state, holders })
+    fn word(&self, slot: u32) -> Option<&AtomicU64> {
+        self.0.get(slot as usize)
     }
 }
 
@@ -206,21 +178,36 @@ impl SlotTable {
     /// The slots of the rows of `segment`.
     #[cfg(not(loom))]
     pub(crate) fn of_segment(segment: Arc<SharedSegment>) -> Self {
-        Self(Storage::Mapped(segment))
+        Self {
+            states: Storage::Mapped(Arc::clone(&segment)),
+            holders: Holders::of_segment(segment),
+        }
     }
 
     /// Only the models are for loom.
     #[cfg(loom)]
-    pub(crate) fn of_segment(_: std::sync::Arc<kvtide_segment::SharedSegment>) -> Self {
-        Self(Storage(Box::new([])))
+    pub(crate) fn of_segment(segment: std::sync::Arc<kvtide_segment::SharedSegment>) -> Self {
+        Self {
+            states: Storage(Box::new([])),
+            holders: Holders::of_segment(segment),
+        }
     }
 
-    fn words(&self, slot: u32) -> Option<Words<'_>> {
-        self.0.words(slot)
+    /// One slot, and a few holders.
+    #[cfg(test)]
+    fn of_one() -> (Self, FreeSlot) {
+        let states = Box::new([AtomicU64::new(0)]);
+        #[cfg(not(loom))]
+        let states = Storage::Heap(states);
+        #[cfg(loom)]
+        let states = Storage(states);
+        let holders = Holders::on_heap(2);
+        let table = Self { states, holders };
+        (table, FreeSlot(0))
     }
 
     fn word(&self, slot: u32) -> Option<Word> {
-        let word = self.words(slot)?.state.load(Ordering::Acquire);
+        let word = self.states.word(slot)?.load(Ordering::Acquire);
         Some(Word::unpack(word))
     }
 
@@ -246,82 +233,95 @@ impl SlotTable {
         SlotRef { slot, generation }
     }
 
-    /// Sets a bit of a slot's holders. The slot, if it stays until the bit is taken out; whose block it
-    /// is, the caller has to look now. `None`, and no bit, if it holds and awaits none.
-    pub(crate) fn hold(&self, slot: u32, holder: HolderBit) -> Option<SlotRef> {
-        let words = self.words(slot)?;
-        // The bit before the look: see the module's documentation.
-        words.holders.fetch_or(holder.0, Ordering::SeqCst);
-        in_order();
-        let word = Word::unpack(words.state.load(Ordering::SeqCst));
-        if !word.takes_pins() {
-            self.let_go(slot, holder);
-            return None;
-        }
-        let generation = word.generation;
-        Some(SlotRef { slot, generation })
+    /// Whoever pins calls this before, once.
+    pub(crate) fn enter(&self, holder: SlotHolder) {
+        self.holders.enter(holder);
     }
 
-    /// The same of a slot that the caller holds.
-    pub(crate) fn held(&self, slot: u32) -> Option<SlotRef> {
+    /// Claims a slot, whatever it has; see [`SlotTable::claimed`].
+    pub(crate) fn claim(&self, slot: u32, holder: SlotHolder) {
+        self.holders.set(slot, holder);
+    }
+
+    /// Makes the claims of this thread known, before it looks what they are on.
+    pub(crate) fn publish_claims() {
+        fence(Ordering::SeqCst);
+    }
+
+    /// What a slot has that was claimed and published: it stays until the claim is given up. Whose block
+    /// it is, the caller has to look now. `None` if it has and awaits none, and then the claim is to be
+    /// given up.
+    pub(crate) fn claimed(&self, slot: u32) -> Option<(SlotRef, SlotState)> {
+        let word = self.word(slot)?;
+        let generation = word.generation;
+        word.takes_pins()
+            .then_some((SlotRef { slot, generation }, word.state))
+    }
+
+    /// Claims one slot and publishes that. The slot, if it stays until it is let go; whose block it is,
+    /// the caller has to look now. `None`, and no claim, if it has and awaits none.
+    pub(crate) fn hold(&self, slot: u32, holder: SlotHolder) -> Option<SlotRef> {
+        self.claim(slot, holder);
+        Self::publish_claims();
+        let claimed = self.claimed(slot);
+        if claimed.is_none() {
+            self.let_go(slot, holder);
+        }
+        claimed.map(|(slot, _)| slot)
+    }
+
+    /// What a slot has that the caller holds: it may be leaving in vain.
+    pub(crate) fn held(&self, slot: u32) -> Option<(SlotRef, SlotState)> {
         let word = self.word(slot)?;
         let generation = word.generation;
         let live = matches!(word.state, SlotState::Filling | SlotState::Sealed);
-        live.then_some(SlotRef { slot, generation })
+        live.then_some((SlotRef { slot, generation }, word.state))
     }
 
-    /// Takes a bit out of all slots in `slots`: its session is gone.
-    pub(crate) fn let_go_all(&self, slots: std::ops::Range<u32>, holder: HolderBit) {
-        for slot in slots {
-            if let Some(words) = self.words(slot)
-                && words.holders.load(Ordering::Acquire) & holder.0 != 0
-            {
-                words.holders.fetch_and(!holder.0, Ordering::Release);
-            }
-        }
+    /// Gives a claim up.
+    pub(crate) fn let_go(&self, slot: u32, holder: SlotHolder) {
+        self.holders.take_out(slot, holder);
     }
 
-    /// Takes a bit out again.
-    pub(crate) fn let_go(&self, slot: u32, holder: HolderBit) {
-        if let Some(words) = self.words(slot) {
-            // What was read of the row was read before.
-            words.holders.fetch_and(!holder.0, Ordering::Release);
-        }
+    /// Gives up all claims of a session that is gone.
+    pub(crate) fn let_go_all(&self, holder: SlotHolder) {
+        self.holders.leave(holder);
+    }
+
+    /// A bit for each who holds `slot`.
+    pub(crate) fn holders(&self, slot: u32) -> u64 {
+        self.holders.of(slot)
     }
 
     /// Whether `holder` is the only one that holds `slot`.
-    pub(crate) fn is_held_by_one(&self, slot: u32, holder: HolderBit) -> bool {
-        self.words(slot)
-            .is_some_and(|words| words.holders.load(Ordering::Acquire) == holder.0)
+    pub(crate) fn is_held_by_one(&self, slot: u32, holder: SlotHolder) -> bool {
+        self.holders.of(slot) == holder.bit()
+    }
+
+    /// Number of the session that fills, or has filled, the block that `slot` has.
+    pub(crate) fn filler(&self, slot: u32) -> u8 {
+        self.word(slot).map_or(u8::MAX, |word| word.filler)
     }
 
     // ---- for the pool alone, under its lock
 
     /// Whether `slot` is sealed, in any generation, and nobody holds it; the generation it has.
     pub(crate) fn evictable(&self, slot: u32) -> Option<SealedSlot> {
-        let words = self.words(slot)?;
-        let word = Word::unpack(words.state.load(Ordering::Acquire));
-        let held = words.holders.load(Ordering::Acquire) != 0;
-        (word.state == SlotState::Sealed && !held).then_some(SealedSlot(SlotRef {
+        let word = self.word(slot)?;
+        let is_free = word.state == SlotState::Sealed && self.holders.of(slot) == 0;
+        is_free.then_some(SealedSlot(SlotRef {
             slot,
             generation: word.generation,
         }))
     }
 
-    /// Whether anybody holds `slot`.
-    #[cfg(all(test, loom))]
-    fn is_held(&self, slot: u32) -> bool {
-        self.words(slot)
-            .is_some_and(|words| words.holders.load(Ordering::Acquire) != 0)
+    /// Gives up all claims of an earlier life of the pool but those of the `living`.
+    pub(crate) fn keep_only(&self, living: &[SlotHolder]) {
+        self.holders.keep_only(living);
     }
 
-    /// What an earlier life of the pool left in a slot: its reference and its state. Bits of others than
-    /// the `living` are taken out.
-    pub(crate) fn adopt(&self, slot: u32, living: &[HolderBit]) -> (SlotRef, SlotState) {
-        let bits = living.iter().fold(0, |bits, bit| bits | bit.0);
-        if let Some(words) = self.words(slot) {
-            words.holders.fetch_and(bits, Ordering::AcqRel);
-        }
+    /// What an earlier life of the pool left in a slot: its reference and its state.
+    pub(crate) fn adopt(&self, slot: u32) -> (SlotRef, SlotState) {
         let state = self.word(slot).map_or(SlotState::Free, |word| word.state);
         let current = self.current(slot);
         // It may have been leaving.
@@ -350,19 +350,28 @@ impl SlotTable {
         FillingSlot(slot)
     }
 
-    /// A slot of a pool that holds nothing, whatever it was in before. Its generation goes on, and bits
-    /// stay: a session that is about to find out that nothing is there takes its own out.
+    /// A slot of a pool that holds nothing, whatever it was in before. Its generation goes on, and so do
+    /// claims: a session that is about to find out that nothing is there gives its own up.
     pub(crate) fn reset(&self, slot: u32) -> FreeSlot {
         self.set(self.current(slot), SlotState::Free);
         FreeSlot(slot)
     }
 
-    /// Free → Filling, in a new generation.
-    pub(crate) fn fill(&self, slot: FreeSlot) -> FillingSlot {
+    /// Free → Filling, in a new generation, by a session.
+    pub(crate) fn fill(&self, slot: FreeSlot, filler: SlotHolder) -> FillingSlot {
         let slot = self.current(slot.0);
         let generation = slot.generation.wrapping_add(1);
         let filling = SlotRef { generation, ..slot };
-        self.set(filling, SlotState::Filling);
+        self.store(
+            slot.slot,
+            Word {
+                generation,
+                filler: filler.number(),
+                state: SlotState::Filling,
+                leaving: false,
+            },
+            Ordering::Release,
+        );
         FillingSlot(filling)
     }
 
@@ -411,19 +420,19 @@ impl SlotTable {
 
     /// Frees a slot that has `state`, if nobody holds it.
     fn leave(&self, slot: SlotRef, state: SlotState) -> Option<FreeSlot> {
-        let words = self.words(slot.slot)?;
-        if self.state(slot) != Some(state) || words.holders.load(Ordering::Acquire) != 0 {
+        let word = self.word(slot.slot)?;
+        let is_meant = word.generation == slot.generation && word.state == state;
+        if !is_meant || self.holders.of(slot.slot) != 0 {
             return None;
         }
         let leaving = Word {
-            generation: slot.generation,
-            state,
             leaving: true,
+            ..word
         };
+        self.store(slot.slot, leaving, Ordering::Relaxed);
         // The word before the look: see the module's documentation.
-        words.state.store(leaving.pack(), Ordering::SeqCst);
-        in_order();
-        if words.holders.load(Ordering::SeqCst) != 0 {
+        fence(Ordering::SeqCst);
+        if self.holders.of(slot.slot) != 0 {
             self.set(slot, state);
             return None;
         }
@@ -431,39 +440,50 @@ impl SlotTable {
         Some(FreeSlot(slot.slot))
     }
 
+    /// Of the same filler as before.
     fn set(&self, slot: SlotRef, state: SlotState) {
         let word = Word {
             generation: slot.generation,
+            filler: self.filler(slot.slot),
             state,
             leaving: false,
         };
-        if let Some(words) = self.words(slot.slot) {
-            words.state.store(word.pack(), Ordering::Release);
+        self.store(slot.slot, word, Ordering::Release);
+    }
+
+    fn store(&self, slot: u32, word: Word, ordering: Ordering) {
+        if let Some(place) = self.states.word(slot) {
+            place.store(word.pack(), ordering);
         }
     }
 }
 
+/// Sessions that may pin in `table`.
 #[cfg(test)]
-#[cfg(not(loom))]
+fn two_sessions(table: &SlotTable) -> [SlotHolder; 2] {
+    let sessions = [0, 1].map(|n| SlotHolder::of_session(n).unwrap());
+    sessions.iter().for_each(|&each| table.enter(each));
+    sessions
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
-    const A: HolderBit = HolderBit(1);
-    const B: HolderBit = HolderBit(2);
-
-    fn table() -> (SlotTable, FreeSlot) {
-        let records = Box::new([SlotRecord::default()]);
-        (SlotTable(Storage::Heap(records)), FreeSlot(0))
+    fn table() -> (SlotTable, FreeSlot, [SlotHolder; 2]) {
+        let (table, free) = SlotTable::of_one();
+        let sessions = two_sessions(&table);
+        (table, free, sessions)
     }
 
     #[test]
     fn an_abandoned_slot_is_not_freed_before_its_writer_is_done() {
-        let (table, free) = table();
-        let filling = table.fill(free);
+        let (table, free, [a, _]) = table();
+        let filling = table.fill(free, a);
         let slot = filling.slot_ref();
-        assert!(table.hold(0, A).is_some());
+        assert!(table.hold(0, a).is_some());
         assert!(table.doom(slot));
-        table.let_go(0, A);
+        table.let_go(0, a);
         assert_eq!(table.release(slot), None, "it is still written");
         assert_eq!(table.seal(&filling), None);
         assert!(table.release(slot).is_some());
@@ -471,44 +491,35 @@ mod tests {
 
     #[test]
     fn a_slot_goes_through_its_life_and_a_held_one_is_not_evicted() {
-        let (table, free) = table();
-        assert_eq!(table.hold(0, A), None, "there is nothing in it");
-        let filling = table.fill(free);
+        let (table, free, [a, b]) = table();
+        assert_eq!(table.hold(0, a), None, "there is nothing in it");
+        let filling = table.fill(free, a);
         let first = filling.slot_ref();
-        assert_eq!(table.hold(0, A), Some(first));
+        assert_eq!(table.hold(0, a), Some(first));
         let sealed = table.seal(&filling).unwrap();
-        assert_eq!(table.hold(0, B), Some(first));
-        table.let_go(0, B);
+        assert_eq!(table.hold(0, b), Some(first));
+        table.let_go(0, b);
         assert_eq!(table.evict(sealed), None, "one still holds it");
         assert_eq!(table.state(first), Some(SlotState::Sealed));
-        table.let_go(0, A);
-        let again = table.fill(table.evict(sealed).unwrap());
+        table.let_go(0, a);
+        let again = table.fill(table.evict(sealed).unwrap(), b);
         assert_eq!(table.state(first), None, "the block that was meant is gone");
         assert_eq!(table.state(again.slot_ref()), Some(SlotState::Filling));
     }
 
     #[test]
     fn a_doomed_slot_is_freed_when_nobody_holds_it() {
-        let (table, free) = table();
-        let filling = table.fill(free);
+        let (table, free, [a, b]) = table();
+        let filling = table.fill(free, a);
         let slot = filling.slot_ref();
         table.seal(&filling).unwrap();
-        assert!(table.hold(0, A).is_some() && table.hold(0, B).is_some());
+        assert!(table.hold(0, a).is_some() && table.hold(0, b).is_some());
         assert!(table.doom(slot));
-        assert_eq!(table.hold(0, B), None, "doomed slots take no new pins");
+        assert_eq!(table.hold(0, b), None, "doomed slots take no new pins");
         assert_eq!(table.release(slot), None);
-        assert!(table.is_held_by_one(0, A));
-        table.let_go(0, A);
+        assert!(table.is_held_by_one(0, a));
+        table.let_go(0, a);
         assert!(table.release(slot).is_some());
-    }
-
-    #[test]
-    fn sessions_have_a_bit_each_and_none_has_that_of_the_pool() {
-        let bits: Vec<_> = (0..70).filter_map(HolderBit::of_session).collect();
-        assert_eq!(bits.len(), HolderBit::SESSIONS);
-        let all = bits.iter().fold(0, |all, bit| all | bit.0);
-        assert_eq!(all.count_ones(), 62);
-        assert_eq!(all & (HolderBit::POOL.0 | HolderBit::SCRUB.0), 0);
     }
 }
 
@@ -519,24 +530,21 @@ mod models {
     use loom::sync::Arc;
     use loom::thread;
 
-    const A: HolderBit = HolderBit(1);
-    const B: HolderBit = HolderBit(2);
-
-    fn sealed_table() -> (Arc<SlotTable>, SealedSlot) {
-        let words = (AtomicU64::new(0), AtomicU64::new(0));
-        let table = SlotTable(Storage(Box::new([words])));
-        let filling = table.fill(FreeSlot(0));
+    fn sealed_table() -> (Arc<SlotTable>, SealedSlot, [SlotHolder; 2]) {
+        let (table, free) = SlotTable::of_one();
+        let [a, b] = two_sessions(&table);
+        let filling = table.fill(free, a);
         let sealed = table.seal(&filling).unwrap();
-        (Arc::new(table), sealed)
+        (Arc::new(table), sealed, [a, b])
     }
 
     #[test]
     fn a_slot_is_never_both_held_and_evicted() {
         loom::model(|| {
-            let (table, sealed) = sealed_table();
+            let (table, sealed, [a, b]) = sealed_table();
             let session = {
                 let table = Arc::clone(&table);
-                thread::spawn(move || table.hold(0, A).is_some())
+                thread::spawn(move || table.hold(0, a).is_some())
             };
             let evicted = table.evict(sealed).is_some();
             let held = session.join().unwrap();
@@ -547,17 +555,17 @@ mod models {
     #[test]
     fn a_pin_that_succeeds_is_on_the_block_that_the_slot_then_has() {
         loom::model(|| {
-            let (table, sealed) = sealed_table();
+            let (table, sealed, [a, b]) = sealed_table();
             let session = {
                 let table = Arc::clone(&table);
-                thread::spawn(move || table.hold(0, A))
+                thread::spawn(move || table.hold(0, a))
             };
             // Evicted if it can be, and filled with the next block at once.
-            let next = table.evict(sealed).map(|free| table.fill(free));
+            let next = table.evict(sealed).map(|free| table.fill(free, a));
             if let Some(slot) = session.join().unwrap() {
                 let now = next.map_or(sealed.0, |filling| filling.slot_ref());
                 assert_eq!(slot, now);
-                assert!(table.is_held(0));
+                assert_ne!(table.holders(0), 0);
             }
         });
     }
@@ -565,19 +573,19 @@ mod models {
     #[test]
     fn of_two_sessions_neither_takes_out_the_others_bit() {
         loom::model(|| {
-            let (table, sealed) = sealed_table();
+            let (table, sealed, [a, b]) = sealed_table();
             let other = {
                 let table = Arc::clone(&table);
                 thread::spawn(move || {
-                    if table.hold(0, B).is_some() {
-                        table.let_go(0, B);
+                    if table.hold(0, b).is_some() {
+                        table.let_go(0, b);
                     }
                 })
             };
-            let held = table.hold(0, A).is_some();
+            let held = table.hold(0, a).is_some();
             assert!(held, "nobody evicts it");
             other.join().unwrap();
-            assert!(table.is_held_by_one(0, A));
+            assert!(table.is_held_by_one(0, a));
             assert!(table.evict(sealed).is_none());
         });
     }
@@ -587,10 +595,10 @@ mod models {
     #[should_panic(expected = "both held and evicted")]
     fn control_check_then_act_is_caught() {
         loom::model(|| {
-            let (table, sealed) = sealed_table();
+            let (table, sealed, [a, b]) = sealed_table();
             let session = {
                 let table = Arc::clone(&table);
-                thread::spawn(move || table.hold(0, A).is_some())
+                thread::spawn(move || table.hold(0, a).is_some())
             };
             let evicted = table.evictable(0).is_some();
             if evicted {

@@ -9,9 +9,10 @@ use kvtide_model::{BlockKey, SlotRef};
 use super::catalogue::{Catalogue, Progress};
 use super::eviction::{self, EvictionPolicy};
 use super::free_slots::FreeSlots;
+use super::holders::SlotHolder;
 use super::index::IndexWriter;
 use super::sessions::{Saved, Sessions};
-use super::slot_table::{FillingSlot, FreeSlot, HolderBit, SlotState, SlotTable};
+use super::slot_table::{FillingSlot, FreeSlot, SlotState, SlotTable};
 use super::{Filling, PoolCounters, PoolEvent, PoolOptions};
 use crate::session::SessionId;
 
@@ -140,16 +141,15 @@ impl State {
                 break; // What follows could not be used without this block.
             };
             self.index.insert(each.key, free.number());
-            catalogue.note_filler(free.number(), filler);
             catalogue.note_used(free.number(), self.now);
-            filling.push(slots.fill(free));
+            filling.push(slots.fill(free, filler));
         }
         // A chain is useless without its head, so the head is entered last and evicted last.
         for (slot, each) in filling.iter().zip(missing).rev() {
             self.policy.insert(slot.slot_ref().slot, each.key);
         }
         for slot in pinned {
-            slots.let_go(slot, HolderBit::POOL);
+            slots.let_go(slot, SlotHolder::POOL);
         }
         let begun = filling.iter().zip(missing).map(|(slot, missing)| Filling {
             at: missing.at,
@@ -357,8 +357,16 @@ impl State {
 /// Holds those of `slots` that have or await a block, so that the pool does not give them up; the
 /// slots that are held now.
 fn hold_all(slots: &SlotTable, each: &[u32]) -> Vec<u32> {
-    let held = each
-        .iter()
-        .filter(|&&slot| slots.hold(slot, HolderBit::POOL).is_some());
+    for &slot in each {
+        slots.claim(slot, SlotHolder::POOL);
+    }
+    SlotTable::publish_claims();
+    let held = each.iter().filter(|&&slot| {
+        let stays = slots.claimed(slot).is_some();
+        if !stays {
+            slots.let_go(slot, SlotHolder::POOL);
+        }
+        stays
+    });
     held.copied().collect()
 }

@@ -12,6 +12,15 @@ use crate::size::size;
 pub(crate) const ROW_ALIGN_BYTES: usize = 4096;
 /// Most rows: their numbers, and one more, are 31 bits.
 const ROWS_MAX: u32 = (1 << 31) - 1;
+/// Holders that may have a bit for every row.
+pub(crate) const HOLDERS_MAX: usize = 64;
+/// Bits for every row: one of each holder, and one that says whether its bytes are proven.
+pub(crate) const BITMAPS: usize = HOLDERS_MAX + 1;
+/// Rows of which a word of a bitmap speaks.
+const WORD_ROWS: u32 = u64::BITS;
+const WORD_BYTES: usize = size_of::<u64>();
+/// A line of the processor's cache: what different processes write lies in different ones.
+const LINE_BYTES: usize = 64;
 /// The segment's own header.
 pub(crate) const HEADER_BYTES: usize = 4096;
 
@@ -136,7 +145,8 @@ impl RowGeometry {
     /// The same rows, `rows` of them; `None` if they are more than can be addressed.
     #[must_use]
     pub fn with_rows(self, rows: u32) -> Option<Self> {
-        let per_row = self.row_stride_bytes() + self.row_table_bytes() + 2 * BUCKET_BYTES;
+        let bits = BITMAPS.div_ceil(8);
+        let per_row = self.row_stride_bytes() + self.row_table_bytes() + 2 * BUCKET_BYTES + bits;
         let bytes = (rows as usize).checked_mul(per_row)?;
         let addressable = (1..=ROWS_MAX).contains(&rows) && bytes < usize::MAX / 8;
         addressable.then_some(Self { rows, ..self })
@@ -225,7 +235,7 @@ impl RowGeometry {
             let start = HEADER_BYTES + start;
             start + rows.start as usize * each..start + rows.end as usize * each
         };
-        let headers = self.records_offset() + self.rows as usize * SLOT_RECORD_BYTES;
+        let headers = self.shard_headers_offset();
         [
             0..HEADER_BYTES + self.records_offset(),
             of(self.records_offset(), SLOT_RECORD_BYTES),
@@ -246,35 +256,47 @@ impl RowGeometry {
         SLOT_RECORD_BYTES + self.ranks as usize * SHARD_HEADER_BYTES
     }
 
-    /// Bytes of all tables about rows (buckets, slots' records, shards' headers), padding included.
+    /// Bytes of all tables about rows (buckets, bitmaps, slots' records, shards' headers), padding
+    /// included.
     #[must_use]
     pub fn table_bytes(&self) -> usize {
         let rows = self.rows as usize * self.row_table_bytes();
         (self.records_offset() + rows).next_multiple_of(ROW_ALIGN_BYTES)
     }
 
-    /// Offset in the tables of a bucket of the index; `None` when out of range.
-    pub(crate) fn bucket_offset(&self, bucket: u32) -> Option<usize> {
-        (bucket < self.buckets()).then(|| bucket as usize * BUCKET_BYTES)
+    /// Offset in the tables of the word that says which holders there are; bitmaps follow, a line
+    /// later.
+    pub(crate) fn in_use_offset(&self) -> usize {
+        (self.buckets() as usize * BUCKET_BYTES).next_multiple_of(LINE_BYTES)
+    }
+
+    /// Words of each bitmap.
+    #[must_use]
+    pub fn bitmap_words(&self) -> u32 {
+        self.rows.div_ceil(WORD_ROWS)
+    }
+
+    /// Words from one bitmap to the next.
+    pub(crate) fn bitmap_stride_words(&self) -> usize {
+        let words = self.bitmap_words() as usize;
+        words.next_multiple_of(LINE_BYTES / WORD_BYTES)
+    }
+
+    /// Offset in the tables of the bitmaps: those of the holders come first, then that of the rows that
+    /// are proven.
+    pub(crate) fn bitmaps_offset(&self) -> usize {
+        self.in_use_offset() + LINE_BYTES
     }
 
     /// Offset in the tables of the first slot's record.
-    fn records_offset(&self) -> usize {
-        (self.buckets() as usize * BUCKET_BYTES).next_multiple_of(ROW_ALIGN_BYTES)
+    pub(crate) fn records_offset(&self) -> usize {
+        let bitmaps = BITMAPS * self.bitmap_stride_words() * WORD_BYTES;
+        (self.bitmaps_offset() + bitmaps).next_multiple_of(ROW_ALIGN_BYTES)
     }
 
-    /// Offset in the tables of the record of slot `row`; `None` when out of range.
-    pub(crate) fn record_offset(&self, row: u32) -> Option<usize> {
-        (row < self.rows).then(|| self.records_offset() + row as usize * SLOT_RECORD_BYTES)
-    }
-
-    /// Offset in the tables of `rank`'s header of `row`; `None` when out of range.
-    pub(crate) fn shard_header_offset(&self, row: u32, rank: u32) -> Option<usize> {
-        (row < self.rows && rank < self.ranks).then(|| {
-            let headers = self.records_offset() + self.rows as usize * SLOT_RECORD_BYTES;
-            let index = row as usize * self.ranks as usize + rank as usize;
-            headers + index * SHARD_HEADER_BYTES
-        })
+    /// Offset in the tables of the first row's headers of shards, one for each rank.
+    pub(crate) fn shard_headers_offset(&self) -> usize {
+        self.records_offset() + self.rows as usize * SLOT_RECORD_BYTES
     }
 
     /// Offset of the tables in a segment of one engine, behind the board.
@@ -344,7 +366,7 @@ mod tests {
             error,
             GeometryError::TooSmall {
                 capacity_bytes: 1 << 20,
-                needed_bytes: 4096 + 4096 + 8192 + (4 << 20)
+                needed_bytes: 4096 + 4096 + 12288 + (4 << 20)
             }
         );
     }
@@ -378,12 +400,17 @@ mod tests {
             prop_assert!(end <= g.total_bytes());
             prop_assert_eq!(g.data_offset() % ROW_ALIGN_BYTES, 0);
             prop_assert_eq!(g.shard_offset(last, 0).unwrap() % ROW_ALIGN_BYTES, 0);
-            let headers = g.shard_header_offset(0, 0).unwrap();
-            prop_assert!(g.record_offset(last).unwrap() + SLOT_RECORD_BYTES <= headers);
-            let table_end = g.shard_header_offset(last, ranks - 1).unwrap() + SHARD_HEADER_BYTES;
-            prop_assert!(table_end <= g.table_bytes());
-            let buckets = g.bucket_offset(g.buckets() - 1).unwrap() + BUCKET_BYTES;
-            prop_assert!(buckets <= g.record_offset(0).unwrap());
+            let rows = g.rows() as usize;
+            let buckets = g.buckets() as usize * BUCKET_BYTES;
+            prop_assert!(buckets <= g.in_use_offset());
+            prop_assert!(g.in_use_offset() + WORD_BYTES <= g.bitmaps_offset());
+            prop_assert!(g.bitmap_words() as usize * 64 >= rows);
+            let bits = BITMAPS * g.bitmap_stride_words() * WORD_BYTES;
+            prop_assert!(g.bitmaps_offset() + bits <= g.records_offset());
+            let records = rows * SLOT_RECORD_BYTES;
+            prop_assert!(g.records_offset() + records <= g.shard_headers_offset());
+            let headers = rows * ranks as usize * SHARD_HEADER_BYTES;
+            prop_assert!(g.shard_headers_offset() + headers <= g.table_bytes());
             let board = g.board_offset(LOAD_PLACES - 1, ranks - 1).unwrap() + PLACE_BYTES;
             prop_assert!(board <= g.board_bytes());
             prop_assert!(g.shard_offset(g.rows(), 0).is_none());

@@ -14,7 +14,7 @@ use crate::holder::Holder;
 use crate::region::Region;
 use crate::shared::SharedSegment;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x04\0");
+const MAGIC: u64 = u64::from_le_bytes(*b"kvtide\x05\0");
 const WORD_BYTES: usize = size_of::<u64>();
 const ROWS_OFFSET: usize = 4 * WORD_BYTES;
 const NONCE_OFFSET: usize = 5 * WORD_BYTES;

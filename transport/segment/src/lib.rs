@@ -1,11 +1,12 @@
 //! The shared host segment: one file on shared memory that holds a pool's rows.
 //!
 //! ```text
-//! 0         4096                                                       data_offset                    end
-//! ├─ header ─┼─ board ─┼─ buckets ─┼─ records ─┼─ shard headers ─┼─ row 0: rank 0 | rank 1 | … pad ─┼ … ─┤
-//!            │         │           │           └ [row][rank], 16 bytes each
-//!            │         │           └ [row], 64 bytes each
-//!            │         └ of the index, 4 bytes each
+//! 0         4096                                                    data_offset                    end
+//! ├─ header ─┼ board ┼ buckets ┼ bitmaps ┼ records ┼ shard headers ─┼─ row 0: rank 0 | rank 1 | … pad ─┼ … ─┤
+//!            │       │         │         │         └ [row][rank], 16 bytes each
+//!            │       │         │         └ [row], 32 bytes each
+//!            │       │         └ [holder][row], a bit each; then [row], whether its bytes are proven
+//!            │       └ of the index, 4 bytes each
 //!            └ [rank][place], 8 bytes each; board, tables and rows each begin on a page
 //! ```
 //!
@@ -38,6 +39,7 @@ mod region;
 mod shard;
 mod shared;
 mod size;
+mod tables;
 
 pub use board::{LOAD_PLACES, LoadEnd};
 pub use checksum::{CHECKSUM_KEYS, digest_piece, shard_checksum};

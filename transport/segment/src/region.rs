@@ -38,6 +38,18 @@ impl Region {
             .then(|| self.map.as_mut_ptr().wrapping_add(self.offset + offset))
     }
 
+    /// `length` of a type from `offset` on; `None` if the region ends before, or nothing of this type can
+    /// lie there.
+    pub(crate) fn array<T: Shared>(&self, offset: usize, length: usize) -> Option<Array<T>> {
+        let first = self.address(offset, length.checked_mul(size_of::<T>())?)?;
+        let first = first.cast::<T>().cast_const();
+        first.is_aligned().then(|| Array {
+            first,
+            length,
+            _map: Arc::clone(&self.map),
+        })
+    }
+
     /// What lies at `offset`; `None` if the region ends before, or nothing of this type can lie there.
     pub(crate) fn shared<T: Shared>(&self, offset: usize) -> Option<&T> {
         let address = self.address(offset, size_of::<T>())?.cast::<T>();
@@ -45,6 +57,31 @@ impl Region {
         // `Shared` consists of atomics, for which any bits and any concurrent access are fine. The map
         // lives as long as `self`.
         address.is_aligned().then(|| unsafe { &*address })
+    }
+}
+
+/// Many of one type, one behind the other in a map, which it keeps.
+#[derive(Debug)]
+pub(crate) struct Array<T> {
+    first: *const T,
+    length: usize,
+    _map: Arc<MmapRaw>,
+}
+
+// SAFETY: it gives out shared references to atomics only, which any thread may use; the map may be
+// dropped on any.
+unsafe impl<T: Shared> Send for Array<T> {}
+// SAFETY: as above.
+unsafe impl<T: Shared> Sync for Array<T> {}
+
+impl<T: Shared> Array<T> {
+    /// The one at `index`; `None` behind the last.
+    #[inline]
+    pub(crate) fn get(&self, index: usize) -> Option<&T> {
+        // SAFETY: `Region::array` saw that `length` of them lie in the map, aligned; the map lives as
+        // long as `self`, and a `Shared` is atomics only, for which any bits and any concurrent access
+        // are fine.
+        (index < self.length).then(|| unsafe { &*self.first.add(index) })
     }
 }
 
@@ -60,7 +97,7 @@ unsafe impl Shared for std::sync::atomic::AtomicU8 {}
 unsafe impl Shared for std::sync::atomic::AtomicU32 {}
 // SAFETY: as above.
 unsafe impl Shared for std::sync::atomic::AtomicU64 {}
-// SAFETY: eight atomic words.
+// SAFETY: five atomics that fill its 32 bytes.
 unsafe impl Shared for crate::record::SlotRecord {}
 // SAFETY: two atomic words.
 unsafe impl Shared for crate::shard::ShardHeader {}

@@ -35,6 +35,7 @@ pub struct ShardState {
 ///
 /// Generations fence writers: one that was held up until its slot was filled anew, by itself or by
 /// somebody else, changes no header any more. Bytes that it still stores are found by the checksum.
+#[derive(Debug)]
 #[repr(C)]
 pub(crate) struct ShardHeader {
     state: AtomicU64,

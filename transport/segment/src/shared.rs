@@ -16,6 +16,7 @@ use crate::mapped::MappedFile;
 use crate::record::SlotRecord;
 use crate::region::Region;
 use crate::shard::{ShardHeader, ShardState};
+use crate::tables::Tables;
 
 /// Populated by one thread at a time; small enough that progress is seen.
 const POPULATE_CHUNK_BYTES: usize = 1 << 30;
@@ -27,8 +28,9 @@ const POPULATE_THREADS_MAX: usize = 8;
 pub struct SharedSegment {
     /// All rows, in memory that may be shared with others.
     pub(crate) rows: Region,
-    /// What the pool knows about them: buckets of its index, slots' records, shards' headers.
-    pub(crate) tables: Region,
+    /// What the pool knows about them: buckets of its index, bits of holders, slots' records, shards'
+    /// headers.
+    tables: Tables,
     /// Where this engine's workers publish the ends of loads.
     pub(crate) board: Region,
     /// What this engine has for itself begins with it.
@@ -89,7 +91,10 @@ impl SharedSegment {
         Some(Self {
             header: part(0, HEADER_BYTES)?,
             board: part(HEADER_BYTES, geometry.board_bytes())?,
-            tables: part(geometry.tables_offset(), geometry.table_bytes())?,
+            tables: Tables::of(
+                &part(geometry.tables_offset(), geometry.table_bytes())?,
+                &geometry,
+            )?,
             rows: part(geometry.data_offset(), geometry.area_bytes())?,
             geometry,
             origin: Origin::Engine(file),
@@ -111,7 +116,10 @@ impl SharedSegment {
             Some(Self {
                 header: part(own, 0, HEADER_BYTES)?,
                 board: part(own, HEADER_BYTES, geometry.board_bytes())?,
-                tables: part(&parts.tables.map, HEADER_BYTES, geometry.table_bytes())?,
+                tables: Tables::of(
+                    &part(&parts.tables.map, HEADER_BYTES, geometry.table_bytes())?,
+                    &geometry,
+                )?,
                 rows: part(memory, parts.data_offset, geometry.area_bytes())?,
                 geometry,
                 origin: Origin::Pool(path.to_owned()),
@@ -233,18 +241,35 @@ impl SharedSegment {
     /// The record of the slot whose row is `row`; `None` when out of range.
     #[must_use]
     pub fn record(&self, row: u32) -> Option<&SlotRecord> {
-        self.tables.shared(self.geometry.record_offset(row)?)
+        self.tables.records.get(row as usize)
     }
 
     /// A bucket of the index over the slots: the first slot in it, plus one; `None` when out of range.
     #[must_use]
     pub fn bucket(&self, bucket: u32) -> Option<&AtomicU32> {
-        self.tables.shared(self.geometry.bucket_offset(bucket)?)
+        self.tables.buckets.get(bucket as usize)
+    }
+
+    /// A bit for each holder that there is; a holder's own are to be looked at only if it is set.
+    #[must_use]
+    pub fn holders_in_use(&self) -> Option<&AtomicU64> {
+        self.tables.in_use()
+    }
+
+    /// A word of the rows that `holder` has pinned, 64 rows each; `None` when out of range.
+    #[must_use]
+    pub fn held_rows(&self, holder: u32, word: u32) -> Option<&AtomicU64> {
+        self.tables.held(holder, word)
+    }
+
+    /// A word of the rows whose bytes are proven to be right, 64 rows each; `None` when out of range.
+    #[must_use]
+    pub fn proven_rows(&self, word: u32) -> Option<&AtomicU64> {
+        self.tables.proven(word)
     }
 
     fn header(&self, row: u32, rank: u32) -> Option<&ShardHeader> {
-        self.tables
-            .shared(self.geometry.shard_header_offset(row, rank)?)
+        self.tables.header(row, rank)
     }
 
     /// A cell of the board of loads; `None` when out of range.

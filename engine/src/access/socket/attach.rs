@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::client::SocketAccess;
 use crate::pool::catalogue::Catalogue;
+use crate::pool::holders::SlotHolder;
 use crate::pool::pins::{HolderGuard, Pins};
-use crate::pool::slot_table::HolderBit;
 use kvtide_model::NamespaceId;
 use kvtide_model::wire::{
     Frame, FrameReader, Geometry, Hello, LONGEST_FRAME, RefusalCode, Refused, Role, SessionToken,
@@ -158,12 +158,16 @@ impl Attachment {
     /// What a session is made of.
     pub(crate) fn into_access(self) -> (SocketAccess, Pins) {
         let welcome = &self.attached.welcome;
-        let (life, _) = welcome.boot.as_chunks::<8>();
-        let life = life.first().map_or(0, |&life| u64::from_le_bytes(life));
-        let catalogue = Arc::new(Catalogue::new(Arc::clone(&self.segment), life));
+        let catalogue = Arc::new(Catalogue::new(Arc::clone(&self.segment)));
         // The daemon gives numbers that there are; with another one nothing could be pinned.
-        let bit = HolderBit::of_session(welcome.session.into()).unwrap_or(HolderBit::SCRUB);
-        let pins = Pins::new(Arc::clone(&catalogue), HolderGuard { bit, given: None });
+        let holder = SlotHolder::of_session(welcome.session.into()).unwrap_or(SlotHolder::SCRUB);
+        let pins = Pins::new(
+            Arc::clone(&catalogue),
+            HolderGuard {
+                holder,
+                given: None,
+            },
+        );
         (
             SocketAccess::new(self.options, self.attached, catalogue),
             pins,

@@ -197,10 +197,6 @@ impl Client {
     }
 
     fn resume(&self, attached: Attached) {
-        let [life, _] = *attached.welcome.boot.as_chunks::<8>().0 else {
-            return;
-        };
-        self.catalogue.begin_life(u64::from_le_bytes(life));
         let mut state = lock(&self.state);
         let inbox = std::mem::take(&mut state.inbox);
         let mut connection = Connection::new(attached.stream, attached.reader, inbox);

@@ -23,7 +23,7 @@ pub struct Welcome {
     pub memory: NonZeroU64,
     /// Takes this session up again.
     pub token: SessionToken,
-    /// The session's number: the engine's bit among the holders of a slot.
+    /// The session's number: the engine's bitmap among the holders of slots.
     pub session: u8,
     /// Whether this is the session that the engine's token named; otherwise it is a new one.
     pub resumed: bool,
@@ -44,7 +44,7 @@ pub struct Welcome {
 impl Welcome {
     /// Longest [`Welcome::server`], in bytes.
     pub const LONGEST_SERVER: usize = 64;
-    /// Sessions that a daemon may have at once: the bits of a slot's holders.
+    /// Sessions that a daemon may have at once: the bitmaps of holders.
     pub const MAX_SESSIONS: u8 = 64;
 }
 
