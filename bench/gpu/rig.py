@@ -226,8 +226,9 @@ class Rig:
         assert load is not None
         [plan] = self.pool.plan_loads([load])
         assert plan is not None
-        moves, lost = plan
-        assert not lost
+        moves, lost, last = plan
+        assert lost is None
+        assert last
         starts = range(0, len(moves), MOVE_BYTES * one_in)
         return load, b"".join(moves[start : start + MOVE_BYTES] for start in starts)
 

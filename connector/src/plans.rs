@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use kvtide_engine::{LoadPlan, Save, SavePlan};
+use kvtide_engine::{LoadPart, Save, SavePlan};
 use kvtide_model::BlockMove;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -16,11 +16,11 @@ use crate::sequence::Sequence;
 pub(crate) type DueSave<'py> = (PyRef<'py, Sequence>, usize, Vec<u32>);
 /// (job, moves, covered blocks).
 pub(crate) type PlannedSave<'py> = (u64, Bound<'py, PyBytes>, usize);
-/// (moves, blocks that will not be loaded).
-pub(crate) type PlannedLoad<'py> = (Bound<'py, PyBytes>, Vec<u32>);
+/// (moves, the first block that will not be loaded, whether it is the last part).
+pub(crate) type PlannedLoad<'py> = (Bound<'py, PyBytes>, Option<u32>, bool);
 
 /// Blocks on their way into the engine's KV cache.
-#[pyclass(frozen, module = "kvtide._native")]
+#[pyclass(module = "kvtide._native")]
 pub(crate) struct Load(pub(crate) kvtide_engine::Load);
 
 fn encoded<'py>(py: Python<'py>, moves: &[BlockMove]) -> Bound<'py, PyBytes> {
@@ -52,13 +52,13 @@ pub(crate) fn plan_saves<'py>(
 pub(crate) fn plan_loads<'py>(
     py: Python<'py>,
     pool: &Pool,
-    loads: &[PyRef<'py, Load>],
+    loads: &mut [PyRefMut<'py, Load>],
 ) -> Vec<Option<PlannedLoad<'py>>> {
-    let loads: Vec<&kvtide_engine::Load> = loads.iter().map(|load| &load.0).collect();
+    let mut loads: Vec<&mut kvtide_engine::Load> =
+        loads.iter_mut().map(|load| &mut load.0).collect();
     let (now, timeout) = (Instant::now(), pool.config.join_timeout);
-    let plans: Vec<Option<LoadPlan>> = enter(py, || {
-        loads.iter().map(|load| load.plan(now, timeout)).collect()
-    });
-    let converted = |plan: LoadPlan| (encoded(py, &plan.moves), plan.lost);
-    plans.into_iter().map(|plan| plan.map(converted)).collect()
+    let next_part = |load: &mut &mut kvtide_engine::Load| load.next_part(now, timeout);
+    let parts: Vec<_> = enter(py, || loads.iter_mut().map(next_part).collect());
+    let converted = |part: LoadPart| (encoded(py, &part.moves), part.lost, part.last);
+    parts.into_iter().map(|part| part.map(converted)).collect()
 }

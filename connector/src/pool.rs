@@ -231,14 +231,14 @@ impl Pool {
         plans::plan_saves(py, self, saves)
     }
 
-    /// For each load (moves, blocks that will not be loaded), or None while blocks of it are still
-    /// being saved.
+    /// The next part of each load: (moves, the first block that will not be loaded, whether it is the
+    /// last part), or None while too little of it has come.
     fn plan_loads<'py>(
         &self,
         py: Python<'py>,
-        loads: Vec<PyRef<'py, Load>>,
+        mut loads: Vec<PyRefMut<'py, Load>>,
     ) -> Vec<Option<PlannedLoad<'py>>> {
-        plans::plan_loads(py, self, &loads)
+        plans::plan_loads(py, self, &mut loads)
     }
 
     /// Drops blocks whose bytes were found damaged, given as (slot, generation).

@@ -24,7 +24,10 @@ pub use node::{
     ProcessReport, PurgeReport,
 };
 pub use pool::scrub::Scrubber;
-pub use pool::{Lease, Pool, PoolCounters, PoolEvent, PoolGauges, PoolOptions, Readiness};
-pub use sequence::{Load, LoadPlan, Matched, Sequence};
+pub use pool::{
+    Arriving, Lease, Location, Pool, PoolCounters, PoolEvent, PoolGauges, PoolOptions, Readiness,
+    Source,
+};
+pub use sequence::{Load, LoadPart, Matched, Sequence};
 pub use session::{Match, Save, SavePlan, Session, SessionError, SessionOptions};
 pub use worker::{LoadOutcome, SaveJob, StartError, StepError, Worker, WorkerCounters};

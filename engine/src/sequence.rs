@@ -1,6 +1,6 @@
 //! One request's tokens, their block keys, and what it holds of the pool.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvtide_model::{BlockKey, BlockMove, ChainHasher, ChainRoot, MediaItem};
 
@@ -166,6 +166,7 @@ impl Sequence {
             Load {
                 lease,
                 blocks,
+                planned: 0,
                 since: Instant::now(),
             }
         })
@@ -195,46 +196,65 @@ impl Sequence {
     }
 }
 
+/// Blocks that a load copies at once, unless it is with all that is left: a part costs a message and a
+/// launch, some 50 µs, and so many blocks take a good millisecond on a fast link.
+const PART_BLOCKS_MIN: usize = 32;
+
 /// Blocks on their way into the engine's KV cache, pinned until this is dropped.
+///
+/// They go in parts, as they come into host memory, so that copying begins while the rest is still to
+/// come.
 #[derive(Debug)]
 pub struct Load {
     lease: Lease,
     blocks: Vec<u32>,
+    /// How many are in a part already.
+    planned: usize,
+    /// When the last part was planned.
     since: Instant,
 }
 
-/// What a load amounts to once its blocks are known complete or lost.
+/// Blocks of a load that can be copied, and follow those of the part before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoadPlan {
+pub struct LoadPart {
     /// What to copy.
     pub moves: Vec<BlockMove>,
-    /// Blocks of the engine that will not be loaded.
-    pub lost: Vec<u32>,
+    /// The engine's block that will not be loaded, nor any that follows it: only in the last part.
+    pub lost: Option<u32>,
+    /// Whether no other part follows.
+    pub last: bool,
 }
 
 impl Load {
-    /// The plan, or `None` while blocks are still being saved and `timeout` has not passed.
+    /// The next part, or `None` while too little has come and less than `timeout` has passed since the
+    /// last one.
     ///
-    /// Only what precedes the first lost block is copied: the engine recomputes from there.
+    /// The load ends before the first block that is lost, or does not come in time: the engine
+    /// recomputes from there.
     #[must_use]
-    pub fn plan(&self, now: Instant, timeout: std::time::Duration) -> Option<LoadPlan> {
-        let lost = match self.lease.readiness() {
-            Readiness::Ready => Vec::new(),
-            Readiness::Lost(places) => places,
-            Readiness::Saving(_) if now.duration_since(self.since) < timeout => return None,
-            Readiness::Saving(first) => vec![first],
+    pub fn next_part(&mut self, now: Instant, timeout: Duration) -> Option<LoadPart> {
+        let from = self.planned;
+        let (end, lost) = match self.lease.readiness(from) {
+            Readiness::Ready => (self.blocks.len(), false),
+            Readiness::Lost(place) => (place, true),
+            Readiness::Arriving(place) if now.duration_since(self.since) >= timeout => {
+                (place, true)
+            }
+            Readiness::Arriving(place) if place - from >= PART_BLOCKS_MIN => (place, false),
+            Readiness::Arriving(_) => return None,
         };
-        let usable = lost.first().copied().unwrap_or(self.blocks.len());
-        let pairs = self.lease.slots().iter().zip(&self.blocks).take(usable);
-        Some(LoadPlan {
+        self.planned = end;
+        self.since = now;
+        let pairs = self.lease.slots().iter().zip(&self.blocks);
+        let pairs = pairs.skip(from).take(end - from);
+        let part = LoadPart {
             moves: pairs
                 .map(|(&slot, &block)| BlockMove { slot, block })
                 .collect(),
-            lost: lost
-                .iter()
-                .filter_map(|&place| self.blocks.get(place).copied())
-                .collect(),
-        })
+            lost: self.blocks.get(end).copied().filter(|_| lost),
+            last: lost || end == self.blocks.len(),
+        };
+        Some(part)
     }
 
     /// The engine's blocks.

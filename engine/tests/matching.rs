@@ -45,19 +45,20 @@ fn a_load_that_waits_in_vain_keeps_what_is_complete() {
     let node = Node::new(8, 1, Eviction::Lru);
     let (mut request, _saving) = half_saved(&node);
     let _ = request.match_blocks(&node.session, 0, 4, false);
-    let load = request
+    let mut load = request
         .begin_load(&node.session, 0, vec![8, 9, 10, 11])
         .expect("matched");
     let (now, timeout) = (Instant::now(), Duration::from_secs(60));
-    assert_eq!(load.plan(now, timeout), None, "it waits");
+    assert_eq!(load.next_part(now, timeout), None, "it waits");
     let plan = load
-        .plan(now + timeout * 2, timeout)
+        .next_part(now + timeout * 2, timeout)
         .expect("it has waited long enough");
     assert_eq!(
         plan.moves.iter().map(|m| m.block).collect::<Vec<_>>(),
         [8, 9]
     );
-    assert_eq!(plan.lost, [10], "the engine computes from here on");
+    assert_eq!(plan.lost, Some(10), "the engine computes from here on");
+    assert!(plan.last);
 }
 
 #[test]
@@ -65,15 +66,46 @@ fn a_load_goes_ahead_once_the_save_it_joined_has_ended() {
     let node = Node::new(8, 1, Eviction::Lru);
     let (mut request, saving) = half_saved(&node);
     let _ = request.match_blocks(&node.session, 0, 4, false);
-    let load = request
+    let mut load = request
         .begin_load(&node.session, 0, vec![8, 9, 10, 11])
         .expect("matched");
     node.workers[0].save_now(vec![saving]);
     assert!(node.session.drain(Duration::from_secs(10)));
     let plan = load
-        .plan(Instant::now(), Duration::from_secs(60))
+        .next_part(Instant::now(), Duration::from_secs(60))
         .expect("ready");
-    assert_eq!((plan.moves.len(), plan.lost.len()), (4, 0));
+    assert_eq!((plan.moves.len(), plan.lost, plan.last), (4, None, true));
+}
+
+#[test]
+fn a_long_load_goes_in_parts_while_the_rest_is_still_being_saved() {
+    const BLOCKS: u32 = 100;
+    let node = Node::new(128, 1, Eviction::Lru);
+    let mut request = sequence(BLOCKS);
+    node.save(&request.keys()[..40], &[7; 40]);
+    let saving = node
+        .session
+        .begin_save(request.keys(), 40, &[7; BLOCKS as usize - 40]);
+    let (now, timeout) = (Instant::now(), Duration::from_secs(60));
+    let _ = request.match_blocks(&node.session, 0, BLOCKS as usize, false);
+    let mut load = request
+        .begin_load(&node.session, 0, (0..BLOCKS).collect())
+        .expect("matched");
+    let first = load.next_part(now, timeout).expect("40 have come");
+    assert_eq!(
+        (first.moves.len(), first.lost, first.last),
+        (40, None, false)
+    );
+    assert_eq!(load.next_part(now, timeout), None, "nothing has come since");
+    node.workers[0].save_now(vec![SaveJob {
+        job: saving.job,
+        moves: saving.moves,
+    }]);
+    assert!(node.session.drain(Duration::from_secs(10)));
+    let rest = load.next_part(now, timeout).expect("all have come");
+    assert_eq!((rest.moves.len(), rest.lost, rest.last), (60, None, true));
+    let blocks = first.moves.iter().chain(&rest.moves).map(|m| m.block);
+    assert!(blocks.eq(0..BLOCKS), "each once, in order");
 }
 
 #[test]
@@ -92,12 +124,12 @@ fn a_damaged_block_ends_the_match_and_is_dropped_unless_another_match_holds_it()
         0,
         "vLLM was told of the other match"
     );
-    let load = other
+    let mut load = other
         .begin_load(&node.session, 0, vec![8, 9, 10])
         .expect("still held");
     assert!(
-        load.plan(Instant::now(), Duration::from_secs(60))
-            .is_some_and(|p| p.lost.is_empty())
+        load.next_part(Instant::now(), Duration::from_secs(60))
+            .is_some_and(|part| part.lost.is_none())
     );
     drop(load);
     let _ = request.match_blocks(&node.session, 0, 3, false);
@@ -140,10 +172,10 @@ fn a_request_that_waits_is_verified_once() {
         assert_eq!(ask(&node, &mut request, 0), 3);
     }
     assert_eq!(node.session.counters().verified_blocks, 3);
-    let load = request
+    let mut load = request
         .begin_load(&node.session, 0, vec![8, 9, 10])
         .expect("still held");
-    let plan = load.plan(Instant::now(), Duration::from_secs(60));
+    let plan = load.next_part(Instant::now(), Duration::from_secs(60));
     assert!(plan.is_some_and(|plan| plan.moves.len() == 3));
 }
 

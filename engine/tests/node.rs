@@ -243,7 +243,7 @@ fn a_block_is_found_while_another_engine_is_still_saving_it() {
     let found = consumer.session.lookup(&keys(0..1));
     assert_eq!((found.lease.len(), found.complete), (1, false));
     producer.copy(plan);
-    assert_eq!(found.lease.readiness(), kvtide_engine::Readiness::Ready);
+    assert_eq!(found.lease.readiness(0), kvtide_engine::Readiness::Ready);
     assert_eq!(consumer.load(&keys(0..1), 5), (1, 0));
     assert!(consumer.has(5, 7));
 }

@@ -201,10 +201,10 @@ fn a_request_joins_a_save_in_flight() {
     }]);
     let found = node.session.lookup(&keys(0..1));
     assert!(!found.complete);
-    assert_eq!(found.lease.readiness(), Readiness::Saving(0));
+    assert_eq!(found.lease.readiness(0), Readiness::Arriving(0));
     node.workers[0].end_step();
     assert!(node.session.drain(std::time::Duration::from_secs(10)));
-    assert_eq!(found.lease.readiness(), Readiness::Ready);
+    assert_eq!(found.lease.readiness(0), Readiness::Ready);
 }
 
 #[test]

@@ -8,17 +8,18 @@ Four channels say what becomes of a load, and they meet here:
   on which it failed has reported;
 * the counts: the gauge of async loads in flight is the ledger's length.
 
-The rows are pinned as long. An async load has a cell of the board from the step that gives it to
-the workers until it ends.
+The rows are pinned as long. An async load goes to the workers in parts, as its blocks come into
+host memory; each part has a cell of the board until it ends. A load that has not begun has one
+reserved, so that it never waits for another.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from kvtide._native import BOARD_CELLS
 from kvtide.messages import AsyncLoad, LayeredLoad
-from kvtide.pending_load import PendingLoad
+from kvtide.pending_load import LoadPart, PendingLoad
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from kvtide._native import Load, Pool, Segment, Settings
     from kvtide.messages import StepPlan, WorkerReport
     from kvtide.requests import RequestState
+
+
+Part: TypeAlias = tuple[bytes, int | None, bool]
+"""Moves, the first block that will not be loaded, whether no part follows."""
 
 
 class LoadLedger:
@@ -42,7 +47,6 @@ class LoadLedger:
         """As from `hands_out_idle_blocks`."""
         self._async: dict[str, PendingLoad] = {}
         """By request."""
-        self._capacity = BOARD_CELLS
         self._free_cells = list(range(BOARD_CELLS))
         self._layered_now: list[Load] = []
         """Of the step that is being scheduled."""
@@ -62,7 +66,11 @@ class LoadLedger:
 
     def has_room(self) -> bool:
         """Whether there is a board cell for one more async load."""
-        return len(self._async) < self._capacity
+        return len(self._free_cells) > self._reserved_cells()
+
+    def _reserved_cells(self) -> int:
+        """For loads that have not begun."""
+        return sum(not pending.begun for pending in self._async.values())
 
     def add_async(self, state: RequestState, load: Load, blocks: list[int]) -> None:
         """The request waits outside the batch until `blocks` are there."""
@@ -86,61 +94,64 @@ class LoadLedger:
         step waits for are in the plan."""
         self._cancel_late(plan, now)
         layered, self._layered_now = self._layered_now, []
-        waiting = [each for each in self._async.items() if not each[1].job]
+        waiting = self._loads_to_plan()
         if not layered and not waiting:
             return
-        moves = self._pool.plan_loads([*layered, *(pending.load for _, pending in waiting)])
+        parts = self._pool.plan_loads([*layered, *(pending.load for _, pending in waiting)])
         # Steps in flight do not use blocks that vLLM hands out. But the step's stream is what waits
         # for saves that read them.
         behind_steps = not self._idle_blocks or bool(plan.wait_saves)
         # Nor do loads follow the digests of a layered one, unless they are layered too.
         behind_all = behind_steps or bool(self._layered or layered)
         if layered:
-            plan.layered = self._begin_layered(layered, moves[: len(layered)], behind_steps)
-        for (request_id, pending), planned in zip(waiting, moves[len(layered) :], strict=True):
-            if planned is None:
+            plan.layered = self._begin_layered(layered, parts[: len(layered)], behind_steps)
+        for (request_id, pending), part in zip(waiting, parts[len(layered) :], strict=True):
+            if part is None:
                 pending.delayed = True  # It waits for a save that is in flight.
             else:
-                begun = self._begin_async(request_id, pending, *planned, behind_all, now)
-                plan.loads.append(begun)
+                plan.loads.append(self._begin_part(request_id, pending, part, behind_all, now))
+
+    def _loads_to_plan(self) -> list[tuple[str, PendingLoad]]:
+        """Async loads of which workers may be given a part: those that have not begun, and as many
+        others as there are cells for."""
+        unplanned = [each for each in self._async.items() if not each[1].planned]
+        spare = len(self._free_cells) - self._reserved_cells()
+        begun = [each for each in unplanned if each[1].begun]
+        return [each for each in unplanned if not each[1].begun] + begun[:spare]
 
     def _begin_layered(
-        self, loads: list[Load], plans: list[tuple[bytes, list[int]] | None], behind_steps: bool
+        self, loads: list[Load], parts: list[Part | None], behind_steps: bool
     ) -> LayeredLoad:
+        whole = [moves for moves, lost, last in filter(None, parts) if lost is None and last]
         # Only complete blocks are offered for a layered load, and they are pinned since.
-        assert all(p is not None and not p[1] for p in plans), "a layered load lost blocks"
+        assert len(whole) == len(loads), "a layered load lost blocks"
         job = self._take_job()
         self._layered[job] = (loads, self._ranks)
-        moves = b"".join(moves for moves, _ in filter(None, plans))
+        moves = b"".join(whole)
         # In "sync" a load is part of its step, as in the connectors that it stands for.
         return LayeredLoad(job, moves, behind_steps or self._settings.load == "sync")
 
-    def _begin_async(
-        self,
-        request_id: str,
-        pending: PendingLoad,
-        moves: bytes,
-        lost: list[int],
-        behind_all: bool,
-        now: float,
+    def _begin_part(
+        self, request_id: str, pending: PendingLoad, part: Part, behind_all: bool, now: float
     ) -> AsyncLoad:
-        pending.job, pending.cell = self._take_job(), self._free_cells.pop()
-        pending.looked = now
-        if lost:
-            pending.lost = pending.state.load_failed = True
+        moves, lost, last = part
+        job, cell = self._take_job(), self._free_cells.pop()
         behind = behind_all or pending.delayed
-        return AsyncLoad(pending.job, pending.cell, request_id, moves, lost, behind)
+        # What comes later, comes behind the step in which vLLM gave the blocks.
+        pending.delayed = True
+        pending.add(LoadPart(job, cell, lost is not None), last=last, now=now)
+        return AsyncLoad(job, cell, request_id, moves, lost, behind)
 
     def _cancel_late(self, plan: StepPlan, now: float) -> None:
         limit_s = self._settings.load_timeout_s
-        late = [
-            (request_id, pending)
+        late = {
+            request_id: pending
             for request_id, pending in self._async.items()
-            if pending.job and not pending.cancelled and pending.is_late(now, limit_s)
-        ]
-        for request_id, pending, has_ended in self._look_up(late):
-            if not has_ended:  # What has ended is only not seen yet.
-                plan.cancelled.append(pending.cancel(request_id))
+            if pending.parts and not pending.cancelled and pending.is_late(now, limit_s)
+        }
+        running = {request_id for request_id, _, ended in self._look_up(late) if not ended}
+        for request_id in running:  # What has ended is only not seen yet.
+            plan.cancelled.extend(late[request_id].cancel(request_id))
 
     def _take_job(self) -> int:
         self._next_job += 1
@@ -150,35 +161,47 @@ class LoadLedger:
 
     def take_report(self, report: WorkerReport) -> None:
         """What ranks have reported of loads."""
-        if report.cancelled:
-            for pending in self._async.values():
-                pending.cancelled_ranks += report.cancelled.get(pending.job, 0)
+        if report.cancelled or report.failed:
+            parts = {part.job: (load, part) for load in self._async.values() for part in load.parts}
+            for job, ranks in report.cancelled.items():
+                if job in parts:
+                    parts[job][1].cancelled_ranks += ranks
+            for job, ranks in report.failed.items():
+                if job in parts:
+                    load, part = parts[job]
+                    load.fail(part, ranks)
         for job, ranks in report.ended.items():
             loads, missing = self._layered.pop(job)
             if missing > ranks:
                 self._layered[job] = (loads, missing - ranks)
-        for request_id, ranks in report.failed.items():
-            failed = self._async.get(request_id)
-            if failed is not None:
-                failed.failures_reported += ranks
-                failed.state.load_failed = True
 
     def take_ended(self) -> set[str]:
         """Requests whose async load has ended, well or not, on all ranks."""
-        begun = [each for each in self._async.items() if each[1].job]
-        ended = {request_id for request_id, _, has_ended in self._look_up(begun) if has_ended}
+        begun = {request_id: each for request_id, each in self._async.items() if each.parts}
+        for request_id, part, has_ended in self._look_up(begun):
+            if has_ended:
+                begun[request_id].parts.remove(part)
+                self._free_cells.append(part.cell)
+        ended = {request_id for request_id, each in self._async.items() if each.has_ended()}
         for request_id in ended:
-            self._free_cells.append(self._async.pop(request_id).cell)
+            del self._async[request_id]
         return ended
 
-    def _look_up(self, begun: list[tuple[str, PendingLoad]]) -> list[tuple[str, PendingLoad, bool]]:
-        """Whether each of the loads has ended."""
-        if not begun:
+    def _look_up(self, loads: dict[str, PendingLoad]) -> list[tuple[str, LoadPart, bool]]:
+        """The loads' parts, and whether each has ended."""
+        parts = [(name, load, part) for name, load in loads.items() for part in load.parts]
+        if not parts:
             return []
-        ends = self._segment.ended_loads([(pending.cell, pending.job) for _, pending in begun])
+        ends = self._segment.ended_loads([(part.cell, part.job) for _, _, part in parts])
         return [
-            (request_id, pending, pending.has_ended(failures, self._ranks))
-            for (request_id, pending), failures in zip(begun, ends, strict=True)
+            (
+                name,
+                part,
+                part.cancelled_ranks >= self._ranks
+                if load.cancelled
+                else part.has_ended(failures, self._ranks),
+            )
+            for (name, load, part), failures in zip(parts, ends, strict=True)
         ]
 
 

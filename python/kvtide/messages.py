@@ -23,15 +23,15 @@ def block_of(moves: bytes, index: int) -> int:
 
 @dataclass(slots=True)
 class AsyncLoad:
-    """One request's load beside the steps."""
+    """A part of one request's load beside the steps."""
 
     job: int
     cell: int
     """Of the board, where workers publish that it has ended."""
     request_id: str
     moves: bytes
-    lost_blocks: list[int]
-    """Blocks that will not be loaded, because the pool lost them after the match."""
+    lost_block: int | None
+    """The first block that will not be loaded, because the pool lost it after the match."""
     behind_steps: bool
     """Whether steps that have begun may still use the blocks that it overwrites."""
 
@@ -42,7 +42,7 @@ class CancelledLoad(NamedTuple):
     job: int
     request_id: str
     blocks: list[int]
-    """All blocks that it was to bring. They will be computed."""
+    """All blocks that the request's load was to bring. They will be computed."""
 
 
 class LayeredLoad(NamedTuple):
@@ -77,9 +77,9 @@ class WorkerReport(KVConnectorWorkerMetadata):
     """Layered load job → number of ranks on which it has ended."""
     damaged: set[tuple[int, int]] = field(default_factory=set)
     """(slot, generation) of rows whose bytes did not have their checksum."""
-    failed: dict[str, int] = field(default_factory=dict)
-    """Request → number of ranks on which its async load failed in part, and whose bad blocks come
-    with this report."""
+    failed: dict[int, int] = field(default_factory=dict)
+    """Async load job → number of ranks on which it failed, at least for some blocks, and whose bad
+    blocks come with this report."""
     cancelled: dict[int, int] = field(default_factory=dict)
     """Cancelled load job → number of ranks that write into its blocks no more, and that give all of
     them as bad with this report."""

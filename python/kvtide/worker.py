@@ -56,8 +56,8 @@ class WorkerSide:
         """What the program around the engine was handling when the step began."""
         self._plan: StepPlan | None = None
         self._prepared: StepPlan | None = None
-        self._async: dict[int, tuple[str, bytes, list[int]]] = {}
-        """Async load job → request, moves, blocks known lost before it began."""
+        self._async: dict[int, tuple[str, bytes, int | None]] = {}
+        """Async load job → request, moves, the first block known lost before it began."""
         self._layered: dict[int, bytes] = {}
         self._cancelled = CancelledLoads()
         self._bad_blocks: set[int] = set()
@@ -147,7 +147,7 @@ class WorkerSide:
             elif not self._hooks_will_run(context):
                 worker.wait_all_layers()
         for load in plan.loads:
-            self._async[load.job] = (load.request_id, load.moves, load.lost_blocks)
+            self._async[load.job] = (load.request_id, load.moves, load.lost_block)
             worker.load_async(load.job, load.cell, load.moves, load.behind_steps)
         for cancelled in plan.cancelled:
             self._cancelled.add(cancelled)
@@ -214,10 +214,12 @@ class WorkerSide:
             if job in self._cancelled:
                 self._end_cancelled(job)
                 continue
-            bad = [block_of(moves, index) for index in failed] + lost
+            bad = [block_of(moves, index) for index in failed]
+            if lost is not None:
+                bad.append(lost)
             if bad:
                 self._bad_blocks.update(bad)
-                self._report.failed[request_id] = 1
+                self._report.failed[job] = 1
                 self._stats.count("load_failures", len(bad))
                 logger.warning("%d blocks of request %s failed to load", len(bad), request_id)
 
@@ -231,7 +233,7 @@ class WorkerSide:
         self._stats.count("load_failures", len(blocks))
 
     def take_bad_blocks(self) -> set[int]:
-        """Blocks that must be recomputed, of the requests that the report names as failed."""
+        """Blocks that must be recomputed, of the loads that the report names as failed."""
         bad, self._bad_blocks = self._bad_blocks, set()
         return bad
 

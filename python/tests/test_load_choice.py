@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from kvtide._native import Settings
 from kvtide.cost import StepCost, step_limits
-from kvtide.loads import LoadLedger, hands_out_idle_blocks
+from kvtide.loads import LoadLedger, Part, hands_out_idle_blocks
 from kvtide.matching import Matching
 from kvtide.messages import StepPlan
 from kvtide.requests import Requests, RequestState
@@ -39,7 +39,7 @@ class Side:
         **state: Any,
     ) -> None:
         settings = Settings(json.dumps({"load": load, "host_capacity_gb": 1}), {})
-        pool: Any = SimpleNamespace(plan_loads=lambda loads: [each.plan() for each in loads])
+        pool: Any = SimpleNamespace(plan_loads=lambda loads: [each.next_part() for each in loads])
         segment: Any = None
         self.cost = StepCost(BLOCK_BYTES, step_tokens, prompt_tokens)
         self.cost.set_load_rate(50e9)
@@ -210,14 +210,14 @@ def test_a_setting_overrules_the_prediction(load: str, asynchronous: bool) -> No
 
 
 class Planned:
-    """A load whose moves are known once it was asked for them so many times."""
+    """A load of one part, which has come once it was asked for so many times."""
 
     def __init__(self, after: int = 0) -> None:
         self._after = after
 
-    def plan(self) -> tuple[bytes, list[int]] | None:
+    def next_part(self) -> Part | None:
         self._after -= 1
-        return None if self._after >= 0 else (b"", [])
+        return None if self._after >= 0 else (b"", None, True)
 
 
 def state_of(request_id: str) -> RequestState:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from kvtide._native import BOARD_CELLS, Settings
-from kvtide.loads import LoadLedger
+from kvtide.loads import LoadLedger, Part
 from kvtide.messages import StepPlan, WorkerReport
 from kvtide.requests import RequestState
 
 TIMEOUT_S = 3
-WHOLE: tuple[bytes, list[int]] = (b"moves", [])
+WHOLE: Part = (b"moves", None, True)
 
 
 class Native:
@@ -24,7 +24,7 @@ class Native:
 
     def plan_loads(self, loads: list[Any]) -> list[Any]:
         self.calls.append("plan_loads")
-        return list(loads)
+        return [each.next_part() if isinstance(each, Streaming) else each for each in loads]
 
     def ended_loads(self, loads: list[tuple[int, int]]) -> list[int | None]:
         self.calls.append("ended_loads")
@@ -111,7 +111,7 @@ def test_a_failed_load_ends_with_the_reports_of_the_ranks_on_which_it_failed(
     [load] = step(ledger).loads
     native.board = {(load.cell, load.job): 1}
     assert ledger.take_ended() == set(), "vLLM does not know of the bad blocks yet"
-    ledger.take_report(WorkerReport(failed={"r": 1, "unknown": 1}))
+    ledger.take_report(WorkerReport(failed={load.job: 1, load.job + 9: 1}))
     assert ledger.take_ended() == {"r"}
     assert state.load_failed
 
@@ -119,15 +119,83 @@ def test_a_failed_load_ends_with_the_reports_of_the_ranks_on_which_it_failed(
 def test_a_load_that_has_lost_blocks_fails_on_every_rank(
     native: Native, ledger: LoadLedger
 ) -> None:
-    state = add(ledger, "r", plan=(b"", [7]))
+    state = add(ledger, "r", plan=(b"", 7, True))
     [load] = step(ledger).loads
-    assert load.lost_blocks == [7]
+    assert load.lost_block == 7
     assert state.load_failed
     native.board = {(load.cell, load.job): 0}
     for _ in range(2):
         assert ledger.take_ended() == set()
-        ledger.take_report(WorkerReport(failed={"r": 1}))
+        ledger.take_report(WorkerReport(failed={load.job: 1}))
     assert ledger.take_ended() == {"r"}
+
+
+class Streaming(list):
+    """A load of which the pool says so much, one part or None at a time."""
+
+    def next_part(self) -> Part | None:
+        return self.pop(0) if self else None
+
+
+def test_a_load_goes_in_parts_and_ends_with_the_last(native: Native, ledger: LoadLedger) -> None:
+    parts: Any = Streaming([(b"one", None, False), None, (b"two", None, True)])
+    add(ledger, "r", parts)
+    [one] = step(ledger).loads
+    native.board = {(one.cell, one.job): 0}
+    assert ledger.take_ended() == set(), "more is to come"
+    assert step(ledger) == StepPlan()
+    [two] = step(ledger).loads
+    assert (one.moves, two.moves) == (b"one", b"two")
+    assert one.job != two.job
+    assert ledger.take_ended() == set()
+    native.board = {(two.cell, two.job): 0}
+    assert ledger.take_ended() == {"r"}
+    assert step(ledger) == StepPlan()
+
+
+def test_nothing_follows_a_part_that_has_failed(native: Native, ledger: LoadLedger) -> None:
+    parts: Any = Streaming([(b"one", None, False), (b"two", None, False), (b"three", None, True)])
+    state = add(ledger, "r", parts)
+    [one], [two] = step(ledger).loads, step(ledger).loads
+    ledger.take_report(WorkerReport(failed={one.job: 1}))
+    assert state.load_failed
+    assert step(ledger) == StepPlan()
+    native.board = {(one.cell, one.job): 1}
+    assert ledger.take_ended() == set(), "the second part is still written"
+    native.board = {(two.cell, two.job): 0}
+    assert ledger.take_ended() == {"r"}
+
+
+def test_a_late_load_is_cancelled_with_all_of_its_parts(native: Native, ledger: LoadLedger) -> None:
+    parts: Any = Streaming([(b"one", None, False), (b"two", None, False)])
+    add(ledger, "r", parts)
+    jobs = [step(ledger).loads[0].job for _ in range(2)]
+    cancelled = [each for plan in steps_until(ledger, 0.5, 10) for each in plan.cancelled]
+    assert cancelled == [(job, "r", [7, 8]) for job in jobs]
+    for job in jobs:
+        assert ledger.take_ended() == set()
+        ledger.take_report(WorkerReport(cancelled={job: 2}))
+    assert ledger.take_ended() == {"r"}
+    del native
+
+
+def test_parts_of_one_load_take_no_cell_that_another_load_needs(
+    native: Native, ledger: LoadLedger
+) -> None:
+    parts: Any = Streaming([(b"part", None, False)] * (2 * BOARD_CELLS))
+    add(ledger, "long", parts)
+    [first] = step(ledger).loads
+    for _ in range(BOARD_CELLS - 3):
+        assert step(ledger).loads
+    for name in "ab":
+        assert ledger.has_room()
+        add(ledger, name)
+    assert not ledger.has_room()
+    assert [load.request_id for load in step(ledger).loads] == ["a", "b"]
+    assert step(ledger).loads == [], "there is no cell left"
+    native.board = {(first.cell, first.job): 0}
+    assert ledger.take_ended() == set()
+    assert [load.request_id for load in step(ledger).loads] == ["long"]
 
 
 def steps_until(ledger: LoadLedger, now: float, end: float) -> list[StepPlan]:
@@ -188,8 +256,8 @@ def test_a_layered_load_is_pinned_until_every_rank_has_ended_it(ledger: LoadLedg
 
 
 def test_moves_of_one_steps_layered_loads_are_one_load(ledger: LoadLedger) -> None:
-    ledger.add_layered((b"one", []), [1])  # type: ignore[arg-type]
-    ledger.add_layered((b"two", []), [2])  # type: ignore[arg-type]
+    ledger.add_layered((b"one", None, True), [1])  # type: ignore[arg-type]
+    ledger.add_layered((b"two", None, True), [2])  # type: ignore[arg-type]
     layered = step(ledger).layered
     assert layered is not None
     assert (layered.moves, layered.behind_steps) == (b"onetwo", False)

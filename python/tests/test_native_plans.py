@@ -113,8 +113,8 @@ def test_loads_are_planned_when_their_saves_have_ended_and_end_on_the_board(rig:
     [late] = rig.pool.plan_loads(loads[1:])
     assert ready is not None
     assert late is not None
-    assert [blocks_of(moves) for moves, _ in (ready, late)] == [[10, 11, 12], [13, 14]]
-    assert ready[1] == late[1] == []
+    assert [blocks_of(moves) for moves, _, _ in (ready, late)] == [[10, 11, 12], [13, 14]]
+    assert ready[1:] == late[1:] == (None, True)
 
     first, last = (0, 5), (BOARD_CELLS - 1, 6)
     assert rig.segment.ended_loads([first, last]) == [None, None]

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use kvtide_model::{BlockKey, SlotRef};
 
-use super::catalogue::{Catalogue, Progress};
+use super::catalogue::Catalogue;
 use super::holders::SlotHolder;
 use super::slot_table::SlotState;
 use super::state::State;
@@ -50,7 +50,7 @@ impl State {
             match (state, writer) {
                 // The last life may have ended before it took note of the end of a save.
                 (SlotState::Sealed | SlotState::Filling, _)
-                    if catalogue.saved(slot) == Progress::Complete =>
+                    if catalogue.saved(slot).is_memory() =>
                 {
                     slots.adopt_as_sealed(slot);
                     let used_at = catalogue.used_at(slot.slot);

@@ -7,6 +7,7 @@ use kvtide_model::{BlockKey, SlotRef};
 use kvtide_segment::{ShardStatus, SharedSegment};
 
 use super::index::Index;
+use super::location::{Arriving, Location, Source};
 use super::slot_table::{SlotState, SlotTable};
 
 /// Slots, index and rows of a pool. Reading it takes no lock, and asks no other process.
@@ -15,17 +16,6 @@ pub(crate) struct Catalogue {
     pub(crate) slots: SlotTable,
     pub(crate) index: Index,
     pub(crate) segment: Arc<SharedSegment>,
-}
-
-/// How far the block is that a slot holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Progress {
-    /// It can be loaded.
-    Complete,
-    /// It is being saved.
-    Saving,
-    /// It never will be complete, or is gone.
-    Lost,
 }
 
 /// A block that is held or being saved, for people.
@@ -52,7 +42,7 @@ impl Catalogue {
         let slot = self.index.find(key).map(|slot| self.slots.current(slot));
         slot.is_some_and(|slot| match certain {
             true => self.is_certain(slot),
-            false => self.progress(slot) != Progress::Lost,
+            false => self.location(slot) != Location::Lost,
         })
     }
 
@@ -61,7 +51,7 @@ impl Catalogue {
     pub(crate) fn is_certain(&self, slot: SlotRef) -> bool {
         match self.slots.state(slot) {
             Some(state) => self.is_certain_in(slot, state),
-            None => self.progress(slot) == Progress::Complete,
+            None => false,
         }
     }
 
@@ -69,7 +59,7 @@ impl Catalogue {
     pub(crate) fn is_certain_in(&self, slot: SlotRef, state: SlotState) -> bool {
         match state {
             SlotState::Sealed => self.is_proven(slot.slot),
-            _ => self.progress(slot) == Progress::Complete,
+            _ => self.location(slot).is_memory(),
         }
     }
 
@@ -127,39 +117,41 @@ impl Catalogue {
         }
     }
 
-    /// How far the block is that is meant. What has been saved is known at once, also before the pool
-    /// has taken note of it.
-    pub(crate) fn progress(&self, slot: SlotRef) -> Progress {
+    /// Where the block is that is meant. What has been saved is known at once, also before the pool has
+    /// taken note of it.
+    pub(crate) fn location(&self, slot: SlotRef) -> Location {
         match self.slots.state(slot) {
-            Some(SlotState::Sealed) => Progress::Complete,
+            Some(SlotState::Sealed) => Location::Memory,
             Some(SlotState::Filling) => self.saved(slot),
             // A reset dooms slots whose bytes are whole; they stay so while they are held.
-            Some(SlotState::Abandoned | SlotState::Doomed)
-                if self.saved(slot) == Progress::Complete =>
-            {
-                Progress::Complete
+            Some(SlotState::Abandoned | SlotState::Doomed) if self.saved(slot).is_memory() => {
+                Location::Memory
             }
             Some(SlotState::Abandoned | SlotState::Doomed | SlotState::Free) | None => {
-                Progress::Lost
+                Location::Lost
             }
         }
     }
 
     /// What the headers of its shards say of a slot.
-    pub(crate) fn saved(&self, slot: SlotRef) -> Progress {
-        let mut progress = Progress::Complete;
+    pub(crate) fn saved(&self, slot: SlotRef) -> Location {
+        let arriving = Location::Arriving(Arriving {
+            source: Source::Engine,
+            bytes: self.segment.geometry().row_bytes() as u64,
+        });
+        let mut location = Location::Memory;
         for rank in 0..self.segment.geometry().ranks() {
             let state = self.segment.shard_state(slot.slot, rank);
             let Some(state) = state.filter(|state| state.generation == slot.generation) else {
-                return Progress::Saving;
+                return arriving;
             };
             match state.status {
                 ShardStatus::Sealed => {}
-                ShardStatus::Filling => return Progress::Saving,
-                ShardStatus::Bad => progress = Progress::Lost,
+                ShardStatus::Filling => return arriving,
+                ShardStatus::Bad => location = Location::Lost,
             }
         }
-        progress
+        location
     }
 
     /// Whether the bytes of `slot`, which the caller holds, have their checksums.

@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 
 use kvtide_model::SlotRef;
 
-use super::catalogue::Progress;
+use super::location::Location;
 use super::pins::Pins;
 
-/// Whether leased blocks can be loaded now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How far leased blocks can be loaded now, by their places in the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// All are complete.
+    /// All can.
     Ready,
-    /// Some are still being saved, the first of them at this place of the lease.
-    Saving(usize),
-    /// The blocks at these places of the lease were lost: their save failed.
-    Lost(Vec<usize>),
+    /// All before this one can; it is still to come.
+    Arriving(usize),
+    /// All before this one can; it will not come.
+    Lost(usize),
 }
 
 /// Pins consecutive blocks of one request until it is dropped.
@@ -97,27 +97,18 @@ impl Lease {
         self.slots.iter().take_while(certain).count()
     }
 
-    /// Whether the blocks can be loaded now.
+    /// How far the blocks from `place` on can be loaded now.
     #[must_use]
-    pub fn readiness(&self) -> Readiness {
-        let mut saving = None;
-        let mut lost = Vec::new();
-        for (place, &slot) in self.slots.iter().enumerate() {
-            match self.progress(slot) {
-                Progress::Complete => {}
-                Progress::Saving => saving = saving.or(Some(place)),
-                Progress::Lost => lost.push(place),
+    pub fn readiness(&self, place: usize) -> Readiness {
+        let catalogue = self.pins.catalogue();
+        for (place, &slot) in self.slots.iter().enumerate().skip(place) {
+            match catalogue.location(slot) {
+                Location::Memory => {}
+                Location::Arriving(_) => return Readiness::Arriving(place),
+                Location::Lost => return Readiness::Lost(place),
             }
         }
-        match (lost.is_empty(), saving) {
-            (false, _) => Readiness::Lost(lost),
-            (true, Some(first)) => Readiness::Saving(first),
-            (true, None) => Readiness::Ready,
-        }
-    }
-
-    fn progress(&self, slot: SlotRef) -> Progress {
-        self.pins.catalogue().progress(slot)
+        Readiness::Ready
     }
 }
 

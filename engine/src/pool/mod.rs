@@ -18,6 +18,7 @@ mod free_slots;
 pub(crate) mod holders;
 mod index;
 mod lease;
+mod location;
 pub(crate) mod pins;
 pub(crate) mod scrub;
 mod sessions;
@@ -42,6 +43,7 @@ use state::State;
 
 pub use counters::{PoolCounters, PoolGauges};
 pub use lease::{Lease, Readiness};
+pub use location::{Arriving, Location, Source};
 
 /// What happened to a block, for those who mirror what the pool has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::PoolEvent;
-use super::catalogue::{Catalogue, Progress};
+use super::catalogue::Catalogue;
 use super::holders::SlotHolder;
+use super::location::Location;
 use super::pins::HolderGuard;
 use super::slot_table::FillingSlot;
 use crate::session::{SessionError, SessionId};
@@ -121,9 +122,9 @@ impl Sessions {
             if all {
                 for filling in std::mem::take(&mut state.fillings) {
                     match catalogue.saved(filling.slot_ref()) {
-                        Progress::Complete => ended.push(Saved::Complete(filling)),
-                        Progress::Lost => ended.push(Saved::Failed(filling)),
-                        Progress::Saving => {
+                        Location::Memory => ended.push(Saved::Complete(filling)),
+                        Location::Lost => ended.push(Saved::Failed(filling)),
+                        Location::Arriving(_) => {
                             let slot = filling.slot_ref();
                             let age = now.saturating_sub(catalogue.used_at(slot.slot));
                             if state.is_elsewhere && age > UNBEGUN_MAX_S {
@@ -137,9 +138,9 @@ impl Sessions {
             }
             while let Some(filling) = state.fillings.front() {
                 let how: fn(FillingSlot) -> Saved = match catalogue.saved(filling.slot_ref()) {
-                    Progress::Saving => break,
-                    Progress::Complete => Saved::Complete,
-                    Progress::Lost => Saved::Failed,
+                    Location::Arriving(_) => break,
+                    Location::Memory => Saved::Complete,
+                    Location::Lost => Saved::Failed,
                 };
                 ended.extend(state.fillings.pop_front().map(how));
             }

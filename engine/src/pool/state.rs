@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvtide_model::{BlockKey, SlotRef};
 
-use super::catalogue::{Catalogue, Progress};
+use super::catalogue::Catalogue;
 use super::eviction::{self, EvictionPolicy};
 use super::free_slots::FreeSlots;
 use super::holders::SlotHolder;
@@ -305,7 +305,7 @@ impl State {
         let ranks = catalogue.segment.geometry().ranks();
         for filling in self.sessions.close(session) {
             let slot = filling.slot_ref();
-            if catalogue.saved(slot) == Progress::Complete {
+            if catalogue.saved(slot).is_memory() {
                 self.seal(catalogue, &filling);
                 continue;
             }

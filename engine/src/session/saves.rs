@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use kvtide_model::{BlockMove, SlotRef};
 
-use crate::pool::catalogue::{Catalogue, Progress};
+use crate::pool::catalogue::Catalogue;
 
 /// One save job in flight: the blocks of one request that become complete in one step.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl InFlightSaves {
             while let Some(&(slot, block)) = job.blocks.front() {
                 // A slot that has been filled anew since has ended, too.
                 let is_same = catalogue.slots.state(slot).is_some();
-                if is_same && catalogue.saved(slot) == Progress::Saving {
+                if is_same && catalogue.saved(slot).is_arriving() {
                     return;
                 }
                 job.blocks.pop_front();
