@@ -57,7 +57,9 @@ demo: build ## vLLM's CPU build on a small model, without and with kvtide; ends 
 	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.demo
 
 .PHONY: test
-test: test-rust test-kube test-batch test-loom test-python test-vllm ## Every test that needs no GPU; compiles an API server once
+test: test-rust ## Every test that needs no GPU, those that wait side by side; compiles an API server once
+	# Ports, shared memory and caches of the lanes have names of their own; two cores keep up with them.
+	@$(PYTHON) .ci/side_by_side.py test-kube test-batch test-loom + test-vllm-new test-python + test-vllm-old
 	@echo "all tests passed"
 
 .PHONY: test-rust
@@ -141,8 +143,8 @@ test-serve: build ## `kvtide serve`: its own tests, and engines of vLLM $(VLLM_N
 test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions
 
 .PHONY: test-vllm-old
-test-vllm-old: build ## Real vLLM $(VLLM_OLD); what a daemon's pool does, no version changes
-	$(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu \
+test-vllm-old: build ## Real vLLM $(VLLM_OLD): what its contract changes, so no daemon, and answers of one length
+	KVTIDE_TEST_LENGTHS=32 $(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu \
 		--ignore python/tests/test_shared_pool.py
 
 .PHONY: test-vllm-new

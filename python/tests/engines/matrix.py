@@ -7,6 +7,7 @@ scheduling, load modes and verification are spread over the rest.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -51,7 +52,9 @@ ALL_MODES = [*BOTH_RUNNERS, V1_SMALL_POOL]
 EVERYTHING = [*ALL_MODES, V1_UNVERIFIED, V2_SCRUBBED]
 
 
-each_length = pytest.mark.parametrize("max_tokens", [1, 32])
+LENGTHS = [int(tokens) for tokens in os.environ.get("KVTIDE_TEST_LENGTHS", "1 32").split()]
+
+each_length = pytest.mark.parametrize("max_tokens", LENGTHS)
 """With one token a request ends with its prefill; with 32, generated tokens complete blocks."""
 
 
