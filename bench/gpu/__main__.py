@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -23,18 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench import provenance
 from bench.gpu.engine import POOL_TOKENS, PROMPT_TOKENS
-from bench.provenance import ROOT
+from bench.gpu.process import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    "VLLM_LOGGING_LEVEL": "INFO",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 CLOSED_LOOP = {"users": 4, "new_tokens": 1024, "output": 64}
 CLOSED_LOOP_SHARES = (("ttft", 0.5), ("tpot", 0.5), ("itl", 0.99), ("shared", 0.5))
 """What is kept of the closed loop: times, and which share of them lies below what is kept."""
@@ -55,61 +46,6 @@ LENGTH_ROUNDS, PROMPTS_A_LENGTH = 2, 3
 MIXED_RUNS = 3
 SETTLE_S = 0.3
 """After saves, before what must not overlap with them."""
-
-
-class Engine:
-    """One engine's process."""
-
-    def __init__(self, name: str, log: Path, **options: Any) -> None:
-        self.name = name
-        self._log = log.open("w")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.gpu.engine", json.dumps(options)],
-            cwd=ROOT,
-            env=os.environ | ENVIRONMENT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-        self.boot_s = 0.0
-        self._reader = threading.Thread(target=self._await_boot)
-        self._reader.start()
-
-    def _await_boot(self) -> None:
-        self.boot_s = self._answer()["boot_s"]
-
-    def booted(self) -> None:
-        """Waits for the boot."""
-        self._reader.join()
-        if self.boot_s == 0.0:
-            sys.exit(f"{self.name} did not boot; see {self._log.name}")
-        print(f"{self.name}: booted in {self.boot_s:.0f} s", flush=True)
-
-    def __call__(self, do: str, **arguments: Any) -> Any:
-        """Runs a workload."""
-        assert self._process.stdin is not None
-        print(json.dumps({"do": do} | arguments), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("RESULT "):
-                return json.loads(line.removeprefix("RESULT "))
-            print(line, end="", file=self._log)
-        return {"boot_s": 0.0}
 
 
 def ms(seconds: float) -> float:
@@ -375,7 +311,7 @@ def main() -> None:
         "--engines",
         nargs="*",
         default=["none", "native", "kvtide"],
-        help="none, native, kvtide, kvtide-fp8, or with settings: kvtide,KEY=VALUE,…",
+        help="none, native, pegaflow, kvtide, kvtide-fp8, or with settings: kvtide,KEY=VALUE,…",
     )
     parser.add_argument(
         "--workloads", nargs="*", default=["reload", "batch", "mixed", "closed_loop", "new_prompts"]

@@ -34,6 +34,12 @@ def transfer(connector: str, host_gb: float, extra: dict[str, Any]) -> dict[str,
             "kv_role": "kv_both",
             "kv_connector_extra_config": {"cpu_bytes_to_use": int(host_gb * (1 << 30))},
         }
+    if connector == "pegaflow":  # Its server was started beside, with its own pool.
+        return {
+            "kv_connector": "PegaKVConnector",
+            "kv_connector_module_path": "pegaflow.connector",
+            "kv_role": "kv_both",
+        }
     return {
         "kv_connector": "OffloadingConnectorV1Type3",
         "kv_connector_module_path": "kvtide.vllm",
