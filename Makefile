@@ -204,7 +204,8 @@ bench: build ## Measure, and write the results into docs/benchmarks.md
 	$(CARGO) bench --locked -p kvtide-bench
 	$(MAKE) bench-kube
 	$(call venv,dev)/bin/python -m bench.micro
-	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.engine_cost
+	$(CARGO) build --locked --release -p kvtide-server
+	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.engine_cost --kvtide $(TARGET)/release/kvtide
 	$(call venv,dev)/bin/python -m bench.report
 	$(MAKE) bench-batch
 

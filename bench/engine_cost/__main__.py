@@ -9,8 +9,11 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
+from bench.daemon import Daemon
 from bench.engine_cost import lookup, throughput
 from bench.provenance import ROOT, provenance
 
@@ -25,15 +28,26 @@ def tiny_model() -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def measure(boots: int, turns: int) -> list[dict[str, Any]]:
+def steps_of(model: str, **variables: str) -> dict[str, float]:
+    """What a scheduler's step costs an engine with these variables set."""
+    engine = throughput.Engine("steps", model, **variables)
+    engine.close()
+    return dict(engine.first)
+
+
+def measure(binary: Path, boots: int, turns: int) -> list[dict[str, Any]]:
     """All rows of the result."""
     model, where = tiny_model(), provenance()
     through_python = lookup.measure()
     print("lookup through Python:", through_python, file=sys.stderr)
-    engine = throughput.Engine("steps", model)
-    steps = engine.first
-    engine.close()
-    print("scheduler's step:", steps, file=sys.stderr)
+    steps = steps_of(model)
+    with tempfile.TemporaryDirectory(prefix="kvtide-bench-") as folder:
+        daemon = Daemon(binary, Path(folder), 1)
+        try:
+            shared = steps_of(model, KVTIDE_POOL=daemon.pool)
+        finally:
+            daemon.close()
+    print("scheduler's step:", steps, "through a daemon:", shared, file=sys.stderr)
     rounds = throughput.measure(model, boots, turns)
     kvtide, control = rounds.kvtide, rounds.control
     SECONDS.write_text(json.dumps(rounds.boots) + "\n")
@@ -63,6 +77,18 @@ def measure(boots: int, turns: int) -> list[dict[str, Any]]:
             "must": "",
         },
         {
+            "name": "the same through a daemon's pool, p99",
+            "value": shared["p99_us"],
+            "unit": "µs",
+            "must": "≤ 200",
+        },
+        {
+            "name": "the same through a daemon's pool, p50",
+            "value": shared["p50_us"],
+            "unit": "µs",
+            "must": "",
+        },
+        {
             "name": "vLLM's throughput at 0 % hits, with kvtide to without",
             "value": kvtide.median,
             "unit": f"of baseline (95 %: {kvtide.low:.3f} to {kvtide.high:.3f})",
@@ -87,8 +113,9 @@ def main() -> None:
         "--boots", type=int, default=3, help="boots for the throughput's ratio (default 3)"
     )
     parser.add_argument("--turns", type=int, default=30, help="turns of each boot (default 30)")
+    parser.add_argument("--kvtide", type=Path, required=True, help="the program `kvtide`")
     arguments = parser.parse_args()
-    rows = measure(arguments.boots, arguments.turns)
+    rows = measure(arguments.kvtide, arguments.boots, arguments.turns)
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     print(f"wrote {OUT.relative_to(ROOT)}", file=sys.stderr)

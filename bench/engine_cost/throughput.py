@@ -52,13 +52,14 @@ class Ratio:
 class Engine:
     """One engine in a process of its own."""
 
-    def __init__(self, what: str, model: str) -> None:
+    def __init__(self, what: str, model: str, **variables: str) -> None:
         command = [sys.executable, "-m", "bench.engine_cost.engine", what, model]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=os.environ
-            | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"},
+            | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
+            | variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

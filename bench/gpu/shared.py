@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.daemon import Daemon
 from bench.gpu.engine import POOL_PROMPTS
 from bench.gpu.process import Engine
 
@@ -28,59 +26,28 @@ PROMPTS = 8
 """Reloaded, or handed over, for each figure."""
 ANSWER = 16
 """Tokens that the decoding engine answers with."""
-START_S = 60.0
-
-
-class Daemon:
-    """`kvtide serve` with memory of its own."""
-
-    def __init__(self, binary: Path, folder: Path, gib: int) -> None:
-        self.socket = folder / "kvtide.sock"
-        config = folder / "kvtide.toml"
-        config.write_text(
-            f"""
-[memory]
-capacity = "{gib}GiB"
-name = "bench"
-[socket]
-path = "{self.socket}"
-[http]
-listen = "none"
-"""
-        )
-        self._process = subprocess.Popen([binary, "serve", "--config", config])
-        deadline = time.monotonic() + START_S
-        while not self.socket.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                sys.exit("kvtide serve did not start")
-            time.sleep(0.1)
-
-    def close(self) -> None:
-        """Ends it; the memory stays in /dev/shm, as for the next start."""
-        self._process.terminate()
-        self._process.wait(timeout=60)
 
 
 class Run:
     """The figures, by name."""
 
-    def __init__(self, arguments: argparse.Namespace, socket: Path, folder: Path) -> None:
+    def __init__(self, arguments: argparse.Namespace, pool: str, folder: Path) -> None:
         self._arguments = arguments
-        self._socket = socket
+        self._pool = pool
         self._folder = folder
         self._seed = 1000
         self.found: dict[str, Any] = {}
 
-    def engine(self, name: str, gpu: int, pool: bool = True) -> Engine:
-        """A booted engine on the daemon's pool, or without a connector."""
+    def engine(self, name: str, gpu: int) -> Engine:
+        """A booted engine on the daemon's pool."""
         arguments = self._arguments
         engine = Engine(
             name,
             arguments.out / f"{name}.log",
             gpu,
-            connector="kvtide" if pool else "none",
+            connector="kvtide",
             host_gb=arguments.host_gb,
-            extra={"pool": f"unix:{self._socket}"},
+            extra={"pool": self._pool},
             folder=str(self._folder),
             utilization=arguments.utilization,
         )
@@ -166,7 +133,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="kvtide-bench-"))
     daemon = Daemon(arguments.kvtide, folder, arguments.host_gb)
-    run = Run(arguments, daemon.socket, folder)
+    run = Run(arguments, daemon.pool, folder)
     try:
         first = run.engine("first", 0)
         second = run.engine("second", 0)
