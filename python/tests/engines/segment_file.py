@@ -5,7 +5,8 @@ descriptor that one of those processes holds.
 
 Layout (`transport/segment`): a header of 4096 bytes, whose fifth word is the number of rows; the
 board of loads, 256 words of 8 bytes for each rank, padded to 4096; the buckets of the index, 4
-bytes each, as many as a power of two not below the rows, padded to 4096; a record of 64 bytes for
+bytes each, as many as a power of two not below the rows, padded to 64; a line of 64 bytes and 65
+bitmaps of a bit for each row, each padded to 64; all that padded to 4096; a record of 32 bytes for
 each row; one 16-byte header for each row and rank (state, checksum; both little-endian u64), padded
 to 4096; then the rows, each aligned to 4096.
 """
@@ -24,7 +25,9 @@ BOARD_BYTES = 256 * 8
 PAGE_BYTES = 4096
 ROWS_OFFSET = 32
 BUCKET_BYTES = 4
-RECORD_BYTES = 64
+LINE_BYTES = 64
+BITMAPS = 65
+RECORD_BYTES = 32
 SHARD_HEADER_BYTES = 16
 SEALED = 1
 """Lower half of a shard's state; the upper half is the slot's generation."""
@@ -49,16 +52,22 @@ def held_segment(engine_id: str, processes: Iterable[psutil.Process]) -> Path:
     raise FileNotFoundError(f"no process of the engine holds {name}")
 
 
-def padded(size: int) -> int:
-    """A size in whole pages."""
-    return -(-size // PAGE_BYTES) * PAGE_BYTES
+def padded(size: int, unit: int = PAGE_BYTES) -> int:
+    """A size in whole pages, or other units."""
+    return -(-size // unit) * unit
+
+
+def records_offset(rows: int) -> int:
+    """Bytes of buckets and bitmaps, which come before the records."""
+    buckets = 1 << (rows - 1).bit_length()
+    bitmap = padded(-(-rows // 8), LINE_BYTES)
+    return padded(padded(buckets * BUCKET_BYTES, LINE_BYTES) + LINE_BYTES + BITMAPS * bitmap)
 
 
 def tables_bytes(rows: int, ranks: int) -> int:
-    """Buckets, records and shard headers of so many rows."""
-    buckets = 1 << (rows - 1).bit_length()
+    """Buckets, bitmaps, records and shard headers of so many rows."""
     each = RECORD_BYTES + ranks * SHARD_HEADER_BYTES
-    return padded(padded(buckets * BUCKET_BYTES) + rows * each)
+    return padded(records_offset(rows) + rows * each)
 
 
 def segment_bytes(rows: int, row_bytes: int, ranks: int) -> int:
@@ -78,9 +87,8 @@ class SegmentFile:
         with path.open("rb") as file:
             file.seek(ROWS_OFFSET)
             self.rows = int.from_bytes(file.read(8), "little")
-        buckets = 1 << (self.rows - 1).bit_length()
         tables = HEADER_BYTES + padded(ranks * BOARD_BYTES)
-        self._table = tables + padded(buckets * BUCKET_BYTES) + self.rows * RECORD_BYTES
+        self._table = tables + records_offset(self.rows) + self.rows * RECORD_BYTES
         self._data = size - self.rows * row_bytes
 
     def sealed_rows(self) -> list[int]:
