@@ -224,7 +224,7 @@ class Rig:
         assert (found, complete) == (len(targets), True)
         load = sequence.begin_load(self.pool, 0, targets)
         assert load is not None
-        [plan] = self.pool.plan_loads([load])
+        [plan] = self.pool.plan_loads([load], [], 0)
         assert plan is not None
         moves, lost, last = plan
         assert lost is None

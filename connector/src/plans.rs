@@ -53,12 +53,24 @@ pub(crate) fn plan_loads<'py>(
     py: Python<'py>,
     pool: &Pool,
     loads: &mut [PyRefMut<'py, Load>],
+    more: &mut [PyRefMut<'py, Load>],
+    at_most: usize,
 ) -> Vec<Option<PlannedLoad<'py>>> {
-    let mut loads: Vec<&mut kvtide_engine::Load> =
-        loads.iter_mut().map(|load| &mut load.0).collect();
+    let mut loads: Vec<&mut kvtide_engine::Load> = loads.iter_mut().map(|l| &mut l.0).collect();
+    let mut more: Vec<&mut kvtide_engine::Load> = more.iter_mut().map(|l| &mut l.0).collect();
     let (now, timeout) = (Instant::now(), pool.config.join_timeout);
-    let next_part = |load: &mut &mut kvtide_engine::Load| load.next_part(now, timeout);
-    let parts: Vec<_> = enter(py, || loads.iter_mut().map(next_part).collect());
+    let parts: Vec<Option<LoadPart>> = enter(py, || {
+        let loads = loads.iter_mut();
+        let mut parts: Vec<_> = loads.map(|load| load.next_part(now, timeout)).collect();
+        let mut left = at_most;
+        parts.extend(more.iter_mut().map(|load| {
+            // A part that is planned has to be copied.
+            let part = (left > 0).then(|| load.next_part(now, timeout)).flatten();
+            left -= usize::from(part.is_some());
+            part
+        }));
+        parts
+    });
     let converted = |part: LoadPart| (encoded(py, &part.moves), part.lost, part.last);
     parts.into_iter().map(|part| part.map(converted)).collect()
 }

@@ -231,14 +231,16 @@ impl Pool {
         plans::plan_saves(py, self, saves)
     }
 
-    /// The next part of each load: (moves, the first block that will not be loaded, whether it is the
-    /// last part), or None while too little of it has come.
+    /// The next part of each load, and of `more`, as many of those as there may be: (moves, the first
+    /// block that will not be loaded, whether it is the last part), or None while too little has come.
     fn plan_loads<'py>(
         &self,
         py: Python<'py>,
         mut loads: Vec<PyRefMut<'py, Load>>,
+        mut more: Vec<PyRefMut<'py, Load>>,
+        at_most: usize,
     ) -> Vec<Option<PlannedLoad<'py>>> {
-        plans::plan_loads(py, self, &mut loads)
+        plans::plan_loads(py, self, &mut loads, &mut more, at_most)
     }
 
     /// Drops blocks whose bytes were found damaged, given as (slot, generation).

@@ -227,20 +227,20 @@ pub struct LoadPart {
 
 impl Load {
     /// The next part, or `None` while too little has come and less than `timeout` has passed since the
-    /// last one.
+    /// last one. After that, what has come goes, and if that is nothing, the load ends.
     ///
     /// The load ends before the first block that is lost, or does not come in time: the engine
     /// recomputes from there.
     #[must_use]
     pub fn next_part(&mut self, now: Instant, timeout: Duration) -> Option<LoadPart> {
         let from = self.planned;
+        let is_overdue = now.duration_since(self.since) >= timeout;
         let (end, lost) = match self.lease.readiness(from) {
             Readiness::Ready => (self.blocks.len(), false),
             Readiness::Lost(place) => (place, true),
-            Readiness::Arriving(place) if now.duration_since(self.since) >= timeout => {
-                (place, true)
-            }
             Readiness::Arriving(place) if place - from >= PART_BLOCKS_MIN => (place, false),
+            // Nothing more may come for long.
+            Readiness::Arriving(place) if is_overdue => (place, place == from),
             Readiness::Arriving(_) => return None,
         };
         self.planned = end;

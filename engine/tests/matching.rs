@@ -50,15 +50,17 @@ fn a_load_that_waits_in_vain_keeps_what_is_complete() {
         .expect("matched");
     let (now, timeout) = (Instant::now(), Duration::from_secs(60));
     assert_eq!(load.next_part(now, timeout), None, "it waits");
-    let plan = load
+    let some = load
         .next_part(now + timeout * 2, timeout)
         .expect("it has waited long enough");
-    assert_eq!(
-        plan.moves.iter().map(|m| m.block).collect::<Vec<_>>(),
-        [8, 9]
-    );
-    assert_eq!(plan.lost, Some(10), "the engine computes from here on");
-    assert!(plan.last);
+    let blocks: Vec<u32> = some.moves.iter().map(|m| m.block).collect();
+    assert_eq!((blocks, some.lost, some.last), (vec![8, 9], None, false));
+    let none = load
+        .next_part(now + timeout * 4, timeout)
+        .expect("nothing has come since");
+    assert!(none.moves.is_empty());
+    let lost = (none.lost, none.last);
+    assert_eq!(lost, (Some(10), true), "the engine computes from here on");
 }
 
 #[test]

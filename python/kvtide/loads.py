@@ -47,6 +47,8 @@ class LoadLedger:
         """As from `hands_out_idle_blocks`."""
         self._async: dict[str, PendingLoad] = {}
         """By request."""
+        self._unbegun = 0
+        """How many of them have not begun: each has a cell reserved."""
         self._free_cells = list(range(BOARD_CELLS))
         self._layered_now: list[Load] = []
         """Of the step that is being scheduled."""
@@ -66,16 +68,19 @@ class LoadLedger:
 
     def has_room(self) -> bool:
         """Whether there is a board cell for one more async load."""
-        return len(self._free_cells) > self._reserved_cells()
-
-    def _reserved_cells(self) -> int:
-        """For loads that have not begun."""
-        return sum(not pending.begun for pending in self._async.values())
+        return len(self._async) < BOARD_CELLS and len(self._free_cells) > self._unbegun
 
     def add_async(self, state: RequestState, load: Load, blocks: list[int]) -> None:
         """The request waits outside the batch until `blocks` are there."""
         self._targets.extend(blocks)
         self._async[state.request.request_id] = PendingLoad(state, load, blocks)
+        self._unbegun += 1
+
+    def give_up(self, request_id: str) -> None:
+        """The request has ended: what of its load has not begun is not needed."""
+        pending = self._async.get(request_id)
+        if pending is not None:
+            pending.given_up = True
 
     def add_layered(self, load: Load, blocks: list[int]) -> None:
         """The step that is being scheduled reads `blocks`."""
@@ -94,10 +99,18 @@ class LoadLedger:
         step waits for are in the plan."""
         self._cancel_late(plan, now)
         layered, self._layered_now = self._layered_now, []
-        waiting = self._loads_to_plan()
-        if not layered and not waiting:
+        unplanned = [each for each in self._async.items() if not each[1].planned]
+        if not layered and not unplanned:
             return
-        parts = self._pool.plan_loads([*layered, *(pending.load for _, pending in waiting)])
+        given_up = [each for each in unplanned if each[1].given_up]
+        wanted = [each for each in unplanned if not each[1].given_up]
+        first = [each for each in wanted if not each[1].begun]
+        more = [each for each in wanted if each[1].begun]
+        parts = self._pool.plan_loads(
+            [*layered, *(pending.load for _, pending in first)],
+            [pending.load for _, pending in more],
+            len(self._free_cells) - self._unbegun,
+        )
         # Steps in flight do not use blocks that vLLM hands out. But the step's stream is what waits
         # for saves that read them.
         behind_steps = not self._idle_blocks or bool(plan.wait_saves)
@@ -105,19 +118,16 @@ class LoadLedger:
         behind_all = behind_steps or bool(self._layered or layered)
         if layered:
             plan.layered = self._begin_layered(layered, parts[: len(layered)], behind_steps)
-        for (request_id, pending), part in zip(waiting, parts[len(layered) :], strict=True):
+        for (request_id, pending), part in zip([*first, *more], parts[len(layered) :], strict=True):
             if part is None:
                 pending.delayed = True  # It waits for a save that is in flight.
             else:
                 plan.loads.append(self._begin_part(request_id, pending, part, behind_all, now))
-
-    def _loads_to_plan(self) -> list[tuple[str, PendingLoad]]:
-        """Async loads of which workers may be given a part: those that have not begun, and as many
-        others as there are cells for."""
-        unplanned = [each for each in self._async.items() if not each[1].planned]
-        spare = len(self._free_cells) - self._reserved_cells()
-        begun = [each for each in unplanned if each[1].begun]
-        return [each for each in unplanned if not each[1].begun] + begun[:spare]
+        for request_id, pending in given_up:
+            if not pending.begun or len(self._free_cells) > self._unbegun:
+                # It ends as every load does: when workers have ended what they were given.
+                part = (b"", None, True)
+                plan.loads.append(self._begin_part(request_id, pending, part, behind_all, now))
 
     def _begin_layered(
         self, loads: list[Load], parts: list[Part | None], behind_steps: bool
@@ -139,7 +149,8 @@ class LoadLedger:
         behind = behind_all or pending.delayed
         # What comes later, comes behind the step in which vLLM gave the blocks.
         pending.delayed = True
-        pending.add(LoadPart(job, cell, lost is not None), last=last, now=now)
+        self._unbegun -= not pending.begun
+        pending.add(LoadPart(job, cell, lost is not None, looked=now), last=last)
         return AsyncLoad(job, cell, request_id, moves, lost, behind)
 
     def _cancel_late(self, plan: StepPlan, now: float) -> None:

@@ -42,7 +42,8 @@ class CancelledLoad(NamedTuple):
     job: int
     request_id: str
     blocks: list[int]
-    """All blocks that the request's load was to bring. They will be computed."""
+    """All blocks that the request's load was to bring, with the first of its parts; they will be
+    computed."""
 
 
 class LayeredLoad(NamedTuple):

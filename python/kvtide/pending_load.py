@@ -26,6 +26,17 @@ class LoadPart:
     """Ranks that have reported which blocks failed."""
     cancelled_ranks: int = 0
     """Ranks that write into its blocks no more since it was cancelled."""
+    waited_s: float = 0.0
+    """Since workers were given it, as far as somebody looked."""
+    looked: float = 0.0
+    """When somebody last did."""
+
+    def is_late(self, now: float, limit_s: float) -> bool:
+        """Whether it has taken so long. While no steps run (vLLM is paused, or the whole process is
+        stopped), nobody looks, and hardly any time is counted."""
+        self.waited_s += min(now - self.looked, LONGEST_LOOK_S)
+        self.looked = now
+        return self.waited_s >= limit_s
 
     def has_ended(self, failures: int | None, ranks: int) -> bool:
         """Whether every rank has ended it, and vLLM knows of all bad blocks. `failures` is what the
@@ -54,17 +65,14 @@ class PendingLoad:
     """Whether workers were given the last part, or none follows because one has failed."""
     delayed: bool = False
     """Whether it was not begun in the step that gave it its blocks."""
-    waited_s: float = 0.0
-    """Since workers were given the last part, as far as somebody looked."""
-    looked: float = 0.0
-    """When somebody last did."""
+    given_up: bool = False
+    """Whether nobody wants the rest: the request has ended."""
     cancelled: bool = False
 
-    def add(self, part: LoadPart, *, last: bool, now: float) -> None:
+    def add(self, part: LoadPart, *, last: bool) -> None:
         """Workers are given a part."""
         self.parts.append(part)
         self.begun = True
-        self.waited_s, self.looked = 0.0, now
         if part.lost:
             self.state.load_failed = True
         self.planned = last
@@ -75,18 +83,16 @@ class PendingLoad:
         self.state.load_failed = self.planned = True
 
     def is_late(self, now: float, limit_s: float) -> bool:
-        """Whether a part has taken so long. While no steps run (vLLM is paused, or the whole
-        process is stopped), nobody looks, and hardly any time is counted."""
-        self.waited_s += min(now - self.looked, LONGEST_LOOK_S)
-        self.looked = now
-        return self.waited_s >= limit_s
+        """Whether a part has taken so long."""
+        late = [part.is_late(now, limit_s) for part in self.parts]
+        return any(late)
 
     def cancel(self, request_id: str) -> list[CancelledLoad]:
         """Gives up a load that has not ended in time, whatever the cause.
 
         From here on only the workers' answers end it. A rank answers for a part when it writes
-        into the blocks no more, and gives all of the load's as bad with its answer; so when all
-        ranks have answered for all parts, vLLM knows of the bad blocks, and nothing is written
+        into the blocks no more, and gives all of the load's as bad with its first answer; so when
+        all ranks have answered for all parts, vLLM knows of the bad blocks, and nothing is written
         behind what is computed in their place. A worker that lives answers, or ends the engine
         (`kvtide.cancelled`).
         """
@@ -97,7 +103,11 @@ class PendingLoad:
             len(self.blocks),
             request_id,
         )
-        return [CancelledLoad(part.job, request_id, self.blocks) for part in self.parts]
+        blocks = [self.blocks, *([] for _ in self.parts[1:])]
+        return [
+            CancelledLoad(part.job, request_id, bad)
+            for part, bad in zip(self.parts, blocks, strict=True)
+        ]
 
     def has_ended(self) -> bool:
         """Whether workers write into its blocks no more."""

@@ -123,7 +123,9 @@ class SchedulerSide:
         self._cost.forget(request.request_id)
         self._containment.release(request.request_id)
         state = self._requests.pop(request.request_id)
-        if state is not None and request.request_id not in self._loads:
+        if request.request_id in self._loads:
+            self._loads.give_up(request.request_id)
+        elif state is not None:
             self._saves.finish(state)
 
     # ---- steps

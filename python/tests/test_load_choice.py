@@ -39,7 +39,9 @@ class Side:
         **state: Any,
     ) -> None:
         settings = Settings(json.dumps({"load": load, "host_capacity_gb": 1}), {})
-        pool: Any = SimpleNamespace(plan_loads=lambda loads: [each.next_part() for each in loads])
+        pool: Any = SimpleNamespace(
+            plan_loads=lambda loads, more, _most: [each.next_part() for each in [*loads, *more]]
+        )
         segment: Any = None
         self.cost = StepCost(BLOCK_BYTES, step_tokens, prompt_tokens)
         self.cost.set_load_rate(50e9)

@@ -22,9 +22,13 @@ class Native:
         self.board: dict[tuple[int, int], int | None] = {}
         self.calls: list[str] = []
 
-    def plan_loads(self, loads: list[Any]) -> list[Any]:
+    def plan_loads(self, loads: list[Any], more: list[Any], at_most: int) -> list[Any]:
         self.calls.append("plan_loads")
-        return [each.next_part() if isinstance(each, Streaming) else each for each in loads]
+        parts = [each.next_part() if isinstance(each, Streaming) else each for each in loads]
+        for each in more:
+            parts.append(each.next_part() if at_most > 0 else None)
+            at_most -= parts[-1] is not None
+        return parts
 
     def ended_loads(self, loads: list[tuple[int, int]]) -> list[int | None]:
         self.calls.append("ended_loads")
@@ -171,11 +175,39 @@ def test_a_late_load_is_cancelled_with_all_of_its_parts(native: Native, ledger: 
     add(ledger, "r", parts)
     jobs = [step(ledger).loads[0].job for _ in range(2)]
     cancelled = [each for plan in steps_until(ledger, 0.5, 10) for each in plan.cancelled]
-    assert cancelled == [(job, "r", [7, 8]) for job in jobs]
+    assert cancelled == [(jobs[0], "r", [7, 8]), (jobs[1], "r", [])]
     for job in jobs:
         assert ledger.take_ended() == set()
         ledger.take_report(WorkerReport(cancelled={job: 2}))
     assert ledger.take_ended() == {"r"}
+    del native
+
+
+@pytest.mark.parametrize("parts_before", [0, 2])
+def test_what_is_left_of_a_load_is_given_up_with_its_request(
+    native: Native, ledger: LoadLedger, parts_before: int
+) -> None:
+    parts: Any = Streaming([(b"part", None, False)] * parts_before)
+    add(ledger, "r", parts)
+    begun = [step(ledger).loads[0] for _ in range(parts_before)]
+    assert step(ledger) == StepPlan()
+    parts.append((b"more", None, True))
+    ledger.give_up("r")
+    ledger.give_up("unknown")
+    [last] = step(ledger).loads
+    assert (last.moves, last.lost_block) == (b"", None), "it only ends the load"
+    assert step(ledger) == StepPlan()
+    native.board = {(load.cell, load.job): 0 for load in begun}
+    assert ledger.take_ended() == set()
+    native.board = {(last.cell, last.job): 0}
+    assert ledger.take_ended() == {"r"}
+
+
+def test_a_part_is_late_by_itself(native: Native, ledger: LoadLedger) -> None:
+    add(ledger, "r", Streaming([(b"part", None, False)] * 100))  # type: ignore[arg-type]
+    plans = steps_until(ledger, 0.0, TIMEOUT_S + 1)
+    cancelled = [each for plan in plans for each in plan.cancelled]
+    assert cancelled, "later parts do not make the first one younger"
     del native
 
 

@@ -106,11 +106,11 @@ def test_loads_are_planned_when_their_saves_have_ended_and_end_on_the_board(rig:
         load = sequence.begin_load(rig.pool, 0, targets)
         assert load is not None
         loads.append(load)
-    ready, waiting = rig.pool.plan_loads(loads)
+    ready, waiting = rig.pool.plan_loads(loads, [], 0)
     assert waiting is None, "its blocks are still being saved"
     rig.worker.save_now([(late_job, late_moves)])
     wait_until(lambda: rig.pool.poll() == 0)
-    [late] = rig.pool.plan_loads(loads[1:])
+    [late] = rig.pool.plan_loads([], loads[1:], 1)
     assert ready is not None
     assert late is not None
     assert [blocks_of(moves) for moves, _, _ in (ready, late)] == [[10, 11, 12], [13, 14]]
@@ -126,4 +126,4 @@ def test_loads_are_planned_when_their_saves_have_ended_and_end_on_the_board(rig:
     wait_until(lambda: rig.segment.ended_loads([last, first, (0, 4)]) == [1, 0, None])
     for tensor in rig.tensors:
         assert torch.equal(tensor[10:13], tensor[0:3])
-    assert rig.pool.plan_loads([]) == rig.segment.ended_loads([]) == []
+    assert rig.pool.plan_loads([], [], 9) == rig.segment.ended_loads([]) == []

@@ -160,3 +160,59 @@ impl State {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use kvtide_model::BlockKey;
+    use kvtide_segment::{MappedFile, RowGeometry, SegmentParts, SharedSegment};
+
+    use super::*;
+    use crate::config::Eviction;
+    use crate::pool::{Pool, PoolOptions};
+
+    #[test]
+    fn what_the_pool_and_its_scrub_held_when_a_life_ended_is_free_in_the_next() {
+        let rows = RowGeometry::over(1, 1, 64, 4 * 4096).unwrap();
+        let parts = SegmentParts {
+            memory: MappedFile::private(rows.area_bytes()).unwrap(),
+            data_offset: 0,
+            tables: MappedFile::private(rows.tables_file_bytes()).unwrap(),
+            own: MappedFile::private(rows.own_bytes()).unwrap(),
+        };
+        let open = || {
+            let segment = SharedSegment::of_parts(&parts, rows, Path::new("test")).unwrap();
+            let eviction = Eviction::Lru;
+            Pool::without_rows(Arc::new(segment), PoolOptions { eviction })
+        };
+        let last = open();
+        last.grow(0..4);
+        let (session, _guard) = last.open_session(false).unwrap();
+        let keys = [1, 2].map(|n: u8| BlockKey::from_bytes([n; 16]));
+        let begun = last.begin_save(session, &keys, 0, 2);
+        let segment = last.segment();
+        for each in &begun.filling {
+            let (row, generation) = (each.slot.slot, each.slot.generation);
+            assert!(segment.begin_shard(row, 0, generation));
+            assert!(segment.seal_shard(row, 0, generation, 0));
+        }
+        last.poll();
+        let slots = &last.catalogue().slots;
+        for (each, holder) in begun
+            .filling
+            .iter()
+            .zip([SlotHolder::POOL, SlotHolder::SCRUB])
+        {
+            assert!(slots.hold(each.slot.slot, holder).is_some());
+        }
+        assert!(!last.give_up(&(0..4)), "they are held");
+        drop(last);
+
+        let next = open();
+        next.adopt(&[0..4], &[]);
+        assert_eq!(next.gauges().held, 2);
+        assert!(next.give_up(&(0..4)));
+    }
+}

@@ -143,9 +143,10 @@ impl Holders {
     /// Sets the bit of `slot`. Others see it when `holder` has passed a fence.
     pub(super) fn set(&self, slot: u32, holder: SlotHolder) {
         if let Some(word) = self.0.word(holder, slot / WORD_SLOTS) {
-            // Nobody else writes it.
+            // Nobody else writes it. Whoever sees this store sees what earlier ones of the word
+            // have released, too.
             let bits = word.load(Ordering::Relaxed);
-            word.store(bits | bit(slot), Ordering::Relaxed);
+            word.store(bits | bit(slot), Ordering::Release);
         }
     }
 

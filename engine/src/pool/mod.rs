@@ -103,6 +103,8 @@ impl Pool {
         let catalogue = Arc::new(Catalogue::new(segment));
         catalogue.prove_nothing();
         for holder in [SlotHolder::POOL, SlotHolder::SCRUB] {
+            // What the last life held when it ended, nobody holds any more.
+            catalogue.slots.let_go_all(holder);
             catalogue.slots.enter(holder);
         }
         let state = Mutex::new(State::new(&catalogue, options));

@@ -118,7 +118,11 @@ impl Pins {
             let Some((slot, state)) = stays.filter(|_| index.has_key(slot, key)) else {
                 return false;
             };
-            *count += 1;
+            // The same key may come twice in these.
+            let Some(raised) = count.checked_add(1) else {
+                return false;
+            };
+            *count = raised;
             if run.certain == run.slots.len() && self.catalogue.is_certain_in(slot, state) {
                 run.certain += 1;
             }

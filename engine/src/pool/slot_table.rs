@@ -590,6 +590,45 @@ mod models {
         });
     }
 
+    #[test]
+    fn a_session_that_comes_while_a_slot_is_evicted_holds_it_or_knows_that_it_does_not() {
+        loom::model(|| {
+            let (table, free) = SlotTable::of_one();
+            let [a, b] = [0, 1].map(|n| SlotHolder::of_session(n).unwrap());
+            let sealed = table.seal(&table.fill(free, a)).unwrap();
+            let table = Arc::new(table);
+            let session = {
+                let table = Arc::clone(&table);
+                thread::spawn(move || {
+                    table.enter(b);
+                    table.hold(0, b).is_some()
+                })
+            };
+            let evicted = table.evict(sealed).is_some();
+            let held = session.join().unwrap();
+            assert!(!(held && evicted), "both held and evicted");
+        });
+    }
+
+    /// The control: claims that are looked at before they are published must be caught.
+    #[test]
+    #[should_panic(expected = "both held and evicted")]
+    fn control_claims_without_a_fence_are_caught() {
+        loom::model(|| {
+            let (table, sealed, [a, _]) = sealed_table();
+            let session = {
+                let table = Arc::clone(&table);
+                thread::spawn(move || {
+                    table.claim(0, a);
+                    table.claimed(0).is_some()
+                })
+            };
+            let evicted = table.evict(sealed).is_some();
+            let held = session.join().unwrap();
+            assert!(!(held && evicted), "both held and evicted");
+        });
+    }
+
     /// The control: looking first and acting later must be caught by the first model's claim.
     #[test]
     #[should_panic(expected = "both held and evicted")]

@@ -30,7 +30,7 @@ fn words(geometry: &RowGeometry) -> [u64; 5] {
 }
 
 /// Whether a header says that `geometry` is the one of its rows.
-fn says(header: &Region, geometry: &RowGeometry) -> bool {
+pub(crate) fn says(header: &Region, geometry: &RowGeometry) -> bool {
     let mut words = words(geometry).into_iter().enumerate();
     words.all(|(at, word)| read(header, at * WORD_BYTES) == Some(word))
 }

@@ -130,6 +130,13 @@ impl SharedSegment {
         })
     }
 
+    /// Whether the header of what an engine has for itself says what this process takes the tables to
+    /// be: it is of the same format, and of the same rows.
+    #[must_use]
+    pub fn has_its_header(&self) -> bool {
+        header::says(&self.header, &self.geometry)
+    }
+
     /// Writes the header of what an engine has for itself, which nobody else can open yet.
     pub fn write_header(&self) {
         header::write(&self.header, &self.geometry);

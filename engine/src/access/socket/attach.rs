@@ -159,7 +159,7 @@ impl Attachment {
     pub(crate) fn into_access(self) -> (SocketAccess, Pins) {
         let welcome = &self.attached.welcome;
         let catalogue = Arc::new(Catalogue::new(Arc::clone(&self.segment)));
-        // The daemon gives numbers that there are; with another one nothing could be pinned.
+        // The reader of the frame takes no other number.
         let holder = SlotHolder::of_session(welcome.session.into()).unwrap_or(SlotHolder::SCRUB);
         let pins = Pins::new(
             Arc::clone(&catalogue),
@@ -320,5 +320,11 @@ fn map(options: &AttachOptions, attached: &Attached) -> Result<SharedSegment, At
         tables: MappedFile::of(tables, path)?,
         own: MappedFile::of(own, path)?,
     };
-    Ok(SharedSegment::of_parts(&parts, rows, path)?)
+    let segment = SharedSegment::of_parts(&parts, rows, path)?;
+    if !segment.has_its_header() {
+        // Of a daemon whose tables are laid out in another way.
+        let path = path.display().to_string();
+        return Err(SegmentError::Mismatch { path }.into());
+    }
+    Ok(segment)
 }
