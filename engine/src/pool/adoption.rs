@@ -211,7 +211,7 @@ mod tests {
         drop(last);
 
         let next = open();
-        next.adopt(&[0..4], &[]);
+        next.adopt(std::slice::from_ref(&(0..4)), &[]);
         assert_eq!(next.gauges().held, 2);
         assert!(next.give_up(&(0..4)));
     }
