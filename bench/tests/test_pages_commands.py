@@ -26,7 +26,8 @@ OTHERS = {
     "served-model-name shutdown-timeout speculative-config tensor-parallel-size ubatch-size",
     "docker and uv": "entrypoint gpus rm shm-size system ulimit",
     "kubectl": "cascade for replicas server-side type",
-    "cargo": "bench document-private-items locked no-deps open path release test",
+    "cargo": "bench document-private-items features locked no-default-features no-deps open path "
+    "release test",
     "numactl": "cpunodebind interleave membind",
 }
 """Flags of other people's programs that pages name."""
@@ -148,7 +149,7 @@ def test_crates_and_tests_that_cargo_is_told_to_run_exist() -> None:
 
 def own_flags() -> set[str]:
     """Of `kvtide-control`, of `kvtide`, and of our Python programs."""
-    rust = pages.text_of("control/src/**/*.rs", "engine/server/src/**/*.rs")
+    rust = pages.text_of(*pages.CONTROL, "engine/server/src/**/*.rs")
     named = re.findall(r"#\[arg\(\s*long\b(?:[^\]]|\](?!\n))*\]\n\s*(?:pub )?(\w+):", rust)
     parsers = pages.sources("bench/**/*.py", "python/env/*.py").values()
     python = "\n".join(text for text in parsers if PARSER in text)

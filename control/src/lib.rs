@@ -7,19 +7,19 @@
 //!      └── Service (headless)                       names of its pods in DNS
 //! ```
 //!
-//! [`api`] is what is stored, [`core`] decides and does no I/O, [`reconcile`] reads and writes, and
-//! [`controller`] is the process around it, and [`install`] checks and removes an installation.
-//! [`batch`] stands beside them and needs no Kubernetes;
-//! its callers are known by [`keys`].
+//! `kvtide_control_api` is what is stored, `kvtide_control_core` decides and does no I/O, [`kvtide_control_reconcile`]
+//! reads and writes, [`controller`] is the process around it, and [`install`] checks and removes an
+//! installation. `kvtide_control_batch` stands beside them and needs no Kubernetes.
 #![forbid(unsafe_code)]
 
-pub mod api;
-pub mod batch;
+#[cfg(not(any(feature = "batch", feature = "controller")))]
+compile_error!("nothing to build: name a feature, batch or controller");
+
+#[cfg(feature = "controller")]
 pub mod controller;
-pub mod core;
+#[cfg(feature = "controller")]
 pub mod crds;
+#[cfg(feature = "controller")]
 pub mod install;
-pub mod keys;
-pub mod reconcile;
-pub mod telemetry;
+#[cfg(feature = "controller")]
 pub mod webhook;

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
-
-use crate::core::recovery::Backoff;
-use crate::reconcile::Settings;
+use kvtide_control_core::recovery::Backoff;
+use kvtide_control_reconcile::Settings;
 
 /// Arguments of `kvtide-control controller`.
 #[derive(Clone, Debug, ClapArgs)]

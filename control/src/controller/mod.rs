@@ -5,26 +5,25 @@
 
 mod args;
 mod caches;
-mod http;
-mod lease;
-pub(crate) mod schema;
+mod crd_gap;
 mod wiring;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kube::Client;
+use kvtide_control_base::health::{self, Health};
+use kvtide_control_base::telemetry;
+use kvtide_control_kube::error::explained;
+use kvtide_control_kube::lease::{Lease, LeaseSettings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 pub use args::Args;
 
-use crate::reconcile::said;
-use crate::telemetry;
 use crate::webhook::{self, Source};
-use lease::{Lease, LeaseSettings};
 
 /// How long running reconciles may take to end at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
@@ -49,15 +48,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     runtime.block_on(serve(args))
 }
 
-/// What the health endpoints tell.
-#[derive(Debug, Default)]
-pub struct Health {
-    /// This process does what its place asks for: it leads with full caches, or it waits to.
-    pub ready: AtomicBool,
-    /// It leads.
-    pub leads: AtomicBool,
-}
-
 async fn serve(args: Args) -> anyhow::Result<()> {
     let metrics = telemetry::init_metrics()?;
     let config = kube::Config::infer().await.context("finding the cluster")?;
@@ -71,7 +61,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     metrics::gauge!("kvtide_control_leader").set(0.0);
     let health = Arc::new(Health::default());
     let (stop, stopped) = watch::channel(false);
-    let mut server = tokio::spawn(http::serve(
+    let mut server = tokio::spawn(health::serve(
         args.listen,
         health.clone(),
         metrics,
@@ -128,17 +118,6 @@ async fn webhook(args: Args, client: Client) -> anyhow::Result<()> {
     tokio::select! {
         served = webhook::serve(address, own.source, client) => served,
         () = trusted => bail!("the watch of the webhook configuration ended"),
-    }
-}
-
-/// An error with what caused it, in one line: of the API server its own words alone.
-#[must_use]
-pub fn explained(error: &anyhow::Error) -> String {
-    let (outer, inner) = (error.to_string(), said(error.as_ref()));
-    match error.chain().count() {
-        1 => inner,
-        _ if inner == outer => format!("{error:#}"),
-        _ => format!("{outer}: {inner}"),
     }
 }
 
