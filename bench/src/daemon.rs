@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtide_engine::{AttachOptions, Attachment, Eviction, Node, NodeOptions, Peer, Session};
+use kvtide_engine::{
+    AttachOptions, Attachment, Eviction, Limits, Node, NodeOptions, Peer, Session,
+};
 use kvtide_model::Namespace;
 use kvtide_model::wire::{FrameReader, Geometry, Hello, LONGEST_FRAME, ToDaemon};
-use kvtide_segment::{Holder, SharedSegment};
+use kvtide_segment::{Holder, HugePages, Numa, SharedSegment};
 use tempfile::TempDir;
 
 /// A node that takes connections, of blocks of one layer.
@@ -35,9 +37,11 @@ fn options(directory: &Path, capacity_bytes: usize) -> NodeOptions {
         capacity_bytes,
         capacity_is_chosen: true,
         extent_bytes: 16 << 20,
+        huge_pages: HugePages::Off,
+        numa: Numa::AsTold,
         eviction: Eviction::Lru,
         sessions: NodeOptions::SESSIONS_MAX,
-        minimum_bytes: 0,
+        limits: Limits::default(),
         scrub_bytes_per_second: 0,
         server: "kvtide bench".into(),
     }

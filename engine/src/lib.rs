@@ -20,8 +20,8 @@ pub use cost::CostModel;
 pub use memory::available_memory_bytes;
 #[cfg(not(loom))]
 pub use node::{
-    BlockReport, EngineReport, ModelReport, Node, NodeError, NodeOptions, NodeReport, Peer,
-    ProcessReport, PurgeReport,
+    BlockReport, DenialCounts, EngineReport, Limits, ModelReport, Node, NodeError, NodeOptions,
+    NodeReport, Outlook, Peer, PinReport, ProcessReport, PurgeReport, TenantReport, Which,
 };
 pub use pool::scrub::Scrubber;
 pub use pool::{

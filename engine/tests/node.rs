@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use common::{BLOCKS, LAYER_BYTES, LAYERS, device, flip_byte, keys, wait_load};
 use kvtide_engine::{
-    AttachError, AttachOptions, Attachment, Eviction, Node, NodeError, NodeOptions, Peer, SaveJob,
-    SavePlan, Session, Worker,
+    AttachError, AttachOptions, Attachment, Eviction, Limits, Node, NodeError, NodeOptions, Peer,
+    SaveJob, SavePlan, Session, Which, Worker,
 };
 use kvtide_kernels::copy::HostCache;
 use kvtide_model::wire::{FrameReader, Geometry, LONGEST_FRAME, ToDaemon};
 use kvtide_model::{BlockKey, BlockMove, Namespace, NamespaceId};
-use kvtide_segment::{Holder, SharedSegment};
+use kvtide_segment::{Holder, HugePages, Numa, SharedSegment};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -37,9 +37,11 @@ fn options(directory: &Path, extents: usize) -> NodeOptions {
         capacity_bytes: extents * EXTENT,
         capacity_is_chosen: true,
         extent_bytes: EXTENT,
+        huge_pages: HugePages::Off,
+        numa: Numa::AsTold,
         eviction: Eviction::Lru,
         sessions: NodeOptions::SESSIONS_MAX,
-        minimum_bytes: 0,
+        limits: Limits::default(),
         scrub_bytes_per_second: 0,
         server: "kvtide test".into(),
     }
@@ -52,9 +54,23 @@ impl Daemon {
     }
 
     fn on(directory: Arc<TempDir>, extents: usize) -> Self {
+        let options = options(directory.path(), extents);
+        Self::with(directory, &options)
+    }
+
+    fn limited(extents: usize, limits: Limits) -> Self {
+        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory on shared memory");
+        let options = NodeOptions {
+            limits,
+            ..options(directory.path(), extents)
+        };
+        Self::with(Arc::new(directory), &options)
+    }
+
+    fn with(directory: Arc<TempDir>, options: &NodeOptions) -> Self {
         // What is left of an earlier one's threads gives the memory back within moments.
         let node = until("the memory is free", || {
-            match Node::open(options(directory.path(), extents), &|_, _| {}) {
+            match Node::open(options.clone(), &|_, _| {}) {
                 Err(NodeError::InUse { .. }) => None,
                 opened => Some(Arc::new(opened.expect("memory"))),
             }
@@ -100,6 +116,13 @@ impl Daemon {
     fn free_extents(&self) -> u32 {
         self.node.report().free_extents
     }
+
+    /// Extents of a tenant's pools.
+    fn extents_of(&self, tenant: &str) -> u32 {
+        let models = self.node.report().models;
+        let own = models.iter().filter(|model| model.tenant == tenant);
+        own.map(|model| model.extents).sum()
+    }
 }
 
 /// An engine of one rank, without vLLM.
@@ -144,7 +167,17 @@ impl Engine {
     }
 
     fn try_start(daemon: &Daemon, engine_id: &str, model: &str) -> Result<Self, AttachError> {
-        let options = attach_options(daemon, engine_id, model);
+        Self::attach(attach_options(daemon, engine_id, model))
+    }
+
+    fn of_tenant(daemon: &Daemon, tenant: &str, model: &str) -> Self {
+        let options = attach_options(daemon, &format!("{tenant}-{model}"), model);
+        let tenant = tenant.to_owned();
+        Self::attach(AttachOptions { tenant, ..options }).expect("attached")
+    }
+
+    fn attach(options: AttachOptions) -> Result<Self, AttachError> {
+        let engine_id = options.engine_id.clone();
         let worker = Attachment::new(options.clone(), Holder::Worker(0))?;
         let scheduler = Attachment::new(options, Holder::Scheduler)?;
         let segment = Arc::clone(worker.segment());
@@ -153,7 +186,7 @@ impl Engine {
         Ok(Self {
             session: Session::attached(scheduler, Duration::from_secs(60)),
             segment,
-            worker: Worker::start(device(registration), engine_id).expect("threads"),
+            worker: Worker::start(device(registration), &engine_id).expect("threads"),
             cache,
         })
     }
@@ -185,6 +218,14 @@ impl Engine {
             }]);
         }
         assert!(self.session.drain(LIMIT));
+    }
+
+    /// Saves blocks one by one, as many as have been asked for, whether there is place for all or not.
+    fn save_many(&self, keys: &[BlockKey]) {
+        for key in keys {
+            let plan = self.begin(std::slice::from_ref(key), &[0]);
+            self.copy(plan);
+        }
     }
 
     fn save(&self, keys: &[BlockKey], blocks: &[u32]) {
@@ -348,6 +389,29 @@ fn memory_of_another_size_begins_anew() {
     assert_eq!(daemon.free_extents(), 3);
     let engine = Engine::start(&daemon, "a", "m");
     assert!(engine.session.lookup(&keys(0..3)).lease.is_empty());
+}
+
+#[test]
+fn memory_has_no_name_before_all_of_it_is_there() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let made = options(directory.path(), 2);
+    let own = directory.path().join("kvtide-pool-test");
+    let seen = std::cell::RefCell::new(Vec::new());
+    let node = Node::open(made, &|done, total| {
+        let memory_is_named = own.join("memory").exists();
+        seen.borrow_mut().push((done, total, memory_is_named));
+    });
+    assert_eq!(seen.into_inner(), [(2 * EXTENT, 2 * EXTENT, false)]);
+    assert!(own.join("memory").exists());
+    drop(node);
+    let impossible = NodeOptions {
+        capacity_bytes: 1 << 50,
+        ..options(directory.path(), 1)
+    };
+    let error = Node::open(impossible, &|_, _| {}).err().unwrap();
+    assert!(matches!(error, NodeError::NoRoom { .. }), "{error}");
+    let left: Vec<_> = std::fs::read_dir(&own).unwrap().collect();
+    assert_eq!(left.len(), 1, "the lock: {left:?}");
 }
 
 #[test]
@@ -522,4 +586,218 @@ fn without_a_daemon_the_error_says_what_to_do() {
     options.timeout = Duration::from_millis(50);
     let error = Attachment::new(options, Holder::Worker(0)).err().unwrap();
     assert!(error.to_string().contains("start kvtide serve"), "{error}");
+}
+
+/// Blocks that fill more than all extents of a small node.
+const MANY: u32 = 60;
+
+fn quotas(quotas: &[(&str, usize)]) -> Limits {
+    let quota = |&(tenant, extents): &(&str, usize)| (tenant.to_owned(), (extents * EXTENT) as u64);
+    Limits {
+        quotas: quotas.iter().map(quota).collect(),
+        ..Limits::default()
+    }
+}
+
+#[test]
+fn a_tenant_fills_its_quota_and_nothing_beyond_and_goes_on_with_its_latest_blocks() {
+    let daemon = Daemon::limited(6, quotas(&[("acme", 2)]));
+    let acme = Engine::of_tenant(&daemon, "acme", "m");
+    let other = Engine::of_tenant(&daemon, "other", "m");
+    acme.save_many(&keys(0..MANY));
+    other.save_many(&keys(0..MANY));
+    assert_eq!(
+        (daemon.extents_of("acme"), daemon.extents_of("other")),
+        (2, 4)
+    );
+    assert!(acme.session.holds(common::key(MANY - 1), false));
+    assert!(!acme.session.holds(common::key(0), false), "it is evicted");
+    let report = daemon.node.report();
+    let [acme, other] = &report.tenants[..] else {
+        panic!("{:?}", report.tenants);
+    };
+    assert_eq!(
+        (acme.tenant.as_str(), acme.quota_bytes),
+        ("acme", Some(2 * EXTENT as u64))
+    );
+    assert_eq!(
+        (acme.bytes, other.bytes),
+        (2 * EXTENT as u64, 4 * EXTENT as u64)
+    );
+    assert!(acme.denied.quota > 0 && acme.denied.capacity == 0);
+    assert_eq!((other.quota_bytes, other.denied.quota), (None, 0));
+    assert!(acme.held_blocks > 0);
+}
+
+#[test]
+fn a_quota_is_that_of_all_models_of_a_tenant_together() {
+    let daemon = Daemon::limited(6, quotas(&[("acme", 2)]));
+    let first = Engine::of_tenant(&daemon, "acme", "m");
+    let second = Engine::of_tenant(&daemon, "acme", "n");
+    first.save_many(&keys(0..MANY));
+    // Nothing of the other tenants', but one of its own.
+    second.save_many(&keys(0..MANY));
+    assert_eq!((daemon.extents_of("acme"), daemon.free_extents()), (2, 4));
+    let models = daemon.node.report().models;
+    assert!(models.iter().all(|model| model.extents == 1), "{models:?}");
+}
+
+#[test]
+fn tenants_find_nothing_of_each_other_and_a_reset_of_one_clears_its_own_alone() {
+    let daemon = Daemon::new(4);
+    let a = Engine::of_tenant(&daemon, "a", "m");
+    let b = Engine::of_tenant(&daemon, "b", "m");
+    a.save(&keys(0..2), &[0, 1]);
+    assert!(b.session.lookup(&keys(0..2)).lease.is_empty());
+    b.save(&keys(0..2), &[0, 1]);
+    assert!(a.session.clear());
+    assert_eq!(b.session.lookup(&keys(0..2)).lease.len(), 2);
+}
+
+#[test]
+fn what_a_tenant_has_is_purged_by_its_name() {
+    let daemon = Daemon::new(4);
+    let engines = [("a", "m"), ("a", "n"), ("b", "m")].map(|(tenant, model)| {
+        let engine = Engine::of_tenant(&daemon, tenant, model);
+        engine.save(&keys(0..2), &[0, 1]);
+        engine
+    });
+    let purged = daemon.node.purge(&Which::Tenant("a".into())).unwrap();
+    assert_eq!(purged.blocks, 4);
+    let left = engines.map(|engine| engine.session.lookup(&keys(0..2)).lease.len());
+    assert_eq!(left, [0, 0, 2]);
+    assert!(daemon.node.purge(&Which::Tenant("nobody".into())).is_none());
+}
+
+#[test]
+fn a_model_below_its_minimum_gets_what_others_use_and_keeps_it() {
+    let minimums = [("small".to_owned(), 2 * EXTENT as u64)].into();
+    let limits = Limits {
+        minimums,
+        ..Limits::default()
+    };
+    let daemon = Daemon::limited(4, limits);
+    let large = Engine::start(&daemon, "l", "large");
+    large.save_many(&keys(0..MANY));
+    assert_eq!(daemon.free_extents(), 0);
+    let small = Engine::start(&daemon, "s", "small");
+    small.save_many(&keys(0..MANY));
+    let extents = |model: &str| {
+        let models = daemon.node.report().models;
+        models.iter().find(|m| m.model == model).unwrap().extents
+    };
+    assert_eq!((extents("large"), extents("small")), (2, 2));
+    large.save_many(&keys(MANY..2 * MANY));
+    assert_eq!((extents("large"), extents("small")), (2, 2));
+}
+
+#[test]
+fn a_quota_that_is_lowered_is_kept_by_the_next_life() {
+    let daemon = Daemon::limited(4, quotas(&[("acme", 4)]));
+    let acme = Engine::of_tenant(&daemon, "acme", "m");
+    acme.save_many(&keys(0..MANY));
+    assert_eq!(daemon.extents_of("acme"), 4);
+    drop(acme);
+    let directory = daemon.kill();
+    let options = NodeOptions {
+        limits: quotas(&[("acme", 1)]),
+        ..options(directory.path(), 4)
+    };
+    let daemon = Daemon::with(directory, &options);
+    until("it has what it may have", || {
+        (daemon.extents_of("acme") == 1).then_some(())
+    });
+    assert!(daemon.node.report().models[0].gauges.held > 0);
+}
+
+#[test]
+fn a_pool_that_holds_nothing_is_closed_when_its_last_engine_has_gone() {
+    let daemon = Daemon::new(4);
+    let used = Engine::start(&daemon, "a", "used");
+    used.save(&keys(0..2), &[0, 1]);
+    let cleared = Engine::start(&daemon, "b", "cleared");
+    cleared.save(&keys(0..2), &[0, 1]);
+    let _unused = Engine::start(&daemon, "c", "unused");
+    assert!(cleared.session.clear());
+    drop((used, cleared));
+    let models = until("it is closed", || {
+        let models = daemon.node.report().models;
+        let names: Vec<_> = models.into_iter().map(|model| model.model).collect();
+        (names.len() < 3).then_some(names)
+    });
+    assert_eq!(
+        models,
+        ["used", "unused"],
+        "one has blocks, one has an engine"
+    );
+    assert_eq!(daemon.free_extents(), 3);
+    let files = std::fs::read_dir(daemon.directory.path().join("kvtide-pool-test")).unwrap();
+    let tables = files.filter(|file| file.as_ref().unwrap().file_name().len() == 32);
+    assert_eq!(tables.count(), 2);
+}
+
+#[test]
+fn an_operators_pin_holds_over_lives_until_its_time() {
+    let daemon = Daemon::new(1);
+    let engine = Engine::start(&daemon, "a", "m");
+    engine.save(&keys(0..3), &[0, 1, 2]);
+    let until_unix_s = 4_000_000_000;
+    let pinned = daemon
+        .node
+        .pin(namespace("m"), until_unix_s)
+        .unwrap()
+        .unwrap();
+    assert_eq!((pinned.blocks, pinned.earlier_unix_s), (3, 0));
+    assert!(
+        daemon
+            .node
+            .pin(namespace("n"), until_unix_s)
+            .unwrap()
+            .is_none()
+    );
+    drop(engine);
+    let daemon = Daemon::on(daemon.kill(), 1);
+    let models = daemon.node.report().models;
+    assert_eq!(models[0].pinned_until_unix_s, Some(until_unix_s));
+    let engine = Engine::start(&daemon, "b", "m");
+    // What fits is saved, and nothing given up for the rest.
+    for chain in 10..10 + MANY {
+        let plan = engine.session.begin_save(&keys(chain..chain + 1), 0, &[0]);
+        engine.copy(plan);
+    }
+    assert!((0..3).all(|n| engine.session.holds(common::key(n), false)));
+    let unpinned = daemon.node.pin(namespace("m"), 0).unwrap().unwrap();
+    assert_eq!(unpinned.earlier_unix_s, until_unix_s);
+    assert_eq!(daemon.node.report().models[0].pinned_until_unix_s, None);
+}
+
+#[test]
+fn one_scrub_goes_through_all_pools() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let options = NodeOptions {
+        scrub_bytes_per_second: 4 << 20,
+        ..options(directory.path(), 4)
+    };
+    let daemon = Daemon::with(Arc::new(directory), &options);
+    let engines = ["m", "n", "o"].map(|model| {
+        let engine = Engine::start(&daemon, model, model);
+        engine.save(&keys(0..3), &[0, 1, 2]);
+        engine
+    });
+    until("every block was looked at", || {
+        let models = daemon.node.report().models;
+        let all = models.iter().all(|m| m.counters.scrubbed_blocks >= 3);
+        all.then_some(())
+    });
+    let slot = engines[1].session.lookup(&keys(0..3)).lease.slots()[1].slot;
+    let at = engines[1].segment.geometry().shard_offset(slot, 0).unwrap();
+    flip_byte(
+        &daemon.directory.path().join("kvtide-pool-test/memory"),
+        at + 5,
+    );
+    until("the damage is found", || {
+        let models = daemon.node.report().models;
+        let damaged = models.iter().map(|m| m.counters.damaged_blocks);
+        (damaged.sum::<u64>() == 1).then_some(())
+    });
 }

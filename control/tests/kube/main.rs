@@ -26,6 +26,7 @@ mod restarts;
 mod rules;
 mod scaling;
 mod schema;
+mod serve;
 mod turns;
 mod unreadiness;
 

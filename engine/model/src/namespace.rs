@@ -57,6 +57,26 @@ impl NamespaceId {
         Self(bytes)
     }
 
+    /// What one tenant has of this namespace, for whoever accounts for tenants one by one: another
+    /// identity for each name. Without a name it is the namespace itself.
+    #[must_use]
+    pub fn of_tenant(self, tenant: &str) -> Self {
+        if tenant.is_empty() {
+            return self;
+        }
+        let mut encoded = Vec::with_capacity(128);
+        encode::field(&mut encoded, "namespace", &self.0);
+        encode::field(&mut encoded, "tenant", tenant.as_bytes());
+        Self::derived("kvtide tenant's namespace identity, format 1", &encoded)
+    }
+
+    fn derived(context: &str, encoded: &[u8]) -> Self {
+        let digest = blake3::derive_key(context, encoded);
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest[..16]);
+        Self(id)
+    }
+
     /// The identity's bytes, in the order in which they are sent.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 16] {
@@ -84,10 +104,7 @@ impl Namespace {
     /// The namespace's identity, from which no block key can be computed.
     #[must_use]
     pub fn id(&self) -> NamespaceId {
-        let digest = blake3::derive_key("kvtide namespace identity, format 1", &self.encode());
-        let mut id = [0; 16];
-        id.copy_from_slice(&digest[..16]);
-        NamespaceId(id)
+        NamespaceId::derived("kvtide namespace identity, format 1", &self.encode())
     }
 
     /// The root of every chain in this namespace and `scope`.
@@ -227,6 +244,22 @@ mod tests {
                 assert_ne!(base.root(scope), base.root(other), "{scope:?} {other:?}");
             }
         }
+    }
+
+    #[test]
+    fn every_tenant_has_an_identity_of_its_own_in_every_namespace() {
+        let [one, two] = [1, 2].map(|byte| NamespaceId::from_bytes([byte; 16]));
+        assert_eq!(one.of_tenant(""), one);
+        let ids = [
+            one,
+            two,
+            one.of_tenant("a"),
+            one.of_tenant("b"),
+            two.of_tenant("a"),
+            one.of_tenant("a").of_tenant("b"),
+        ];
+        let distinct: std::collections::HashSet<_> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len());
     }
 
     #[test]

@@ -7,11 +7,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use kvtide_engine::NodeOptions;
-use kvtide_segment::SegmentError;
+use kvtide_engine::{NodeOptions, Outlook};
+use kvtide_segment::{HugePages, MappedFile, MountHugePages, Numa, SegmentError, mount_huge_pages};
 use rustix::fs::{Access, access, statvfs};
 
 use crate::config::{Config, Memory, Socket};
+use crate::pooled::node_options;
 use crate::print::size;
 use crate::socket::{group_id, holder, user_id};
 
@@ -24,6 +25,23 @@ pub struct Finding {
     pub result: Result<String, String>,
 }
 
+/// What works, and may not be meant.
+#[must_use]
+pub fn notes(config: &Config) -> Vec<String> {
+    let shown = config.memory.directory.display();
+    match Outlook::of(&node_options(config)) {
+        Ok(Outlook::Anew { why }) => vec![format!(
+            "the memory in {shown} would begin anew, empty: {why}; engines that are attached to it would \
+             have to be started anew"
+        )],
+        Ok(Outlook::New | Outlook::Kept { .. }) => Vec::new(),
+        Err(error) => vec![format!(
+            "whether the memory in {shown} would be kept cannot be seen: {error}; check as the daemon's \
+             user"
+        )],
+    }
+}
+
 /// Looks at everything.
 #[must_use]
 pub fn findings(config: &Config) -> Vec<Finding> {
@@ -31,6 +49,8 @@ pub fn findings(config: &Config) -> Vec<Finding> {
     let mut found = vec![
         finding("memory directory", is_on_tmpfs(&config.memory.directory)),
         finding("room", has_room(&config.memory)),
+        finding("huge pages", has_huge_pages(&config.memory)),
+        finding("numa", can_place(config.memory.numa)),
         finding("socket directory", can_hold_a_socket(&config.socket)),
         finding("socket owner", owner_is_known(&config.socket)),
     ];
@@ -80,6 +100,39 @@ fn has_room(memory: &Memory) -> Result<String, String> {
          Kubernetes the sizeLimit of its emptyDir)",
         size(needed)
     ))
+}
+
+fn has_huge_pages(memory: &Memory) -> Result<String, String> {
+    let shown = memory.directory.display();
+    let mount = mount_huge_pages(&memory.directory).unwrap_or(MountHugePages::Never);
+    match (memory.huge_pages, mount) {
+        (HugePages::Off, _) => Ok("none are asked for".into()),
+        (_, MountHugePages::Advise | MountHugePages::Always) => {
+            Ok(format!("{shown} is mounted with them"))
+        }
+        (HugePages::Auto, _) => Ok(format!(
+            "{shown} is mounted without them; mount -o remount,huge=within_size gives some"
+        )),
+        (HugePages::Require, _) => Err(format!(
+            "{shown} is mounted without them; mount it with them (mount -o remount,huge=within_size), or \
+             set memory.huge_pages to \"auto\""
+        )),
+    }
+}
+
+/// Tries it on a page of its own.
+fn can_place(numa: Numa) -> Result<String, String> {
+    const PAGE_BYTES: usize = 4096;
+    let page = MappedFile::private(PAGE_BYTES).map_err(|error| error.to_string())?;
+    match (page.place(numa), numa) {
+        (Ok(()), Numa::AsTold) => Ok("memory lies where this process is told to take it".into()),
+        (Ok(()), Numa::Interleave) => Ok("memory is spread over all nodes".into()),
+        (Ok(()), Numa::Local) => Ok("memory lies on the node of the thread that takes it".into()),
+        (Err(error), _) => Err(format!(
+            "the kernel does not let this process place memory (mbind: {error}); allow the call, which \
+             profiles of seccomp may forbid, or set memory.numa to \"none\""
+        )),
+    }
 }
 
 /// Bytes that the pool's memory has now.

@@ -120,6 +120,8 @@ pub struct Block {
 pub enum Purge {
     /// The blocks of a namespace.
     Namespace(String),
+    /// The blocks of a tenant; those of engines that have none, if it is empty.
+    Tenant(String),
     /// All blocks.
     All,
 }

@@ -1,11 +1,10 @@
 //! The inside of the daemon: the pools of a node, as the shell sees them.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvtide_engine::{
-    BlockReport, EngineReport, ModelReport, NodeError, NodeOptions, NodeReport, PurgeReport,
+    BlockReport, EngineReport, Limits, ModelReport, NodeError, NodeOptions, NodeReport, PinReport,
+    PurgeReport, TenantReport, Which,
 };
 use kvtide_model::wire::Role;
 use kvtide_model::{BlockKey, NamespaceId};
@@ -14,7 +13,9 @@ use crate::config::Config;
 use crate::node::{
     Block, Closed, Connection, Inspect, Inspection, Node, Pinned, Purge, Purged, Refusal, Unpinned,
 };
-use crate::status::{Namespace, Process, Readiness, Session, SessionState, Status, Tier, Totals};
+use crate::status::{
+    Namespace, Process, Readiness, Session, SessionState, Status, Tenant, Tier, Totals,
+};
 
 /// The kind of memory that holds blocks.
 const TIER: &str = "host";
@@ -24,27 +25,11 @@ const TIER: &str = "host";
 pub(crate) struct Pooled {
     node: kvtide_engine::Node,
     started_unix_s: u64,
-    minimum_bytes: u64,
-    /// Until when namespaces are pinned, in seconds of Unix time.
-    pinned: Mutex<BTreeMap<NamespaceId, u64>>,
 }
 
 impl Pooled {
     /// Reserves the memory, or takes over what the last daemon left. Blocks for as long as that takes.
     pub(crate) fn open(config: &Config) -> Result<Self, NodeError> {
-        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        let options = NodeOptions {
-            directory: config.memory.directory.clone(),
-            name: config.memory.name.clone(),
-            capacity_bytes: bytes(config.memory.capacity_bytes),
-            capacity_is_chosen: config.memory.capacity_is_chosen,
-            extent_bytes: bytes(config.memory.extent_bytes),
-            eviction: config.eviction,
-            sessions: config.limits.sessions.into(),
-            minimum_bytes: bytes(config.limits.minimum_bytes),
-            scrub_bytes_per_second: config.scrub_bytes_per_s,
-            server: concat!("kvtide ", env!("CARGO_PKG_VERSION")).to_owned(),
-        };
         let progress = |done: usize, total: usize| {
             tracing::info!(
                 done_mib = done >> 20,
@@ -52,7 +37,7 @@ impl Pooled {
                 "reserving memory"
             );
         };
-        let node = kvtide_engine::Node::open(options, &progress)?;
+        let node = kvtide_engine::Node::open(node_options(config), &progress)?;
         let report = node.report();
         let held: usize = report.models.iter().map(|model| model.gauges.held).sum();
         tracing::info!(
@@ -64,49 +49,96 @@ impl Pooled {
         Ok(Self {
             node,
             started_unix_s: unix_seconds(),
-            minimum_bytes: config.limits.minimum_bytes,
-            pinned: Mutex::default(),
         })
     }
 
-    fn namespace(&self, digits: &str) -> Result<NamespaceId, Refusal> {
-        let models = self.node.report().models;
-        let mut ids = models.iter().map(|model| model.namespace);
-        ids.find(|id| id.to_string() == digits)
-            .ok_or_else(|| Refusal {
-                problem: format!("there is no namespace {digits:?}"),
-                fix: "name one that kvtide status shows".into(),
-            })
+    /// Pins a namespace until then; [`Node::pin`] and [`Node::unpin`].
+    fn pin_until(&self, digits: &str, until_unix_s: u64) -> Result<PinReport, Refusal> {
+        let nobody = || no_namespace(digits);
+        let id = namespace(digits).ok_or_else(nobody)?;
+        let pinned = self.node.pin(id, until_unix_s).map_err(|error| Refusal {
+            problem: format!("it is done, but the next start will not know of it: {error}"),
+            fix: "do it again when that is mended".into(),
+        })?;
+        pinned.ok_or_else(nobody)
     }
+}
 
-    fn namespace_status(&self, model: &ModelReport, report: &NodeReport) -> Namespace {
-        let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = pinned.get(&model.namespace).copied();
-        Namespace {
-            namespace: model.namespace.to_string(),
-            model: model.model.clone(),
-            group: model.group,
-            ranks: model.geometry.ranks,
-            block_tokens: model.geometry.block_tokens,
-            row_bytes: model.row_bytes,
-            rows: model.gauges.slots as u64,
-            free_rows: model.gauges.free as u64,
-            bytes: u64::from(model.extents) * report.extent_bytes,
-            minimum_bytes: self.minimum_bytes,
-            held_blocks: model.gauges.held as u64,
-            saving_blocks: model.gauges.saving as u64,
-            pinned_blocks: model.pinned_blocks,
-            pinned_until_unix_s: until.filter(|&until| until > unix_seconds()),
-            totals: Totals {
-                hit_blocks: model.counters.used_blocks,
-                saved_blocks: model.counters.saved_blocks,
-                failed_blocks: model.counters.failed_blocks,
-                throttled_blocks: model.counters.throttled_blocks,
-                evicted_blocks: model.counters.evicted_blocks,
-                damaged_blocks: model.counters.damaged_blocks,
-                scrubbed_blocks: model.counters.scrubbed_blocks,
-            },
-        }
+/// What a configuration says to a node.
+pub(crate) fn node_options(config: &Config) -> NodeOptions {
+    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    NodeOptions {
+        directory: config.memory.directory.clone(),
+        name: config.memory.name.clone(),
+        capacity_bytes: bytes(config.memory.capacity_bytes),
+        capacity_is_chosen: config.memory.capacity_is_chosen,
+        extent_bytes: bytes(config.memory.extent_bytes),
+        huge_pages: config.memory.huge_pages,
+        numa: config.memory.numa,
+        eviction: config.eviction,
+        sessions: config.limits.sessions.into(),
+        limits: Limits {
+            minimum_bytes: config.limits.minimum_bytes,
+            minimums: config.limits.minimums.clone(),
+            quota_bytes: config.limits.quota_bytes,
+            quotas: config.limits.quotas.clone(),
+        },
+        scrub_bytes_per_second: config.scrub_bytes_per_s,
+        server: concat!("kvtide ", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+/// The id of 32 hexadecimal digits.
+fn namespace(digits: &str) -> Option<NamespaceId> {
+    let number = u128::from_str_radix(digits, 16).ok();
+    let number = number.filter(|_| digits.len() == 32)?;
+    Some(NamespaceId::from_bytes(number.to_be_bytes()))
+}
+
+fn no_namespace(digits: &str) -> Refusal {
+    Refusal {
+        problem: format!("there is no namespace {digits:?}"),
+        fix: "name one that kvtide status shows".into(),
+    }
+}
+
+fn namespace_status(model: &ModelReport, report: &NodeReport) -> Namespace {
+    Namespace {
+        namespace: model.namespace.to_string(),
+        model: model.model.clone(),
+        tenant: model.tenant.clone(),
+        group: model.group,
+        ranks: model.geometry.ranks,
+        block_tokens: model.geometry.block_tokens,
+        row_bytes: model.row_bytes,
+        rows: model.gauges.slots as u64,
+        free_rows: model.gauges.free as u64,
+        bytes: u64::from(model.extents) * report.extent_bytes,
+        minimum_bytes: model.minimum_bytes,
+        held_blocks: model.gauges.held as u64,
+        saving_blocks: model.gauges.saving as u64,
+        pinned_blocks: model.pinned_blocks,
+        pinned_until_unix_s: model.pinned_until_unix_s,
+        totals: Totals {
+            hit_blocks: model.counters.used_blocks,
+            saved_blocks: model.counters.saved_blocks,
+            failed_blocks: model.counters.failed_blocks,
+            throttled_blocks: model.counters.throttled_blocks,
+            evicted_blocks: model.counters.evicted_blocks,
+            damaged_blocks: model.counters.damaged_blocks,
+            scrubbed_blocks: model.counters.scrubbed_blocks,
+        },
+    }
+}
+
+fn tenant(tenant: &TenantReport) -> Tenant {
+    Tenant {
+        tenant: tenant.tenant.clone(),
+        quota_bytes: tenant.quota_bytes,
+        bytes: tenant.bytes,
+        held_blocks: tenant.held_blocks,
+        denied_by_quota: tenant.denied.quota,
+        denied_by_capacity: tenant.denied.capacity,
     }
 }
 
@@ -185,7 +217,7 @@ impl Node for Pooled {
         let mut namespaces: Vec<Namespace> = report
             .models
             .iter()
-            .map(|model| self.namespace_status(model, &report))
+            .map(|model| namespace_status(model, &report))
             .collect();
         namespaces.sort_by_key(|namespace| std::cmp::Reverse(namespace.bytes));
         Status {
@@ -205,13 +237,15 @@ impl Node for Pooled {
                 index_bytes: index.sum(),
             }],
             sessions: report.engines.iter().map(|e| session(e, &report)).collect(),
+            tenants: report.tenants.iter().map(tenant).collect(),
             namespaces,
         }
     }
 
     fn inspect(&self, query: &Inspect) -> Result<Inspection, Refusal> {
-        let namespace = query.namespace.as_deref();
-        let namespace = namespace.map(|digits| self.namespace(digits)).transpose()?;
+        let named = query.namespace.as_deref();
+        let id = |digits| namespace(digits).ok_or_else(|| no_namespace(digits));
+        let namespace = named.map(id).transpose()?;
         let wanted = query.key.as_deref().map(key).transpose()?;
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let (blocks, more) = self.node.blocks(namespace, wanted, limit);
@@ -220,15 +254,26 @@ impl Node for Pooled {
     }
 
     fn purge(&self, what: &Purge) -> Result<Purged, Refusal> {
-        let namespace = match what {
-            Purge::All => None,
-            Purge::Namespace(digits) => Some(self.namespace(digits)?),
+        let which = match what {
+            Purge::All => Which::All,
+            Purge::Namespace(digits) => {
+                Which::Namespace(namespace(digits).ok_or_else(|| no_namespace(digits))?)
+            }
+            Purge::Tenant(tenant) => Which::Tenant(tenant.clone()),
         };
+        let purged = self.node.purge(&which).ok_or_else(|| match what {
+            Purge::Tenant(tenant) => Refusal {
+                problem: format!("tenant {tenant:?} has nothing"),
+                fix: "name one that kvtide status shows".into(),
+            },
+            Purge::Namespace(digits) => no_namespace(digits),
+            Purge::All => no_namespace(""),
+        })?;
         let PurgeReport {
             blocks,
             bytes,
             later_blocks,
-        } = self.node.purge(namespace);
+        } = purged;
         Ok(Purged {
             blocks,
             bytes,
@@ -237,30 +282,21 @@ impl Node for Pooled {
     }
 
     fn pin(&self, namespace: &str, ttl: Duration) -> Result<Pinned, Refusal> {
-        let id = self.namespace(namespace)?;
         let until_unix_s = unix_seconds().saturating_add(ttl.as_secs());
-        self.node.pin(id, until_unix_s);
-        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        pinned.insert(id, until_unix_s);
-        let models = self.node.report().models;
-        let model = models.iter().find(|model| model.namespace == id);
-        let blocks = model.map_or(0, |model| model.gauges.held as u64);
+        let pinned = self.pin_until(namespace, until_unix_s)?;
         Ok(Pinned {
             namespace: namespace.to_owned(),
-            blocks,
-            bytes: blocks * model.map_or(0, |model| model.row_bytes),
+            blocks: pinned.blocks,
+            bytes: pinned.blocks * pinned.row_bytes,
             until_unix_s,
         })
     }
 
     fn unpin(&self, namespace: &str) -> Result<Unpinned, Refusal> {
-        let id = self.namespace(namespace)?;
-        self.node.pin(id, 0);
-        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = pinned.remove(&id).unwrap_or(0);
+        let earlier = self.pin_until(namespace, 0)?;
         Ok(Unpinned {
             namespace: namespace.to_owned(),
-            was_pinned: until > unix_seconds(),
+            was_pinned: earlier.earlier_unix_s > unix_seconds(),
         })
     }
 

@@ -28,7 +28,10 @@ pub fn namespace_of(status: &Status, named: &str) -> Result<String, Refusal> {
         of_model
     };
     let list = |namespaces: &mut dyn Iterator<Item = &crate::status::Namespace>| {
-        let entries = namespaces.map(|n| format!("{} ({})", n.namespace, n.model));
+        let entries = namespaces.map(|n| match n.tenant.as_str() {
+            "" => format!("{} ({})", n.namespace, n.model),
+            tenant => format!("{} ({}, tenant {tenant})", n.namespace, n.model),
+        });
         entries.collect::<Vec<_>>().join(", ")
     };
     match found.as_slice() {
@@ -79,6 +82,17 @@ mod tests {
         assert_eq!(
             of("bbb").unwrap_err(),
             "there is no namespace \"bbb\"; name one of aaaa11 (Llama), aaaa22 (Qwen), bbbb33 (Qwen)"
+        );
+    }
+
+    #[test]
+    fn of_several_tenants_one_has_to_be_named_by_its_id() {
+        let mut status = status(&[("aaaa11", "Llama"), ("aaaa22", "Llama")]);
+        status.namespaces[1].tenant = "acme".to_owned();
+        assert_eq!(
+            namespace_of(&status, "Llama").unwrap_err().to_string(),
+            "\"Llama\" may be each of 2 namespaces; name one of aaaa11 (Llama), aaaa22 (Llama, tenant \
+             acme)"
         );
     }
 

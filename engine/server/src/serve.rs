@@ -181,8 +181,9 @@ fn report(settings: &Settings) -> Result<(), Failure> {
             Err(wrong) => writeln!(text, "# FAIL  {subject:<17} {wrong}"),
         };
     }
-    for notice in &settings.notices {
-        let _ = writeln!(text, "# note  {notice}");
+    let notes = check::notes(&settings.config);
+    for note in settings.notices.iter().chain(&notes) {
+        let _ = writeln!(text, "# note  {note}");
     }
     io::stdout().write_all(text.as_bytes())?;
     let failed = findings.iter().filter(|finding| finding.result.is_err());
@@ -254,7 +255,7 @@ where
     tokio::pin!(stopped);
     let node = tokio::select! {
         opened = &mut opened => opened.map_err(|_| ServeError::Panicked)??,
-        // What has been reserved so far is the process's, and goes with it.
+        // What has been reserved so far has no name yet, and goes with the process.
         () = &mut stopped => return Ok(()),
     };
     nodes.send_replace(Arc::clone(&node));

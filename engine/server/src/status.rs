@@ -22,6 +22,8 @@ pub struct Status {
     pub tiers: Vec<Tier>,
     /// What blocks belong to, the largest first.
     pub namespaces: Vec<Namespace>,
+    /// Those that have a namespace or a quota, by their names.
+    pub tenants: Vec<Tenant>,
     /// Engines, by their number.
     pub sessions: Vec<Session>,
 }
@@ -55,7 +57,25 @@ pub struct Tier {
     pub index_bytes: u64,
 }
 
-/// The blocks of one model, served in one way.
+/// On whose behalf engines run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tenant {
+    /// Its name; empty for engines that have none.
+    pub tenant: String,
+    /// What it may have; none if that is as much as there is.
+    pub quota_bytes: Option<u64>,
+    /// What its namespaces have.
+    pub bytes: u64,
+    /// Blocks in them that can be matched, those being saved included.
+    pub held_blocks: u64,
+    /// How often a namespace of it got no more memory because of the quota.
+    pub denied_by_quota: u64,
+    /// How often because nobody had any that was needed less.
+    pub denied_by_capacity: u64,
+}
+
+/// The blocks of one model, served in one way, for one tenant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Namespace {
@@ -63,6 +83,8 @@ pub struct Namespace {
     pub namespace: String,
     /// The model, as its engines name it.
     pub model: String,
+    /// On whose behalf its engines run; empty for nobody in particular.
+    pub tenant: String,
     /// Group of the model's KV cache; 0 where it has one alone.
     pub group: u16,
     /// Ranks whose shards a row has.
@@ -78,7 +100,8 @@ pub struct Namespace {
     pub free_rows: u64,
     /// Bytes of that space.
     pub bytes: u64,
-    /// Bytes that are not taken from it once it has them.
+    /// Bytes that are not taken from it once it has them, or from all namespaces of its name in
+    /// `limits.minimums` together.
     pub minimum_bytes: u64,
     /// Blocks that can be matched, those being saved included.
     pub held_blocks: u64,

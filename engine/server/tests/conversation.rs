@@ -145,6 +145,9 @@ fn an_operator_is_answered_as_often_as_it_asks() {
     let _: Purged = operator
         .ask(&purge(Purge::Namespace("8F3A11".to_owned())))
         .unwrap();
+    let _: Purged = operator
+        .ask(&purge(Purge::Tenant("team-a".to_owned())))
+        .unwrap();
     let _: Purged = operator.ask(&purge(Purge::All)).unwrap();
     assert_eq!(
         served.node.told(),
@@ -152,10 +155,11 @@ fn an_operator_is_answered_as_often_as_it_asks() {
             format!("pin {LLAMA} 60"),
             format!("unpin {LLAMA}"),
             format!("purge Namespace({LLAMA:?})"),
+            "purge Tenant(\"team-a\")".to_owned(),
             "purge All".to_owned(),
         ]
     );
-    assert_eq!(served.tally.asks(), 5);
+    assert_eq!(served.tally.asks(), 6);
 }
 
 #[test]

@@ -4,7 +4,10 @@
 mod common;
 
 use std::fs;
-use std::process::Command;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -104,6 +107,109 @@ fn another_capacity_begins_anew_and_one_that_nobody_chose_does_not() {
 }
 
 #[test]
+fn a_check_says_whether_the_memory_that_is_there_is_kept() {
+    let place = Place::new();
+    let check = |settings: &[(&str, &str)]| {
+        let output = Command::new(KVTIDE)
+            .args(["serve", "--check", "--config"])
+            .arg(place.path("kvtide.toml"))
+            .envs(settings.iter().copied())
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let would = "would begin anew, empty: ";
+    assert!(!check(&[]).contains(would), "there is none yet");
+    place.start().kill();
+    assert!(!check(&[]).contains(would));
+    let text = check(&[("KVTIDE_SERVE_MEMORY_CAPACITY", "8MiB")]);
+    let why = "memory.capacity is 8 MiB in whole extents, and was 16 MiB; engines";
+    assert!(text.contains(&format!("{would}{why}")), "{text}");
+    let text = check(&[("KVTIDE_SERVE_MEMORY_EXTENT", "4MiB")]);
+    let why = "memory.extent is 4 MiB, and was 2 MiB";
+    assert!(text.contains(&format!("{would}{why}")), "{text}");
+    let own = place.path("kvtide-pool-pool");
+    let length = || fs::metadata(own.join("memory")).unwrap().len();
+    assert_eq!(length(), 16 << 20, "nothing is changed");
+    fs::write(own.join("ledger"), "torn").unwrap();
+    assert!(check(&[]).contains(&format!("{would}its ledger is damaged")));
+    fs::remove_file(own.join("ledger")).unwrap();
+    assert!(check(&[]).contains(&format!("{would}its ledger is missing")));
+    let daemon = place.start();
+    let (_, log) = daemon.stop();
+    assert!(
+        log.contains("the memory that is there is given up"),
+        "{log}"
+    );
+    assert!(log.contains("its ledger is missing"), "{log}");
+}
+
+#[test]
+fn a_daemon_that_ends_while_it_makes_its_memory_leaves_no_part_of_it() {
+    for signal in [Signal::KILL, Signal::TERM] {
+        let place = Place::new();
+        let child = Command::new(KVTIDE)
+            .args(["serve", "--config"])
+            .arg(place.path("kvtide.toml"))
+            .env("KVTIDE_SERVE_MEMORY_CAPACITY", "1GiB")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        let daemon = Daemon {
+            child: Some(child.unwrap()),
+        };
+        let own = place.path("kvtide-pool-pool");
+        let begun = Instant::now();
+        while !own.join("lock").exists() {
+            assert!(begun.elapsed() < LIMIT, "it does not begin");
+            sleep(Duration::from_micros(100));
+        }
+        daemon.signal(signal);
+        daemon.ended();
+        // It was too late, or there is nothing.
+        if let Ok(memory) = fs::metadata(own.join("memory")) {
+            assert_eq!(memory.blocks() * 512, 1 << 30, "after {signal:?}");
+        }
+    }
+}
+
+#[test]
+fn memory_is_placed_and_taken_in_huge_pages_as_it_is_set_or_the_start_says_why_not() {
+    let place = Place::new();
+    let numa = ("KVTIDE_SERVE_MEMORY_NUMA", "interleave");
+    let start = |settings: &[(&str, &str)]| {
+        Command::new(KVTIDE)
+            .args(["serve", "--config"])
+            .arg(place.path("kvtide.toml"))
+            .envs(settings.iter().copied())
+            .output()
+            .unwrap()
+    };
+    let mount = kvtide_segment::mount_huge_pages(place.directory.path()).unwrap();
+    if mount == kvtide_segment::MountHugePages::Never {
+        let output = start(&[("KVTIDE_SERVE_MEMORY_HUGE_PAGES", "require")]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains("memory.huge_pages: "), "{told}");
+        assert!(told.contains("mount -o remount,huge=within_size"), "{told}");
+        let left = fs::read_dir(place.path("kvtide-pool-pool")).unwrap();
+        let names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["lock"]);
+    }
+    let daemon = place.start_with(&[numa]);
+    let pid = daemon.child.as_ref().unwrap().id();
+    let maps = fs::read_to_string(format!("/proc/{pid}/numa_maps")).unwrap_or_default();
+    let memory = maps
+        .lines()
+        .find(|line| line.contains("kvtide-pool-pool/memory"));
+    match memory {
+        Some(line) => assert!(line.contains(" interleave:"), "{line}"),
+        None => eprintln!("SKIPPED: this kernel does not show where memory lies"),
+    }
+    drop(daemon);
+}
+
+#[test]
 fn operators_see_and_change_what_the_pool_has() {
     let place = Place::new();
     let daemon = place.start();
@@ -120,7 +226,8 @@ fn operators_see_and_change_what_the_pool_has() {
     );
     assert_eq!(session.processes[0].pid, std::process::id());
     let id = status.namespaces[0].namespace.clone();
-    assert_eq!(id, namespace("m").to_string());
+    assert_eq!(id, namespace("m").of_tenant("team-a").to_string());
+    assert_eq!(status.namespaces[0].tenant, "team-a");
     assert_eq!(status.tiers[0].used_bytes, 2 << 20);
 
     let blocks: Inspection = place.ask(&["inspect", "--namespace", &id[..6], "--limit", "3"]);
@@ -147,6 +254,65 @@ fn operators_see_and_change_what_the_pool_has() {
     let output = place.command(&["purge", "--namespace", "nobody", "--yes"]);
     assert_eq!(output.status.code(), Some(1));
     drop((engine, daemon));
+}
+
+#[test]
+fn a_tenant_has_its_quota_and_is_purged_by_its_name() {
+    let place = Place::new();
+    let quotas = ("KVTIDE_SERVE_LIMITS_QUOTAS", "team-a=3MiB,team-b=16MiB");
+    let daemon = place.start_with(&[quotas]);
+    let engine = Engine::start(&place, "engine-a", "m");
+    // More than an extent has.
+    for at in 0..300 {
+        let plan = engine.begin(&keys(at..at + 1), &[0]);
+        let (job, moves) = (plan.job, plan.moves);
+        engine.worker.save_now(vec![SaveJob { job, moves }]);
+        assert!(engine.session.drain(LIMIT));
+    }
+    let status = place.until(|status| status.tenants[0].denied_by_quota > 0);
+    let [team_a, team_b] = &status.tenants[..] else {
+        panic!("{status:#?}");
+    };
+    assert_eq!(team_a.tenant, "team-a");
+    assert_eq!((team_a.quota_bytes, team_a.bytes), (Some(3 << 20), 2 << 20));
+    assert!(team_a.held_blocks > 0 && team_a.held_blocks < 256);
+    assert_eq!((team_b.quota_bytes, team_b.bytes), (Some(16 << 20), 0));
+    let purged: Purged = place.ask(&["purge", "--tenant", "team-a", "--yes"]);
+    assert_eq!(purged.blocks, team_a.held_blocks);
+    let output = place.command(&["purge", "--tenant", "nobody", "--yes"]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        told,
+        "error: tenant \"nobody\" has nothing; name one that kvtide status shows\n"
+    );
+    drop(engine);
+    place.until(|status| status.namespaces.is_empty());
+    let (_, log) = daemon.stop();
+    for line in [
+        "a model gets no more memory: its tenant has its quota",
+        "a process of an engine is connected",
+        "a process of an engine is no longer connected",
+        "an engine has gone",
+        "a pool that holds nothing and has no engine is closed",
+    ] {
+        assert!(log.contains(line), "{line}\n{log}");
+    }
+    assert_eq!(log.matches("gets no more memory").count(), 1, "{log}");
+}
+
+#[test]
+fn an_operators_pin_is_there_after_a_kill() {
+    let place = Place::new();
+    let daemon = place.start();
+    let engine = Engine::start(&place, "a", "m");
+    engine.save_four();
+    place.until(|status| held(status) == 4);
+    drop(engine);
+    let pinned: Pinned = place.ask(&["pin", "--namespace", "m", "--ttl", "1h"]);
+    daemon.kill();
+    let _daemon = place.start();
+    let until = place.status().namespaces[0].pinned_until_unix_s;
+    assert_eq!(until, Some(pinned.until_unix_s));
 }
 
 #[test]

@@ -14,9 +14,13 @@ fn the_status_of_a_busy_daemon() {
 kvtide 0.1.0, ready, up 3 h 12 min, boot feedfacecafe
 host: 32.2 GiB of 64.0 GiB in use, 31.7 GiB free, in extents of 256.0 MiB; tables 3.0 MiB
 
-NAMESPACE     MODEL                         SIZE  MINIMUM   ROWS   HELD  SAVING  READ    HITS  EVICTED  DAMAGED  PINNED FOR
-8f3a11c0d4e5  meta-llama/Llama-3.1-8B   32.0 GiB  4.0 GiB  16384  16000       3    12  123456     4000        0  1 h
-0c0ffee0d4e5  Qwen?[2J                 256.0 MiB      0 B      0      0       0     0       0        0        0  -
+NAMESPACE     MODEL                    TENANT       SIZE  MINIMUM   ROWS   HELD  SAVING  READ    HITS  EVICTED  DAMAGED  PINNED FOR
+8f3a11c0d4e5  meta-llama/Llama-3.1-8B  team-a   32.0 GiB  4.0 GiB  16384  16000       3    12  123456     4000        0  1 h
+0c0ffee0d4e5  Qwen?[2J                 -       256.0 MiB      0 B      0      0       0     0       0        0        0  -
+
+TENANT       SIZE     QUOTA   HELD  DENIED: QUOTA  DENIED: CAPACITY
+-       256.0 MiB         -      0              0                 0
+team-a   32.0 GiB  32.0 GiB  16000              7                 0
 
 SESSION  ENGINE    MODEL                    TENANT  STATE     SINCE       READING  SAVING  PROCESSES
       0  engine-a  meta-llama/Llama-3.1-8B  team-a  attached  3 h 11 min       12       3  scheduler (pid 4711, uid 1000), worker 0 (pid 4712, uid 1000)

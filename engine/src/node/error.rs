@@ -54,6 +54,25 @@ pub enum NodeError {
         /// What kind of file system it is.
         file_system: String,
     },
+    /// The directory is mounted without huge pages.
+    #[error(
+        "memory.huge_pages: {directory} is mounted without huge pages; mount it with them (mount -o \
+         remount,huge=within_size), or set memory.huge_pages to \"auto\""
+    )]
+    NoHugePages {
+        /// Where.
+        directory: String,
+    },
+    /// The kernel places no memory.
+    #[error(
+        "memory.numa: the kernel does not let this process place memory (mbind: {source}); allow the \
+         call, which profiles of seccomp may forbid, or set memory.numa to \"none\""
+    )]
+    NotPlaced {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// What is there does not fit to what was written down about it.
     #[error("the pool's memory cannot be used: {0}; please report it with the log")]
     Segment(SegmentError),

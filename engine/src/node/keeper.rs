@@ -18,6 +18,8 @@ const BUSY: Duration = Duration::from_millis(20);
 const IDLE: Duration = Duration::from_millis(200);
 /// Rounds between two reports of counts to an engine.
 const COUNTS_EVERY: u32 = 5;
+/// Rounds between two looks at what nobody needs any more.
+const TIDY_EVERY: u32 = 5;
 /// Events in one message.
 const EVENTS_AT_ONCE: usize = 1 << 16;
 
@@ -63,6 +65,13 @@ impl Drop for Keeper {
 impl Inner {
     /// One round; whether the next is to be soon.
     fn keep(&self, round: u32) -> bool {
+        if round.is_multiple_of(TIDY_EVERY) {
+            // What it could not do now it finds again.
+            if let Err(error) = self.take_excess() {
+                tracing::warn!(%error, "what a tenant has beyond its quota is not taken back");
+            }
+            self.close_unused(&mut lock(&self.state));
+        }
         let mut state = lock(&self.state);
         let mut busy = false;
         for model in state.models.values() {
@@ -122,6 +131,54 @@ impl Inner {
         engine.processes.is_empty()
     }
 
+    /// Takes the memory of pools that hold nothing and that no engine uses, and forgets them: each
+    /// has tables for as many rows as there are, and their number is bounded by nothing else.
+    fn close_unused(&self, state: &mut State) {
+        let State {
+            ledger,
+            models,
+            engines,
+            ages,
+            denied,
+            ..
+        } = state;
+        let now = super::unix_seconds();
+        let mut closed = Vec::new();
+        for entry in &mut ledger.pools {
+            let namespace = entry.namespace();
+            let is_used = engines.values().any(|e| e.namespace() == namespace);
+            let Some(model) = models.get(&namespace) else {
+                continue;
+            };
+            let holds = model.pool.gauges().held > 0;
+            if is_used || holds || entry.pinned_until_unix_s > now {
+                continue;
+            }
+            entry.extents.retain(|extent| {
+                ages.forget(*extent);
+                !model.pool.give_up(&model.rows_of(*extent))
+            });
+            if entry.extents.is_empty() {
+                closed.push(namespace);
+            }
+        }
+        if closed.is_empty() {
+            return;
+        }
+        ledger.pools.retain(|e| !closed.contains(&e.namespace()));
+        denied.retain(|tenant, _| ledger.pools.iter().any(|e| e.tenant == *tenant));
+        if let Err(error) = self.memory.note(ledger) {
+            // The next life begins with an empty pool of that name, and closes it again.
+            tracing::warn!(%error, "it is not written down that a pool is closed");
+        }
+        for namespace in closed {
+            models.remove(&namespace);
+            // Where it fails, the next pool of that name uses the file again.
+            let _ = self.memory.remove_tables(namespace);
+            tracing::info!(%namespace, "a pool that holds nothing and has no engine is closed");
+        }
+    }
+
     /// Forgets an engine of which nothing is left.
     pub(super) fn remove_engine(&self, state: &mut State, number: u8) {
         let Some(engine) = state.engines.remove(&number) else {
@@ -132,7 +189,9 @@ impl Inner {
         }
         tracing::info!(
             engine = engine.entry.engine_id,
+            tenant = engine.entry.tenant,
             number,
+            seconds = super::unix_seconds().saturating_sub(engine.entry.since_unix_s),
             "an engine has gone"
         );
         state.ledger.engines.retain(|each| each.number != number);

@@ -13,7 +13,23 @@ use kvtide_model::wire::Geometry;
 use serde::{Deserialize, Serialize};
 
 /// Of the ledger, the tables and the rows. Another number is another life without anything in common.
-const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
+
+/// Why there is no ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    Missing,
+    /// Not what a daemon has written.
+    Damaged,
+    /// What a daemon of another version has written.
+    Format(u32),
+}
+
+/// What every version writes.
+#[derive(Deserialize)]
+struct AnyFormat {
+    format: u32,
+}
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,11 +45,13 @@ pub(super) struct Ledger {
     pub(super) engines: Vec<EngineEntry>,
 }
 
-/// One model's pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The pool of one model, for one tenant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PoolEntry {
+    /// What the tenant has of the engines' namespace.
     pub(super) namespace: [u8; 16],
     pub(super) model: String,
+    pub(super) tenant: String,
     pub(super) group: u16,
     pub(super) ranks: u32,
     pub(super) layers: u32,
@@ -41,6 +59,8 @@ pub(super) struct PoolEntry {
     pub(super) block_tokens: u32,
     /// Extents that are its own.
     pub(super) extents: Vec<u32>,
+    /// Until when an operator keeps it from eviction, in seconds of Unix time.
+    pub(super) pinned_until_unix_s: u64,
 }
 
 /// One engine.
@@ -86,11 +106,21 @@ impl Ledger {
         }
     }
 
-    /// What an earlier life wrote at `path`; `None` if nothing, or nothing that can be trusted.
-    pub(super) fn read(path: &Path) -> Option<Self> {
-        let text = fs::read_to_string(path).ok()?;
-        let (digest, body) = text.split_once('\n')?;
-        let ledger: Self = serde_json::from_str(body).ok()?;
+    /// What an earlier life wrote at `path`.
+    pub(super) fn read(path: &Path) -> Result<Self, Unread> {
+        let text = fs::read_to_string(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Unread::Missing,
+            _ => Unread::Damaged,
+        })?;
+        let (digest, body) = text.split_once('\n').ok_or(Unread::Damaged)?;
+        if digest != digest_of(body) {
+            return Err(Unread::Damaged);
+        }
+        let any: AnyFormat = serde_json::from_str(body).map_err(|_| Unread::Damaged)?;
+        if any.format != FORMAT {
+            return Err(Unread::Format(any.format));
+        }
+        let ledger: Self = serde_json::from_str(body).map_err(|_| Unread::Damaged)?;
         let mut taken = vec![false; ledger.extents as usize];
         let mut extents = ledger.pools.iter().flat_map(|pool| &pool.extents);
         // An extent that two models have would be two things at once.
@@ -98,8 +128,11 @@ impl Ledger {
             let place = taken.get_mut(extent as usize);
             place.is_some_and(|taken| !std::mem::replace(taken, true))
         });
-        let sound = ledger.format == FORMAT && distinct && digest == digest_of(body);
-        sound.then_some(ledger)
+        if distinct {
+            Ok(ledger)
+        } else {
+            Err(Unread::Damaged)
+        }
     }
 
     /// Replaces what is at `path`.
@@ -128,12 +161,14 @@ mod tests {
         ledger.pools.push(PoolEntry {
             namespace: [1; 16],
             model: "m".into(),
+            tenant: "t".into(),
             group: 0,
             ranks: 1,
             layers: 2,
             layer_bytes: 4096,
             block_tokens: 16,
             extents: vec![2, 0],
+            pinned_until_unix_s: 9,
         });
         ledger
     }
@@ -142,9 +177,18 @@ mod tests {
     fn what_was_written_is_read() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger");
-        assert_eq!(Ledger::read(&path), None);
+        assert_eq!(Ledger::read(&path), Err(Unread::Missing));
         ledger().write(&path).unwrap();
-        assert_eq!(Ledger::read(&path), Some(ledger()));
+        assert_eq!(Ledger::read(&path), Ok(ledger()));
+    }
+
+    #[test]
+    fn the_ledger_of_another_version_is_told_from_a_damaged_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ledger");
+        let other = r#"{"format":1,"what":"it had"}"#;
+        fs::write(&path, format!("{}\n{other}", digest_of(other))).unwrap();
+        assert_eq!(Ledger::read(&path), Err(Unread::Format(1)));
     }
 
     #[test]
@@ -157,11 +201,11 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 1;
             fs::write(&path, &bad).unwrap();
-            assert_eq!(Ledger::read(&path), None, "byte {at}");
+            assert_eq!(Ledger::read(&path), Err(Unread::Damaged), "byte {at}");
         }
         let mut twice = ledger();
         twice.pools[0].extents.push(2);
         twice.write(&path).unwrap();
-        assert_eq!(Ledger::read(&path), None);
+        assert_eq!(Ledger::read(&path), Err(Unread::Damaged));
     }
 }

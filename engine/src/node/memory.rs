@@ -15,12 +15,16 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use kvtide_model::NamespaceId;
-use kvtide_segment::{MappedFile, RowGeometry, create_sparse, require_memory, reserve};
+use kvtide_segment::{
+    HugePages, MappedFile, MountHugePages, Numa, RowGeometry, create_sparse, create_unnamed,
+    give_name, mount_huge_pages, require_memory, reserve,
+};
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::{NodeError, io_error};
 use super::ledger::Ledger;
 use super::options::NodeOptions;
+use super::outlook::Found;
 
 /// Memory is taken in such pieces, so that progress is seen.
 const RESERVED_AT_ONCE: usize = 1 << 30;
@@ -65,41 +69,31 @@ impl Memory {
             .map_err(io_error("create", &directory))?;
         let lock = lock(&directory)?;
         let memory = directory.join("memory");
-        let total_bytes = extents as usize * extent_bytes;
-        let is_there = memory.exists();
-        let found = Ledger::read(&directory.join("ledger")).filter(|ledger| {
-            let length = fs::metadata(&memory).map(|status| status.len());
-            let bytes = ledger.extents as usize * ledger.extent_bytes;
-            (ledger.extents == extents || !options.capacity_is_chosen)
-                && ledger.extent_bytes == extent_bytes
-                && length.is_ok_and(|length| length == bytes as u64)
-        });
-        let (file, ledger) = match found {
-            Some(ledger) => {
-                let file = File::options().read(true).write(true).open(&memory);
-                (file.map_err(io_error("open", &memory))?, ledger)
-            }
-            None => {
-                if is_there {
-                    tracing::warn!(
-                        path = %directory.display(),
-                        "the memory that is there has another capacity, extent or format, or no sound \
-                         ledger: it is given up, and the pool begins empty"
-                    );
-                }
+        let found = Found::look(options, &directory)?;
+        if let Found::Useless { why } = &found {
+            tracing::warn!(
+                path = %directory.display(),
+                why,
+                "the memory that is there is given up, and the pool begins empty"
+            );
+        }
+        let ledger = match found {
+            Found::Memory(ledger) => ledger,
+            Found::Nothing | Found::Useless { .. } => {
                 clear(&directory)?;
-                let file = create_sparse(&memory, total_bytes)?;
-                for start in (0..total_bytes).step_by(RESERVED_AT_ONCE) {
-                    let end = total_bytes.min(start + RESERVED_AT_ONCE);
-                    reserve(&file, &memory, start..end).inspect_err(|_| {
-                        // The error says more than a failure to clean up would.
-                        let _ = fs::remove_file(&memory);
-                    })?;
-                    progress(end, total_bytes);
-                }
-                (file, Ledger::new(nonce, extent_bytes, extents))
+                let file = make(
+                    options,
+                    &directory,
+                    extents as usize * extent_bytes,
+                    progress,
+                )?;
+                give_name(&file, &memory)?;
+                Ledger::new(nonce, extent_bytes, extents)
             }
         };
+        // Anew, also where it was just made: what was opened without a name has none for lsof(8).
+        let file = File::options().read(true).write(true).open(&memory);
+        let file = file.map_err(io_error("open", &memory))?;
         let mapped = MappedFile::of(&file, &memory)?;
         let opened = Self {
             directory,
@@ -162,6 +156,43 @@ impl Memory {
     }
 }
 
+/// Takes memory for rows. It has no name yet: a daemon that ends meanwhile, however it does, leaves
+/// nothing.
+fn make(
+    options: &NodeOptions,
+    directory: &Path,
+    bytes: usize,
+    progress: &dyn Fn(usize, usize),
+) -> Result<File, NodeError> {
+    let mount = mount_huge_pages(&options.directory).unwrap_or(MountHugePages::Never);
+    if options.huge_pages == HugePages::Require && mount == MountHugePages::Never {
+        return Err(NodeError::NoHugePages {
+            directory: options.directory.display().to_string(),
+        });
+    }
+    let file = create_unnamed(directory, bytes)?;
+    let asks = options.huge_pages != HugePages::Off && mount == MountHugePages::Advise;
+    // For as long as its pages are taken: they are not the daemon's own.
+    let map = (asks || options.numa != Numa::AsTold).then(|| MappedFile::of(&file, directory));
+    let map = map.transpose()?;
+    if let Some(map) = &map {
+        map.place(options.numa)
+            .map_err(|source| NodeError::NotPlaced { source })?;
+    }
+    for start in (0..bytes).step_by(RESERVED_AT_ONCE) {
+        let piece = start..bytes.min(start + RESERVED_AT_ONCE);
+        // What it does not take, or not in huge pages, is taken below.
+        let populated = map.as_ref().filter(|_| asks);
+        if let Some(Err(error)) = populated.map(|map| map.populate(piece.clone())) {
+            tracing::debug!(%error, "no huge pages");
+        }
+        let end = piece.end;
+        reserve(&file, directory, piece)?;
+        progress(end, bytes);
+    }
+    Ok(file)
+}
+
 /// The rows of a model that lie in an extent.
 pub(super) fn rows_of(geometry: &RowGeometry, extent: u32, extent_bytes: usize) -> Range<u32> {
     let start = extent as usize * extent_bytes;
@@ -186,7 +217,8 @@ fn lock(directory: &Path) -> Result<File, NodeError> {
     }
 }
 
-/// Removes all but the lock. Engines that still have what is removed keep it, and get something new.
+/// Removes all but the lock. Engines that still have what is removed keep it, and get something
+/// new.
 fn clear(directory: &Path) -> Result<(), NodeError> {
     let entries = fs::read_dir(directory).map_err(io_error("read", directory))?;
     for entry in entries {

@@ -1,4 +1,5 @@
-//! The cache of a node: one memory, a pool of each model in it, and the engines that use them.
+//! The cache of a node: one memory, a pool of each model and tenant in it, and the engines that use
+//! them.
 //!
 //! It outlives its engines, which come and go over a socket, and its memory outlives it. Engines read
 //! the pools' tables and copy rows by themselves; what changes a pool they ask for. An engine that ends,
@@ -7,19 +8,24 @@
 //! held is free. Until then its bit keeps what it had pinned, also through another life of the node.
 //!
 //! One lock guards which models and engines there are. It is held while memory moves between models,
-//! and never while a pool's own lock is waited for by an engine.
+//! never while a pool's own lock is waited for by an engine, and never while all records of a pool are
+//! read.
 
 mod engine;
 mod error;
 mod growth;
 mod keeper;
 mod ledger;
+mod limits;
 mod link;
 mod memory;
 mod model_pool;
 mod options;
+mod outlook;
 mod report;
+mod scrub;
 mod serving;
+mod shares;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,17 +39,24 @@ use kvtide_model::wire::Hello;
 
 use crate::pool::adoption::Survivor;
 use crate::pool::holders::SlotHolder;
-use crate::pool::scrub::Scrubber;
 use crate::sync::{Mutex, lock};
 use engine::Engine;
+use growth::Ages;
 use keeper::Keeper;
 use ledger::{EngineEntry, Ledger};
 use memory::Memory;
 use model_pool::ModelPool;
+use scrub::NodeScrub;
 
 pub use error::NodeError;
+pub use growth::DenialCounts;
+pub use limits::Limits;
 pub use options::NodeOptions;
-pub use report::{BlockReport, EngineReport, ModelReport, NodeReport, ProcessReport, PurgeReport};
+pub use outlook::Outlook;
+pub use report::{
+    BlockReport, EngineReport, ModelReport, NodeReport, PinReport, ProcessReport, PurgeReport,
+    TenantReport, Which,
+};
 
 /// How often the end of a closing is looked for.
 const CLOSING_POLL: Duration = Duration::from_millis(20);
@@ -52,8 +65,9 @@ const CLOSING_POLL: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Node {
     inner: Arc<Inner>,
-    /// Ends with the node.
+    /// They end with the node.
     _keeper: Keeper,
+    _scrub: Option<NodeScrub>,
 }
 
 #[derive(Debug)]
@@ -70,11 +84,11 @@ struct Inner {
 struct State {
     ledger: Ledger,
     models: BTreeMap<NamespaceId, ModelPool>,
-    scrubbers: Vec<Option<Scrubber>>,
     engines: BTreeMap<u8, Engine>,
     connections: u64,
-    /// When memory was last taken from one model for another, or could not be.
-    last_taken: Option<Instant>,
+    ages: Ages,
+    /// How often the pools of each tenant got no memory.
+    denied: BTreeMap<String, DenialCounts>,
 }
 
 /// Who is at the other end of a connection, as the kernel knows it.
@@ -108,16 +122,17 @@ impl Node {
             state: Mutex::new(State {
                 ledger: ledger.clone(),
                 models: BTreeMap::new(),
-                scrubbers: Vec::new(),
                 engines: BTreeMap::new(),
                 connections: 0,
-                last_taken: None,
+                ages: Ages::default(),
+                denied: BTreeMap::new(),
             }),
         };
         inner.adopt(ledger)?;
         let inner = Arc::new(inner);
         Ok(Self {
             _keeper: Keeper::start(&inner)?,
+            _scrub: NodeScrub::start(&inner)?,
             inner,
         })
     }
@@ -131,7 +146,7 @@ impl Node {
         let inner = Arc::clone(&self.inner);
         let thread = std::thread::Builder::new().name("kvtide-engine".into());
         // It ends with its connection, of which there are few.
-        thread.spawn(move || inner.serve(stream, peer, &hello))?;
+        thread.spawn(move || inner.serve(stream, peer, hello))?;
         Ok(())
     }
 
@@ -179,7 +194,8 @@ impl Inner {
         for entry in last.pools {
             let namespace = entry.namespace();
             let engines = survivors.iter().filter(|e| e.namespace == entry.namespace);
-            if entry.extents.is_empty() && engines.clone().count() == 0 {
+            let is_pinned = entry.pinned_until_unix_s > unix_seconds();
+            if entry.extents.is_empty() && engines.clone().count() == 0 && !is_pinned {
                 self.memory.remove_tables(namespace)?;
                 continue;
             }
@@ -206,7 +222,7 @@ impl Inner {
                 extents.push(model.rows_of(extent));
             }
             model.pool.adopt(&extents, &living);
-            self.start_scrubber(&mut state, &model);
+            model.pool.pin_until(entry.pinned_until_unix_s);
             state.models.insert(namespace, model);
             state.ledger.pools.push(entry);
         }
@@ -225,13 +241,6 @@ impl Inner {
             // It may be alive: its rows must not be given away.
             Err(error) => Err(error),
         }
-    }
-
-    fn start_scrubber(&self, state: &mut State, model: &ModelPool) {
-        let rate = self.options.scrub_bytes_per_second;
-        // A pool that is not scrubbed is verified by its loads all the same.
-        let scrubber = Scrubber::start(&model.pool, rate).ok().flatten();
-        state.scrubbers.push(scrubber);
     }
 
     fn saving_blocks(&self) -> usize {

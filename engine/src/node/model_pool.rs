@@ -1,4 +1,4 @@
-//! The pool of one model in a node's memory.
+//! The pool of one model in a node's memory, for one tenant.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use kvtide_model::wire::Geometry;
 use kvtide_segment::{MappedFile, RowGeometry, SegmentParts, SharedSegment, reserve};
 
 use super::error::{NodeError, io_error};
+use super::growth::Denials;
 use super::memory::{Memory, rows_of};
 use super::options::NodeOptions;
 use crate::pool::{Pool, PoolOptions};
@@ -22,6 +23,7 @@ pub(super) struct ModelPool {
     tables_path: PathBuf,
     parts: SegmentParts,
     extent_bytes: usize,
+    pub(super) denials: Denials,
 }
 
 /// The rows that blocks of this shape have in a memory of so many extents.
@@ -66,6 +68,7 @@ impl ModelPool {
             tables_path,
             parts,
             extent_bytes: options.extent_bytes,
+            denials: Denials::default(),
         })
     }
 

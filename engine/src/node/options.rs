@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use kvtide_segment::{HugePages, Numa};
+
+use super::limits::Limits;
 use crate::config::Eviction;
 use crate::pool::holders::SlotHolder;
 
@@ -18,13 +21,18 @@ pub struct NodeOptions {
     pub capacity_is_chosen: bool,
     /// Bytes of an extent: the unit in which memory goes from one model to another.
     pub extent_bytes: usize,
+    /// Whether memory that is made is taken in huge pages, as far as the mount of `directory` has
+    /// some.
+    pub huge_pages: HugePages,
+    /// On which NUMA nodes memory that is made is taken.
+    pub numa: Numa,
     /// Eviction policy of every pool.
     pub eviction: Eviction,
     /// Engines that are served at once, at most [`NodeOptions::SESSIONS_MAX`].
     pub sessions: usize,
-    /// Bytes that are not taken away from a model that has them, whatever others need.
-    pub minimum_bytes: usize,
-    /// Rate of the background scrub of each pool; 0 turns it off.
+    /// What tenants and models have at most and at least.
+    pub limits: Limits,
+    /// Rate of the background scrub of all rows; 0 turns it off.
     pub scrub_bytes_per_second: u64,
     /// What the daemon calls itself to engines, such as `kvtide 0.1.0`.
     pub server: String,

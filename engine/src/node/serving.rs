@@ -40,7 +40,10 @@ struct Admitted {
 
 impl Inner {
     /// Serves a process until its connection ends.
-    pub(super) fn serve(&self, stream: UnixStream, peer: Peer, hello: &Hello) {
+    pub(super) fn serve(&self, stream: UnixStream, peer: Peer, mut hello: Hello) {
+        // Tenants find nothing of each other, and each has its quota: so each has a pool of its own.
+        hello.namespace = hello.namespace.of_tenant(&hello.tenant);
+        let hello = &hello;
         let Ok(writer) = stream.try_clone() else {
             return; // It sees the end of its connection.
         };
@@ -69,6 +72,13 @@ impl Inner {
         }
         link.close();
         self.leave(&admitted);
+        tracing::info!(
+            engine = hello.engine_id,
+            number = admitted.number,
+            role = ?hello.role,
+            pid = peer.pid,
+            "a process of an engine is no longer connected"
+        );
     }
 
     /// Lets a process in, and sends it what it needs.
@@ -137,6 +147,17 @@ impl Inner {
             }
             engine.abandoned = false;
         }
+        tracing::info!(
+            engine = hello.engine_id,
+            model = hello.model,
+            tenant = hello.tenant,
+            number,
+            role = ?hello.role,
+            pid = peer.pid,
+            uid = peer.uid,
+            resumed,
+            "a process of an engine is connected"
+        );
         Ok(Admitted {
             number,
             connection,
@@ -170,16 +191,17 @@ impl Inner {
         let namespace = hello.namespace;
         let model = ModelPool::open(&self.memory, &self.options, namespace, rows);
         let model = model.map_err(no_memory)?;
-        self.start_scrubber(state, &model);
         state.ledger.pools.push(PoolEntry {
             namespace: *namespace.as_bytes(),
             model: hello.model.clone(),
+            tenant: hello.tenant.clone(),
             group: hello.group,
             ranks: hello.geometry.ranks,
             layers: hello.geometry.layers,
             layer_bytes: hello.geometry.layer_bytes,
             block_tokens: hello.geometry.block_tokens,
             extents: Vec::new(),
+            pinned_until_unix_s: 0,
         });
         state.models.insert(namespace, model);
         self.memory.note(&state.ledger).map_err(no_memory)
@@ -256,7 +278,9 @@ impl Inner {
         self.memory.note(&state.ledger).map_err(no_memory)?;
         tracing::info!(
             engine = hello.engine_id,
+            client = hello.client,
             model = hello.model,
+            tenant = hello.tenant,
             number,
             "an engine has come"
         );
@@ -337,11 +361,8 @@ impl Inner {
         let mut pressure = false;
         if !self.is_closing() {
             let room = blocks + admitted.pool.spare_rows();
-            if admitted.pool.gauges().free < room
-                && let Err(error) = self.make_room(admitted.namespace, room)
-            {
-                // What there is must do.
-                tracing::warn!(%error, "a model gets no more memory");
+            if admitted.pool.gauges().free < room {
+                self.make_room(admitted.namespace, room);
             }
             for (chain, answer) in asked.chains.iter().zip(&mut chains) {
                 let whole = [&*chain.earlier, &*chain.keys].concat();

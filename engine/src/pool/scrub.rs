@@ -74,7 +74,8 @@ impl Drop for Scrubber {
     }
 }
 
-fn scrub_row(pool: &Pool, row: u32) {
+/// Compares a row with its checksums, if it has a block that nobody uses.
+pub(crate) fn scrub_row(pool: &Pool, row: u32) {
     let catalogue = pool.catalogue();
     let Some(sealed) = catalogue.slots.evictable(row) else {
         return;

@@ -107,6 +107,9 @@ struct What {
     /// The blocks of a namespace: its id, the beginning of it, or its model.
     #[arg(long, value_name = "NAMESPACE")]
     namespace: Option<String>,
+    /// The blocks of a tenant; "" for those of engines that have none.
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
     /// All blocks.
     #[arg(long)]
     all: bool,

@@ -91,6 +91,10 @@ pub(super) fn purge(args: PurgeArgs) -> Result<(), Failure> {
             namespace: Some(namespace),
             ..
         } => Purge::Namespace(namespace),
+        What {
+            tenant: Some(tenant),
+            ..
+        } => Purge::Tenant(tenant),
         What { .. } => Purge::All,
     };
     if !args.yes && !is_confirmed(&what)? {
@@ -109,6 +113,10 @@ fn is_confirmed(what: &Purge) -> Result<bool, Failure> {
     }
     let what = match what {
         Purge::Namespace(namespace) => format!("all blocks of namespace {namespace}"),
+        Purge::Tenant(tenant) if tenant.is_empty() => {
+            "all blocks of engines without a tenant".to_owned()
+        }
+        Purge::Tenant(tenant) => format!("all blocks of tenant {tenant}"),
         Purge::All => "all blocks of all namespaces".to_owned(),
     };
     let mut errors = io::stderr();

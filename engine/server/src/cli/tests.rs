@@ -47,6 +47,11 @@ fn a_purge_says_what_and_only_one_thing() {
     assert!(parse("purge --namespace x").is_ok());
     assert!(parse("purge --namespace x --yes").is_ok());
     assert!(parse("purge --all").is_ok());
+    assert!(parse("purge --tenant acme").is_ok());
+    assert!(matches!(
+        parse("purge --tenant acme --namespace x"),
+        Err(ErrorKind::ArgumentConflict)
+    ));
     assert!(matches!(
         parse("purge"),
         Err(ErrorKind::MissingRequiredArgument)

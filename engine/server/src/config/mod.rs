@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kvtide_engine::{Eviction, NodeOptions};
+use kvtide_segment::{HugePages, Numa};
 use serde_json::Value;
 
 use crate::logs::LogFormat;
@@ -44,6 +45,10 @@ pub struct Memory {
     pub name: String,
     /// The unit in which space moves between models.
     pub extent_bytes: u64,
+    /// Whether memory that is made is taken in huge pages.
+    pub huge_pages: HugePages,
+    /// On which NUMA nodes it is taken.
+    pub numa: Numa,
 }
 
 /// `[socket]`.
@@ -70,6 +75,12 @@ pub struct Limits {
     pub sessions: u8,
     /// Bytes that are not taken from a namespace that has them, whatever others need.
     pub minimum_bytes: u64,
+    /// The same of those that are named, by their model or their id.
+    pub minimums: BTreeMap<String, u64>,
+    /// Bytes that a tenant may have at most; `None` for as many as there are.
+    pub quota_bytes: Option<u64>,
+    /// The same of those that are named.
+    pub quotas: BTreeMap<String, u64>,
 }
 
 /// `[log]`.
@@ -295,12 +306,62 @@ impl Settings {
                 "lower it, or raise memory.capacity".into(),
             ));
         }
+        let kept = self.kept_bytes();
+        if kept > capacity {
+            errors.push(wrong(
+                "limits.minimums",
+                format!(
+                    "together, in whole extents, they are {}, which is more than the capacity of {}",
+                    exact_size(kept),
+                    exact_size(capacity)
+                ),
+                "lower one, or raise memory.capacity".into(),
+            ));
+        }
+        let is_small = |bytes: u64| bytes < extent;
+        let mut named = limits.quotas.iter();
+        if let Some((tenant, &bytes)) = named.find(|&(_, &bytes)| is_small(bytes)) {
+            errors.push(wrong(
+                "limits.quotas",
+                format!(
+                    "the {} of {tenant:?} are less than an extent",
+                    exact_size(bytes)
+                ),
+                format!(
+                    "set it to {} at least, or lower memory.extent",
+                    exact_size(extent)
+                ),
+            ));
+        }
+        if let Some(bytes) = limits.quota_bytes.filter(|bytes| is_small(*bytes)) {
+            errors.push(wrong(
+                "limits.quota",
+                format!("{} is less than an extent", exact_size(bytes)),
+                format!(
+                    "set it to {} at least, or lower memory.extent",
+                    exact_size(extent)
+                ),
+            ));
+        }
         errors
+    }
+
+    /// What is kept for those that `limits.minimums` names, in whole extents.
+    fn kept_bytes(&self) -> u64 {
+        let extent = self.config.memory.extent_bytes.max(1);
+        let minimums = self.config.limits.minimums.values();
+        let kept = minimums.map(|bytes| bytes.div_ceil(extent).saturating_mul(extent));
+        kept.fold(0, u64::saturating_add)
     }
 
     /// What works, and may not be meant.
     fn remarks(&self) -> Vec<String> {
-        let Config { socket, memory, .. } = &self.config;
+        let Config {
+            socket,
+            memory,
+            limits,
+            ..
+        } = &self.config;
         let mut notices = Vec::new();
         if socket.mode & 0o002 != 0 && socket.allow_uids.is_empty() && socket.allow_gids.is_empty()
         {
@@ -317,6 +378,14 @@ impl Settings {
                 exact_size(memory.capacity_bytes),
                 memory.capacity_bytes / memory.extent_bytes,
                 exact_size(memory.extent_bytes)
+            ));
+        }
+        let left = memory.capacity_bytes.saturating_sub(self.kept_bytes());
+        if !limits.minimums.is_empty() && left < limits.minimum_bytes.max(memory.extent_bytes) {
+            notices.push(format!(
+                "limits.minimums leaves {} to models that it does not name; lower one, or raise \
+                 memory.capacity",
+                exact_size(left)
             ));
         }
         notices
@@ -338,6 +407,8 @@ impl Config {
                 directory: PathBuf::from("/dev/shm"),
                 name: "pool".to_owned(),
                 extent_bytes: 256 << 20,
+                huge_pages: HugePages::Auto,
+                numa: Numa::AsTold,
             },
             socket: Socket {
                 path: PathBuf::from(crate::DEFAULT_SOCKET),
@@ -351,6 +422,9 @@ impl Config {
             limits: Limits {
                 sessions: MOST_SESSIONS,
                 minimum_bytes: 0,
+                minimums: BTreeMap::new(),
+                quota_bytes: None,
+                quotas: BTreeMap::new(),
             },
             scrub_bytes_per_s: 32 << 20,
             eviction: Eviction::Lru,

@@ -1,10 +1,12 @@
 //! Every setting: its section and key, what it may be, how it is read and shown.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kvtide_engine::Eviction;
+use kvtide_segment::{HugePages, Numa};
 use serde_json::{Value, json};
 
 use super::quantity::{self, exact_duration, exact_size};
@@ -19,6 +21,17 @@ const MOST_GRACE: Duration = Duration::from_secs(3600);
 /// Whole huge pages, and not more than a large model's share.
 const EXTENTS: std::ops::RangeInclusive<u64> = 2 << 20..=64 << 30;
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
+
+const HUGE_PAGES: [(&str, HugePages); 3] = [
+    ("auto", HugePages::Auto),
+    ("off", HugePages::Off),
+    ("require", HugePages::Require),
+];
+const NUMA: [(&str, Numa); 3] = [
+    ("none", Numa::AsTold),
+    ("interleave", Numa::Interleave),
+    ("local", Numa::Local),
+];
 
 /// One setting.
 pub(super) struct Setting {
@@ -101,6 +114,26 @@ pub(super) const SETTINGS: &[Setting] = &[
             Some(())
         },
         show: |config| Some(exact_size(config.memory.extent_bytes).into()),
+    },
+    Setting {
+        section: "memory",
+        key: "huge_pages",
+        expects: "\"auto\", \"off\" or \"require\"",
+        apply: |config, value| {
+            config.memory.huge_pages = value::choose(value, &HUGE_PAGES)?;
+            Some(())
+        },
+        show: |config| name_of(config.memory.huge_pages, &HUGE_PAGES),
+    },
+    Setting {
+        section: "memory",
+        key: "numa",
+        expects: "\"none\", \"interleave\" or \"local\"",
+        apply: |config, value| {
+            config.memory.numa = value::choose(value, &NUMA)?;
+            Some(())
+        },
+        show: |config| name_of(config.memory.numa, &NUMA),
     },
     Setting {
         section: "socket",
@@ -202,6 +235,47 @@ pub(super) const SETTINGS: &[Setting] = &[
         show: |config| Some(exact_size(config.limits.minimum_bytes).into()),
     },
     Setting {
+        section: "limits",
+        key: "minimums",
+        expects: "sizes by model or namespace, such as { \"org/model\" = \"16GiB\" }",
+        apply: |config, value| {
+            config.limits.minimums = value::sizes(value)?;
+            config
+                .limits
+                .minimums
+                .keys()
+                .all(|name| !name.is_empty())
+                .then_some(())
+        },
+        show: |config| Some(sizes(&config.limits.minimums)),
+    },
+    Setting {
+        section: "limits",
+        key: "quota",
+        expects: "a size such as \"32GiB\", or \"none\"",
+        apply: |config, value| {
+            config.limits.quota_bytes = match value.as_str()? {
+                "none" => None,
+                _ => Some(value::bytes(value)?),
+            };
+            Some(())
+        },
+        show: |config| {
+            let quota = config.limits.quota_bytes.map(exact_size);
+            Some(quota.unwrap_or_else(|| "none".to_owned()).into())
+        },
+    },
+    Setting {
+        section: "limits",
+        key: "quotas",
+        expects: "sizes by tenant, such as { acme = \"32GiB\" }",
+        apply: |config, value| {
+            config.limits.quotas = value::sizes(value)?;
+            Some(())
+        },
+        show: |config| Some(sizes(&config.limits.quotas)),
+    },
+    Setting {
         section: "scrub",
         key: "rate",
         expects: "a size for each second, such as \"32MiB\", or \"0B\" for never",
@@ -268,6 +342,18 @@ pub(super) const SETTINGS: &[Setting] = &[
         },
     },
 ];
+
+/// The name of a choice.
+fn name_of<T: Copy + PartialEq>(chosen: T, choices: &[(&str, T)]) -> Option<Value> {
+    let found = choices.iter().find(|(_, choice)| *choice == chosen);
+    found.map(|(name, _)| (*name).into())
+}
+
+/// Sizes by name, as they may be written in the file.
+fn sizes(sizes: &BTreeMap<String, u64>) -> Value {
+    let entry = |(name, &bytes): (&String, &u64)| (name.clone(), exact_size(bytes).into());
+    Value::Object(sizes.iter().map(entry).collect())
+}
 
 /// Whether a file may have this name; names that begin with a dot are hidden from whoever looks for
 /// what fills the memory.

@@ -53,6 +53,14 @@ fn toml_value(value: &Value) -> String {
             let values: Vec<String> = list.iter().map(toml_value).collect();
             format!("[{}]", values.join(", "))
         }
+        Value::Object(table) if table.is_empty() => "{}".to_owned(),
+        Value::Object(table) => {
+            let entry = |(name, value): (&String, &Value)| {
+                format!("{} = {}", Value::from(name.as_str()), toml_value(value))
+            };
+            let entries: Vec<String> = table.iter().map(entry).collect();
+            format!("{{ {} }}", entries.join(", "))
+        }
         other => other.to_string(),
     }
 }

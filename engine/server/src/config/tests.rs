@@ -84,6 +84,8 @@ fn every_section_and_kind_of_value_is_read() {
         directory = "/mnt/pool"
         name = "pool-a"
         extent = "128 MiB"
+        huge_pages = "require"
+        numa = "interleave"
         [socket]
         path = "/run/kv/a.sock"
         mode = "0600"
@@ -96,6 +98,11 @@ fn every_section_and_kind_of_value_is_read() {
         [limits]
         sessions = 8
         minimum = "1GiB"
+        minimums = { "org/model" = "2GiB", "8f3a11c0" = "0B" }
+        quota = "4GiB"
+        [limits.quotas]
+        acme = "8GiB"
+        "" = "512 MiB"
         [scrub]
         rate = "0B"
         [eviction]
@@ -114,12 +121,25 @@ fn every_section_and_kind_of_value_is_read() {
         ..
     } = config.memory;
     assert_eq!((capacity_bytes, extent_bytes), (32 << 30, 128 << 20));
+    assert_eq!(config.memory.huge_pages, HugePages::Require);
+    assert_eq!(config.memory.numa, Numa::Interleave);
     assert_eq!(config.socket.mode, 0o600);
     assert_eq!(config.socket.group.as_deref(), Some("65532"));
     assert_eq!(config.socket.allow_uids, [1000, 1001]);
     assert_eq!(config.http_listen, None);
     assert_eq!(config.limits.sessions, 8);
     assert_eq!(config.limits.minimum_bytes, 1 << 30);
+    let sizes = |sizes: &[(&str, u64)]| -> BTreeMap<String, u64> {
+        sizes
+            .iter()
+            .map(|&(name, bytes)| (name.to_owned(), bytes))
+            .collect()
+    };
+    let minimums = sizes(&[("org/model", 2 << 30), ("8f3a11c0", 0)]);
+    assert_eq!(config.limits.minimums, minimums);
+    assert_eq!(config.limits.quota_bytes, Some(4 << 30));
+    let quotas = sizes(&[("acme", 8 << 30), ("", 512 << 20)]);
+    assert_eq!(config.limits.quotas, quotas);
     assert_eq!(config.eviction, Eviction::S3Fifo);
     assert_eq!(config.grace, Duration::from_secs(90));
     assert_eq!(config.log.format, LogFormat::Json);
@@ -151,6 +171,9 @@ fn a_variable_can_set_what_the_file_can() {
         ("KVTIDE_SERVE_LIMITS_MINIMUM", "1GiB"),
         ("KVTIDE_SERVE_SOCKET_ALLOW_UIDS", "1000, 1001"),
         ("KVTIDE_SERVE_LIMITS_SESSIONS", "4"),
+        ("KVTIDE_SERVE_LIMITS_QUOTA", "none"),
+        ("KVTIDE_SERVE_LIMITS_QUOTAS", "acme=2GiB, a=b = 1GiB"),
+        ("KVTIDE_SERVE_LIMITS_MINIMUMS", "org/model=1GiB"),
         ("KVTIDE_SERVE_HTTP_LISTEN", "none"),
         ("KVTIDE_SERVE_LOG_LEVEL", ""),
     ];
@@ -158,6 +181,13 @@ fn a_variable_can_set_what_the_file_can() {
     assert_eq!(config.limits.minimum_bytes, 1 << 30);
     assert_eq!(config.socket.allow_uids, [1000, 1001]);
     assert_eq!(config.limits.sessions, 4);
+    assert_eq!(config.limits.quota_bytes, None);
+    let quotas: Vec<_> = config.limits.quotas.into_iter().collect();
+    assert_eq!(
+        quotas,
+        [("a=b".to_owned(), 1 << 30), ("acme".to_owned(), 2 << 30)]
+    );
+    assert_eq!(config.limits.minimums["org/model"], 1 << 30);
     assert_eq!(config.http_listen, None);
     assert_eq!(config.log.level, "info", "an empty variable is as none");
 }
@@ -168,7 +198,7 @@ fn an_unknown_key_is_refused_with_its_line_and_the_nearest_one() {
         errors("[memory]\n\ncapacity_gb = \"1GiB\"\n", &[]),
         [
             "kvtide.toml:3: memory.capacity_gb: there is no such setting; did you mean memory.capacity? \
-             The settings of [memory] are capacity, directory, name, extent"
+             The settings of [memory] are capacity, directory, name, extent, huge_pages, numa"
         ]
     );
     let [in_another_section] = &errors("[http]\nmode = \"0600\"\n", &[])[..] else {
@@ -278,6 +308,8 @@ fn wrong_values_name_the_key_and_what_is_expected() {
         ("memory.name", "\".pool\""),
         ("memory.extent", "\"1MiB\""),
         ("memory.extent", "\"3MiB\""),
+        ("memory.huge_pages", "true"),
+        ("memory.numa", "\"all\""),
         ("socket.path", "\"kvtide.sock\""),
         ("socket.mode", "660"),
         ("socket.mode", "\"0999\""),
@@ -290,6 +322,10 @@ fn wrong_values_name_the_key_and_what_is_expected() {
         ("limits.sessions", "63"),
         ("limits.sessions", "0"),
         ("limits.minimum", "1"),
+        ("limits.minimums", "{ \"\" = \"1GiB\" }"),
+        ("limits.quota", "\"all\""),
+        ("limits.quotas", "{ acme = 1 }"),
+        ("limits.quotas", "\"acme=1GiB,acme=2GiB\""),
         ("scrub.rate", "\"fast\""),
         ("eviction.policy", "\"clock\""),
         ("shutdown.grace", "\"2h\""),
@@ -330,6 +366,21 @@ fn values_that_contradict_each_other_are_refused() {
     );
     let minimum = told("[memory]\ncapacity = \"4GiB\"\n[limits]\nminimum = \"5GiB\"\n");
     assert!(minimum.contains("limits.minimum: 5GiB is more than the capacity of 4GiB"));
+    let minimums = told(
+        "[memory]\ncapacity = \"4GiB\"\n[limits]\nminimums = { a = \"2GiB\", b = \"2049MiB\" }\n",
+    );
+    assert_eq!(
+        minimums,
+        "kvtide.toml:4: limits.minimums: together, in whole extents, they are 4352MiB, which is more \
+         than the capacity of 4GiB; lower one, or raise memory.capacity"
+    );
+    let quotas = told("[limits]\nquota = \"1MiB\"\nquotas = { a = \"2GiB\", b = \"255MiB\" }\n");
+    assert_eq!(
+        quotas,
+        "kvtide.toml:3: limits.quotas: the 255MiB of \"b\" are less than an extent; set it to 256MiB \
+         at least, or lower memory.extent\nkvtide.toml:2: limits.quota: 1MiB is less than an extent; \
+         set it to 256MiB at least, or lower memory.extent"
+    );
 }
 
 #[test]
@@ -339,6 +390,11 @@ fn what_may_not_be_meant_is_noticed() {
     assert!(notices("[socket]\nmode = \"0666\"\nallow_uids = [1000]\n").is_empty());
     let few = notices("[memory]\ncapacity = \"1GiB\"\nextent = \"512MiB\"\n");
     assert!(few[0].contains("room for 2 extents"), "{few:?}");
+    let all = notices("[memory]\ncapacity = \"4GiB\"\n[limits]\nminimums = { a = \"4GiB\" }\n");
+    assert!(
+        all[0].starts_with("limits.minimums leaves 0B to models"),
+        "{all:?}"
+    );
 }
 
 #[test]
@@ -351,6 +407,8 @@ fn what_is_shown_is_a_file_that_gives_the_same_configuration() {
         allow_uids = [1, 2]
         [limits]
         minimum = "1536MiB"
+        quota = "8GiB"
+        quotas = { acme = "1GiB", "a \"b\" c" = "2GiB" }
         [shutdown]
         grace = "1500ms"
     "#;

@@ -1,5 +1,7 @@
 //! How one value is read, from TOML or from the text of an environment variable.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::quantity;
@@ -18,6 +20,29 @@ pub(super) fn choose<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Option<T>
 /// A size, as text.
 pub(super) fn bytes(value: &Value) -> Option<u64> {
     quantity::bytes(value.as_str()?)
+}
+
+/// Sizes by name: a table, in a variable `name=size` with commas between them. A name that is there
+/// twice has two sizes, of which nobody knows which is meant.
+pub(super) fn sizes(value: &Value) -> Option<BTreeMap<String, u64>> {
+    let entries: Vec<(String, u64)> = match value {
+        Value::Object(table) => {
+            let size = |(name, size): (&String, &Value)| Some((name.clone(), bytes(size)?));
+            table.iter().map(size).collect::<Option<_>>()?
+        }
+        Value::String(text) => {
+            let size = |entry: &str| {
+                // A model's name may have such a sign, a size has none.
+                let (name, size) = entry.rsplit_once('=')?;
+                Some((name.trim().to_owned(), quantity::bytes(size)?))
+            };
+            text.split(',').map(size).collect::<Option<_>>()?
+        }
+        _ => return None,
+    };
+    let count = entries.len();
+    let sizes: BTreeMap<_, _> = entries.into_iter().collect();
+    (sizes.len() == count).then_some(sizes)
 }
 
 /// A text that is not empty and has no blanks around it.

@@ -5,7 +5,7 @@
 use metrics::with_local_recorder;
 use metrics_exporter_prometheus::PrometheusBuilder;
 
-use crate::status::{Namespace, Session, Status, Tier, Totals};
+use crate::status::{Namespace, Session, SessionState, Status, Tenant, Tier, Totals};
 use crate::tally::{Tally, Turned};
 
 /// The page.
@@ -17,6 +17,7 @@ pub fn render(status: &Status, tally: &Tally) -> String {
         of_the_daemon(status, tally);
         status.tiers.iter().for_each(of_a_tier);
         status.namespaces.iter().for_each(of_a_namespace);
+        status.tenants.iter().for_each(of_a_tenant);
         status.sessions.iter().for_each(of_a_session);
     });
     page.render()
@@ -29,6 +30,14 @@ fn of_the_daemon(status: &Status, tally: &Tally) {
     metrics::gauge!("kvtide_serve_ready").set(u8::from(status.readiness.ready));
     metrics::gauge!("kvtide_serve_start_time_seconds").set(exact(status.started_unix_s));
     metrics::gauge!("kvtide_serve_sessions").set(exact(status.sessions.len() as u64));
+    for (label, state) in [
+        ("joining", SessionState::Joining),
+        ("attached", SessionState::Attached),
+        ("detached", SessionState::Detached),
+    ] {
+        let sessions = status.sessions.iter().filter(|s| s.state == state).count();
+        metrics::gauge!("kvtide_serve_engines", "state" => label).set(exact(sessions as u64));
+    }
     metrics::counter!("kvtide_serve_connections_total").absolute(tally.connections());
     metrics::counter!("kvtide_serve_asks_total").absolute(tally.asks());
     for why in Turned::ALL {
@@ -50,6 +59,7 @@ fn of_a_namespace(namespace: &Namespace) {
         [
             ("namespace", namespace.namespace.clone()),
             ("model", namespace.model.clone()),
+            ("tenant", namespace.tenant.clone()),
         ]
     };
     metrics::gauge!("kvtide_serve_namespace_rows", &of()).set(exact(namespace.rows));
@@ -80,6 +90,26 @@ fn of_a_namespace(namespace: &Namespace) {
     metrics::counter!("kvtide_serve_evicted_blocks_total", &of()).absolute(evicted_blocks);
     metrics::counter!("kvtide_serve_damaged_blocks_total", &of()).absolute(damaged_blocks);
     metrics::counter!("kvtide_serve_scrubbed_blocks_total", &of()).absolute(scrubbed_blocks);
+}
+
+fn of_a_tenant(tenant: &Tenant) {
+    let of = || [("tenant", tenant.tenant.clone())];
+    metrics::gauge!("kvtide_serve_tenant_bytes", &of()).set(exact(tenant.bytes));
+    // Without a quota, there is no line: 0 would be one.
+    if let Some(quota_bytes) = tenant.quota_bytes {
+        metrics::gauge!("kvtide_serve_tenant_quota_bytes", &of()).set(exact(quota_bytes));
+    }
+    metrics::gauge!("kvtide_serve_tenant_held_blocks", &of()).set(exact(tenant.held_blocks));
+    for (reason, denied) in [
+        ("quota", tenant.denied_by_quota),
+        ("capacity", tenant.denied_by_capacity),
+    ] {
+        let of = [
+            ("tenant", tenant.tenant.clone()),
+            ("reason", reason.to_owned()),
+        ];
+        metrics::counter!("kvtide_serve_denied_growth_total", &of).absolute(denied);
+    }
 }
 
 fn of_a_session(session: &Session) {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::table::table;
 use super::units::{plain, size, time};
-use crate::status::{Namespace, Process, Session, SessionState, Status, Tier};
+use crate::status::{Namespace, Process, Session, SessionState, Status, Tenant, Tier};
 
 /// Digits of an id that people see; commands take as many.
 const ID_DIGITS: usize = 12;
@@ -19,6 +19,10 @@ pub fn status(status: &Status, now_unix_s: u64) -> String {
     if !status.namespaces.is_empty() {
         text.push('\n');
         text.push_str(&namespaces(&status.namespaces, now_unix_s));
+    }
+    if !status.tenants.is_empty() {
+        text.push('\n');
+        text.push_str(&tenants(&status.tenants));
     }
     if !status.sessions.is_empty() {
         text.push('\n');
@@ -67,6 +71,7 @@ fn namespaces(namespaces: &[Namespace], now_unix_s: u64) -> String {
         vec![
             short(&namespace.namespace),
             plain(&namespace.model),
+            plain(&namespace.tenant),
             size(namespace.bytes).to_string(),
             size(namespace.minimum_bytes).to_string(),
             namespace.rows.to_string(),
@@ -82,6 +87,7 @@ fn namespaces(namespaces: &[Namespace], now_unix_s: u64) -> String {
     let head = [
         "NAMESPACE",
         "MODEL",
+        "TENANT",
         "SIZE",
         "MINIMUM",
         "ROWS",
@@ -94,7 +100,31 @@ fn namespaces(namespaces: &[Namespace], now_unix_s: u64) -> String {
         "PINNED FOR",
     ];
     let rows: Vec<_> = namespaces.iter().map(row).collect();
-    table(&head, &head[2..11], &rows)
+    table(&head, &head[3..12], &rows)
+}
+
+fn tenants(tenants: &[Tenant]) -> String {
+    let row = |tenant: &Tenant| {
+        let quota = tenant.quota_bytes.map(|quota| size(quota).to_string());
+        vec![
+            plain(&tenant.tenant),
+            size(tenant.bytes).to_string(),
+            quota.unwrap_or_else(|| "-".to_owned()),
+            tenant.held_blocks.to_string(),
+            tenant.denied_by_quota.to_string(),
+            tenant.denied_by_capacity.to_string(),
+        ]
+    };
+    let head = [
+        "TENANT",
+        "SIZE",
+        "QUOTA",
+        "HELD",
+        "DENIED: QUOTA",
+        "DENIED: CAPACITY",
+    ];
+    let rows: Vec<_> = tenants.iter().map(row).collect();
+    table(&head, &head[1..], &rows)
 }
 
 fn sessions(sessions: &[Session], now_unix_s: u64) -> String {

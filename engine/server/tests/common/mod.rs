@@ -19,7 +19,7 @@ use kvtide_server::node::{
 };
 use kvtide_server::operator::Operator;
 use kvtide_server::status::{
-    Namespace, Process, Readiness, Session, SessionState, Status, Tier, Totals,
+    Namespace, Process, Readiness, Session, SessionState, Status, Tenant, Tier, Totals,
 };
 
 pub(crate) const LLAMA: &str = "8f3a11c0d4e5f60718293a4b5c6d7e8f";
@@ -141,6 +141,7 @@ pub(crate) fn busy() -> Status {
     let llama = Namespace {
         namespace: LLAMA.to_owned(),
         model: "meta-llama/Llama-3.1-8B".to_owned(),
+        tenant: "team-a".to_owned(),
         group: 0,
         ranks: 1,
         block_tokens: 16,
@@ -186,8 +187,25 @@ pub(crate) fn busy() -> Status {
             index_bytes: 3 << 20,
         }],
         namespaces: vec![llama, qwen],
+        tenants: tenants(),
         sessions: sessions(),
     }
+}
+
+fn tenants() -> Vec<Tenant> {
+    let nobody = Tenant {
+        bytes: 256 << 20,
+        ..Tenant::default()
+    };
+    let team = Tenant {
+        tenant: "team-a".to_owned(),
+        quota_bytes: Some(32 * GIB),
+        bytes: 32 * GIB,
+        held_blocks: 16_000,
+        denied_by_quota: 7,
+        denied_by_capacity: 0,
+    };
+    vec![nobody, team]
 }
 
 fn sessions() -> Vec<Session> {
