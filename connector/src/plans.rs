@@ -56,7 +56,7 @@ pub(crate) fn plan_loads<'py>(
 ) -> Vec<Option<PlannedLoad<'py>>> {
     let mut loads: Vec<&mut kvtide_engine::Load> =
         loads.iter_mut().map(|load| &mut load.0).collect();
-    let (now, timeout) = (Instant::now(), pool.config.join_timeout);
+    let (now, timeout) = (Instant::now(), pool.config.engine.join_timeout);
     let next_part = |load: &mut &mut kvtide_engine::Load| load.next_part(now, timeout);
     let parts: Vec<_> = enter(py, || loads.iter_mut().map(next_part).collect());
     let converted = |part: LoadPart| (encoded(py, &part.moves), part.lost, part.last);
