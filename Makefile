@@ -134,7 +134,9 @@ soak-batch:
 # The daemon as tests are built, and with the features that the workspace has.
 SERVER := $(abspath $(TARGET))/debug/kvtide
 SERVER_BUILD = $(CARGO) build --locked --profile test --workspace --bin kvtide
-SERVE_TESTS := python/tests/test_shared_pool.py python/tests/test_pool_kills.py
+# What no version of vLLM changes, and what its contract does.
+SERVE_ALONE := $(addprefix python/tests/,test_shared_pool.py test_pool_kills.py test_data_parallel.py)
+SERVE_TESTS := $(SERVE_ALONE) $(addprefix python/tests/,test_attaching.py test_prefill_and_decode.py)
 
 .PHONY: test-serve
 test-serve: build ## `kvtide serve`: its own tests, and engines of vLLM $(VLLM_NEW) on its pool
@@ -155,9 +157,10 @@ soak-serve: build
 test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions
 
 .PHONY: test-vllm-old
-test-vllm-old: build ## Real vLLM $(VLLM_OLD): what its contract changes, so no daemon, and answers of one length
-	KVTIDE_TEST_LENGTHS=32 $(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu \
-		$(SERVE_TESTS:%=--ignore %)
+test-vllm-old: build ## Real vLLM $(VLLM_OLD): what its contract changes, and answers of one length
+	$(SERVER_BUILD)
+	KVTIDE_BINARY=$(SERVER) KVTIDE_TEST_LENGTHS=32 $(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests \
+		--ignore python/tests/gpu $(SERVE_ALONE:%=--ignore %)
 
 .PHONY: test-vllm-new
 test-vllm-new: build ## Real vLLM $(VLLM_NEW)
