@@ -57,7 +57,8 @@ fn pod(template: &Value) -> Value {
 /// Asks for a pod in a namespace with this level of the Pod Security Standards; why it is refused.
 fn refused(cluster: &Cluster, level: &str, pod: &Value) -> Option<String> {
     let namespace = format!("kvtide-serve-{level}");
-    let path = cluster.home().join(format!("{namespace}.json"));
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("object.json");
     let labels = json!({"pod-security.kubernetes.io/enforce": level});
     let metadata = json!({"name": namespace, "labels": labels});
     let made = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});

@@ -19,7 +19,7 @@ use kvtide_segment::{
     HugePages, MappedFile, MountHugePages, Numa, RowGeometry, create_sparse, create_unnamed,
     give_name, mount_huge_pages, require_memory, reserve,
 };
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, statvfs};
 
 use super::error::{NodeError, io_error};
 use super::ledger::Ledger;
@@ -168,6 +168,18 @@ fn make(
     if options.huge_pages == HugePages::Require && mount == MountHugePages::Never {
         return Err(NodeError::NoHugePages {
             directory: options.directory.display().to_string(),
+        });
+    }
+    // Taken piece by piece, too much would first take all that the machine has. A tmpfs without a limit
+    // says that it has no blocks.
+    let status =
+        statvfs(directory).map_err(|errno| io_error("look at", directory)(errno.into()))?;
+    let free_bytes = status.f_bavail.saturating_mul(status.f_frsize);
+    if status.f_blocks > 0 && free_bytes < bytes as u64 {
+        return Err(NodeError::NoRoom {
+            directory: options.directory.display().to_string(),
+            free_bytes,
+            needed_bytes: bytes,
         });
     }
     let file = create_unnamed(directory, bytes)?;
