@@ -147,7 +147,7 @@ impl Worker {
         // `owner` holds them. vLLM writes a full block no more until it reallocates it, for which it
         // is made to wait (`saves_reading`), nor uses blocks before their load is reported.
         let registration = unsafe {
-            Registration::new(layout, Arc::clone(&segment.memory), rank, Box::new(owner))
+            Registration::new(layout, Arc::clone(&segment.memory), rank, Arc::new(owner))
         };
         let registration = Arc::new(registration.map_err(kvtide_error)?);
         let options = settings.config.gpu_routes;

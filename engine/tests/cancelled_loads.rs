@@ -69,6 +69,10 @@ impl Device for Gated {
         self.host.registration()
     }
 
+    fn over(&self, registration: Registration) -> Result<Arc<dyn Device>, CopyError> {
+        self.host.over(registration)
+    }
+
     fn backend(&self, direction: Direction) -> Result<Box<dyn CopyBackend>, CopyError> {
         let host = self.host.backend(direction)?;
         Ok(match direction {

@@ -58,6 +58,10 @@ impl Device for Faulty {
         self.0.registration()
     }
 
+    fn over(&self, registration: Registration) -> Result<Arc<dyn Device>, CopyError> {
+        self.0.over(registration)
+    }
+
     fn backend(&self, _direction: Direction) -> Result<Box<dyn CopyBackend>, CopyError> {
         Ok(Box::new(FaultyBackend))
     }

@@ -36,7 +36,7 @@ fn registration(row_layer_bytes: usize) -> Option<Registration> {
         .encoded(Float::Bfloat16, &views, &[vec![]])
         .expect("an encoding");
     // SAFETY: the memory is owned by the registration, and nothing is copied.
-    unsafe { Registration::new(layout, Arc::new(segment), 0, Box::new(memory)) }.ok()
+    unsafe { Registration::new(layout, Arc::new(segment), 0, Arc::new(memory)) }.ok()
 }
 
 #[test]

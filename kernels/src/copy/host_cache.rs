@@ -66,7 +66,7 @@ impl HostCache {
         // SAFETY: the views lie in `memory`, which the registration keeps alive through its owner.
         // All access to it is through raw pointers; a caller that reads or writes a block while it
         // is copied sees torn bytes, as it would with a real engine, and nothing worse.
-        unsafe { Registration::new(layout, segment, rank, Box::new(Arc::clone(self))) }
+        unsafe { Registration::new(layout, segment, rank, Arc::clone(self) as _) }
     }
 
     /// Address of a block's bytes in one layer.

@@ -46,6 +46,10 @@ impl Device for HostDevice {
         &self.registration
     }
 
+    fn over(&self, registration: Registration) -> Result<Arc<dyn Device>, CopyError> {
+        Ok(Arc::new(Self::new(Arc::new(registration))))
+    }
+
     fn backend(&self, _direction: Direction) -> Result<Box<dyn CopyBackend>, CopyError> {
         if self.registration.layout().encoding().is_some() {
             let way = "host memory".to_owned();

@@ -52,7 +52,7 @@ pub struct Registration {
     segment: Arc<SharedSegment>,
     rank: u32,
     /// Keeps the tensors' storage alive.
-    _owner: Box<dyn Any + Send + Sync>,
+    owner: Arc<dyn Any + Send + Sync>,
 }
 
 /// Why two sides do not fit together.
@@ -85,7 +85,24 @@ impl Registration {
         layout: KvLayout,
         segment: Arc<SharedSegment>,
         rank: u32,
-        owner: Box<dyn Any + Send + Sync>,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Result<Self, RegistrationError> {
+        Self::join(layout, segment, rank, owner)
+    }
+
+    /// The same tensors, as those of `rank`, with another segment.
+    ///
+    /// # Errors
+    /// [`RegistrationError`] when its rows do not hold what the layout describes.
+    pub fn over(&self, segment: Arc<SharedSegment>, rank: u32) -> Result<Self, RegistrationError> {
+        Self::join(self.layout.clone(), segment, rank, Arc::clone(&self.owner))
+    }
+
+    fn join(
+        layout: KvLayout,
+        segment: Arc<SharedSegment>,
+        rank: u32,
+        owner: Arc<dyn Any + Send + Sync>,
     ) -> Result<Self, RegistrationError> {
         let geometry = segment.geometry();
         let fits = rank < geometry.ranks()
@@ -105,7 +122,7 @@ impl Registration {
             layout,
             segment,
             rank,
-            _owner: owner,
+            owner,
         })
     }
 
@@ -287,6 +304,13 @@ pub trait LayeredLoad: Send + Sync {
 pub trait Device: Send + Sync + fmt::Debug + fmt::Display {
     /// Both sides of every copy.
     fn registration(&self) -> &Arc<Registration>;
+
+    /// The same device with the rows of another segment, which may hold blocks already. Nothing is
+    /// measured again, because the engine computes meanwhile.
+    ///
+    /// # Errors
+    /// [`CopyError`] when the device has no room for what it needs, or cannot pin the segment.
+    fn over(&self, registration: Registration) -> Result<Arc<dyn Device>, CopyError>;
 
     /// A backend for a thread that copies in one direction.
     ///

@@ -13,6 +13,8 @@ pub enum CudaError {
     NoDriver,
     /// This build has no kernels.
     NoKernels,
+    /// Neighbouring parts of the pool are not neighbours for the device.
+    ScatteredPool,
     /// A call failed.
     Call {
         /// What was to be done.
@@ -31,6 +33,10 @@ impl fmt::Display for CudaError {
             Self::NoKernels => f.write_str(
                 "this build of kvtide has no CUDA kernels: no nvcc was found when it was built; set \
                  CUDA_HOME and build again",
+            ),
+            Self::ScatteredPool => f.write_str(
+                "CUDA: this GPU has other addresses for host memory than the host; give the engine a \
+                 pool of at most 64 GiB",
             ),
             Self::Call {
                 what,

@@ -9,7 +9,7 @@ use cudarc::driver::sys;
 
 use super::error::Explain;
 use super::stream::Stream;
-use super::{Context, CudaError};
+use super::{Chunks, Context, CudaError};
 
 /// Values that can be copied as bytes and have no invalid bit patterns.
 ///
@@ -180,7 +180,8 @@ impl<T: Pod> Drop for PinnedBuffer<T> {
 #[derive(Debug)]
 pub(crate) struct HostRegistration {
     context: Arc<Context>,
-    host: *mut u8,
+    /// Where the registrations begin; what is here is registered.
+    pinned: Vec<*mut u8>,
     device: u64,
 }
 
@@ -190,30 +191,43 @@ unsafe impl Send for HostRegistration {}
 unsafe impl Sync for HostRegistration {}
 
 impl HostRegistration {
-    /// Pins `bytes` bytes from `host` on.
+    /// Pins the range that begins at `host`, in `chunks`. Where one of them cannot be pinned, none is.
     ///
     /// # Safety
     /// The range is mapped, page-aligned, and stays mapped until this is dropped.
     pub(crate) unsafe fn new(
         context: &Arc<Context>,
         host: *mut u8,
-        bytes: usize,
+        chunks: Chunks,
     ) -> Result<Self, CudaError> {
         context.enter()?;
         let flags = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
-        // SAFETY: passed on from the caller.
-        unsafe { sys::cuMemHostRegister_v2(host.cast(), bytes, flags) }
-            .result()
-            .explain("pin the pool (is RLIMIT_MEMLOCK, or the container's limit, too low?)")?;
         let mut registration = Self {
             context: Arc::clone(context),
-            host,
+            pinned: Vec::new(),
             device: 0,
         };
-        // SAFETY: the range was registered just now.
-        unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut registration.device, host.cast(), 0) }
-            .result()
-            .explain("map the pool for the device")?;
+        for (at, range) in chunks.ranges().enumerate() {
+            let start = host.wrapping_add(range.start);
+            // SAFETY: the chunk is part of the caller's range.
+            unsafe { sys::cuMemHostRegister_v2(start.cast(), range.len(), flags) }
+                .result()
+                .explain("pin the pool (is RLIMIT_MEMLOCK, or the container's limit, too low?)")?;
+            // Unpinned from now on, also where a later one fails.
+            registration.pinned.push(start);
+            let mut device = 0;
+            // SAFETY: the range was registered just now.
+            unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut device, start.cast(), 0) }
+                .result()
+                .explain("map the pool for the device")?;
+            if at == 0 {
+                registration.device = device;
+            }
+            // A row's address is counted from the first one's.
+            if device != registration.device + range.start as u64 {
+                return Err(CudaError::ScatteredPool);
+            }
+        }
         Ok(registration)
     }
 
@@ -226,7 +240,9 @@ impl HostRegistration {
 impl Drop for HostRegistration {
     fn drop(&mut self) {
         let _ = self.context.enter();
-        // SAFETY: registered in `new`; whoever put work on a stream that uses it has waited.
-        let _ = unsafe { sys::cuMemHostUnregister(self.host.cast()) };
+        for &start in &self.pinned {
+            // SAFETY: registered in `new`; whoever put work on a stream that uses it has waited.
+            let _ = unsafe { sys::cuMemHostUnregister(start.cast()) };
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! Every object holds the context it belongs to; handles are freed when dropped. What may be done to
 //! an object by several threads at once is what the driver allows: everything here.
 
+mod chunks;
 mod context;
 mod error;
 mod event;
@@ -15,6 +16,7 @@ pub use context::Context;
 pub use error::CudaError;
 pub use stream::ComputeStream;
 
+pub(crate) use chunks::{CHUNK_BYTES, Chunks};
 pub(crate) use event::{Event, EventPool};
 pub(crate) use memory::{DeviceBuffer, HostRegistration, PinnedBuffer, Pod};
 pub(crate) use module::{Function, Launch, Module};

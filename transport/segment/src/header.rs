@@ -75,7 +75,8 @@ impl SharedSegment {
     }
 
     /// Whether the workers of all ranks have come.
-    pub(crate) fn has_all_workers(&self) -> bool {
+    #[must_use]
+    pub fn has_all_workers(&self) -> bool {
         (0..self.geometry.ranks()).all(|rank| {
             self.place(Holder::Worker(rank))
                 .is_some_and(|place| place.load(Ordering::Acquire) != 0)

@@ -86,13 +86,9 @@ impl SharedSegment {
     /// Takes `holder`'s place in what an engine has for itself.
     ///
     /// # Errors
-    /// [`SegmentError::Taken`] when another process has it, or the scheduler's side comes before all of
-    /// its workers have theirs.
+    /// [`SegmentError::Taken`] when another process has it.
     pub fn take_place(&self, holder: Holder) -> Result<(), SegmentError> {
         let path = || self.path().display().to_string();
-        if holder == Holder::Scheduler && !self.has_all_workers() {
-            return Err(SegmentError::NoWorkers { path: path() });
-        }
         if self.arrive(holder) {
             return Ok(());
         }
@@ -104,6 +100,10 @@ impl SharedSegment {
     /// one worker has the place, the others get an error, and a scheduler's side only comes when all
     /// of its workers have got theirs.
     fn enter(&self, holder: Holder) -> Result<(), SegmentError> {
+        if holder == Holder::Scheduler && !self.has_all_workers() {
+            let path = self.path().display().to_string();
+            return Err(SegmentError::NoWorkers { path });
+        }
         self.take_place(holder)?;
         if holder == Holder::Scheduler {
             fs::remove_file(self.path()).map_err(io_error("remove", self.path()))?;

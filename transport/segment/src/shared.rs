@@ -199,6 +199,12 @@ impl SharedSegment {
         }
     }
 
+    /// Whether it is part of a pool that outlives its engines.
+    #[must_use]
+    pub fn outlives_engines(&self) -> bool {
+        self.file().is_none()
+    }
+
     fn file(&self) -> Option<&SegmentFile> {
         match &self.origin {
             Origin::Engine(file) => Some(file),

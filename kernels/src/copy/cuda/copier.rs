@@ -137,12 +137,18 @@ impl Copier {
     /// The batch's rows, as a layered load asks for them.
     pub(super) fn rows(&self) -> Rows {
         let single = if has_batches() { 1 } else { STRIDED_MIN };
-        let runs = self.batch.chunk_by(neighbours).map(<[_]>::len);
+        let runs = self.batch.chunk_by(self.neighbours()).map(<[_]>::len);
         Rows {
             count: self.batch.len(),
             runs: runs.clone().count(),
             pieces: runs.map(|rows| STRIDED_MIN.min(rows * single)).sum(),
         }
+    }
+
+    /// Tells whether the row of `b` follows that of `a`, where one command may copy both.
+    fn neighbours(&self) -> impl Fn(&RowMove, &RowMove) -> bool + Clone + use<> {
+        let chunks = self.shared.chunks;
+        move |a, b| a.row.checked_add(1) == Some(b.row) && !chunks.begins_with(b.row)
     }
 
     /// Enqueues the end of the batch: digests, and the event behind them.
@@ -299,7 +305,7 @@ impl Copier {
     ) -> Result<(), CudaError> {
         self.pieces.clear();
         let mut staged = staging;
-        for rows in self.batch[moves].chunk_by(neighbours) {
+        for rows in self.batch[moves].chunk_by(self.neighbours()) {
             let Some(first) = rows.first() else { continue };
             let row = self.shared.row_address(first.row) + skipped;
             let pitch = self.shared.row_stride;
@@ -358,11 +364,6 @@ impl Copier {
         }
         Ok(())
     }
-}
-
-/// Whether the row of `b` follows that of `a`.
-fn neighbours(a: &RowMove, b: &RowMove) -> bool {
-    a.row.checked_add(1) == Some(b.row)
 }
 
 impl CopyBackend for Copier {

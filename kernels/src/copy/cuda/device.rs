@@ -15,8 +15,8 @@ use crate::copy::{
     CopyBackend, CopyError, Device, Direction, LayeredLoad, Mark, Registration, RowMove,
 };
 use crate::cuda::{
-    ComputeStream, Context, CudaError, DeviceBuffer, EventPool, Function, HostRegistration, Module,
-    Priority,
+    CHUNK_BYTES, Chunks, ComputeStream, Context, CudaError, DeviceBuffer, EventPool, Function,
+    HostRegistration, Module, Priority,
 };
 
 /// Bytes that wait on the device between copy engine and kernel; also the most of a load's slice.
@@ -95,9 +95,43 @@ pub(super) struct Shared {
     /// Device address of this rank's shard of row 0.
     pub(super) rows: u64,
     pub(super) row_stride: usize,
+    /// Which rows are pinned together.
+    pub(super) chunks: Chunks,
 }
 
 impl Shared {
+    /// Pins the rows of `registration`; also the time that it took.
+    fn pin(
+        context: &Arc<Context>,
+        registration: Arc<Registration>,
+    ) -> Result<(Arc<Self>, Duration), CudaError> {
+        let segment = registration.segment();
+        let geometry = segment.geometry();
+        let (start, bytes) = segment.range();
+        let row_stride = geometry.row_stride_bytes();
+        let chunks = Chunks::of(bytes, segment.data_offset(), row_stride, CHUNK_BYTES);
+        let began = Instant::now();
+        // SAFETY: the range is the segment's map, which `registration` keeps until after `_pinned`
+        // is dropped.
+        let pinned = unsafe { HostRegistration::new(context, start, chunks) }?;
+        let pinning = began.elapsed();
+        let first =
+            geometry.shard_offset(0, registration.rank()).unwrap_or(0) + segment.data_offset();
+        let shared = Arc::new(Self {
+            kernels: Kernels::load(context)?,
+            tables: Tables::new(context, registration.layout())?,
+            keys: DeviceBuffer::of(context, &CHECKSUM_KEYS)?,
+            events: EventPool::new(context),
+            rows: pinned.device() + first as u64,
+            row_stride,
+            chunks,
+            _pinned: pinned,
+            registration,
+            context: Arc::clone(context),
+        });
+        Ok((shared, pinning))
+    }
+
     /// Device address of this rank's shard of `row`.
     pub(super) fn row_address(&self, row: u32) -> u64 {
         self.rows + u64::from(row) * self.row_stride as u64
@@ -130,7 +164,8 @@ pub struct CudaDevice {
 impl CudaDevice {
     /// Takes `registration`, whose tensors lie in the memory of GPU `ordinal`, into use: pins the
     /// segment and measures the routes that `options` leave open, for which rows and blocks are
-    /// copied back and forth, as they are or as rows hold them.
+    /// copied back and forth, as they are or as rows hold them: neither holds anything yet. Rows that
+    /// others have, a device gets by [`Device::over`].
     ///
     /// # Errors
     /// [`CopyError`] when there is no such GPU, this build has no kernels for it, or the segment
@@ -142,32 +177,22 @@ impl CudaDevice {
     ) -> Result<Self, CopyError> {
         let context = Context::open(ordinal)?;
         context.enter()?;
-        let segment = registration.segment();
-        let (start, bytes) = segment.range();
-        let began = Instant::now();
-        // SAFETY: the range is the segment's map, which `registration` keeps until after `_pinned`
-        // is dropped.
-        let pinned = unsafe { HostRegistration::new(&context, start, bytes) }?;
-        let pinning = began.elapsed();
-        let geometry = segment.geometry();
-        let first =
-            geometry.shard_offset(0, registration.rank()).unwrap_or(0) + segment.data_offset();
-        let shared = Arc::new(Shared {
-            kernels: Kernels::load(&context)?,
-            tables: Tables::new(&context, registration.layout())?,
-            keys: DeviceBuffer::of(&context, &CHECKSUM_KEYS)?,
-            events: EventPool::new(&context),
-            rows: pinned.device() + first as u64,
-            row_stride: geometry.row_stride_bytes(),
-            _pinned: pinned,
-            registration,
-            context: Arc::clone(&context),
-        });
+        let (shared, pinning) = Shared::pin(&context, registration)?;
         // PyTorch may still be filling the KV cache that is copied back and forth now.
         context.synchronize()?;
         let began = Instant::now();
         let (routes, measured) = measure(&shared, options)?;
         let measuring = began.elapsed();
+        Self::on(shared, routes, measured, pinning, measuring)
+    }
+
+    fn on(
+        shared: Arc<Shared>,
+        routes: Routes,
+        measured: Vec<Measured>,
+        pinning: Duration,
+        measuring: Duration,
+    ) -> Result<Self, CopyError> {
         let layered_lane = Arc::new(Lane::new(&shared, Priority::High, routes.layered)?);
         // They are made now: the driver may wait for the model to give memory.
         let copiers: Result<Vec<_>, _> = (0..LAYERED_COPIERS)
@@ -284,6 +309,15 @@ impl fmt::Display for CudaDevice {
 impl Device for CudaDevice {
     fn registration(&self) -> &Arc<Registration> {
         &self.shared.registration
+    }
+
+    fn over(&self, registration: Registration) -> Result<Arc<dyn Device>, CopyError> {
+        let context = &self.shared.context;
+        context.enter()?;
+        let (shared, pinning) = Shared::pin(context, Arc::new(registration))?;
+        let measured = self.measured.clone();
+        let device = Self::on(shared, self.routes, measured, pinning, self.measuring)?;
+        Ok(Arc::new(device))
     }
 
     fn backend(&self, direction: Direction) -> Result<Box<dyn CopyBackend>, CopyError> {
