@@ -58,7 +58,7 @@ pub(crate) fn plan_loads<'py>(
 ) -> Vec<Option<PlannedLoad<'py>>> {
     let mut loads: Vec<&mut kvtide_engine::Load> = loads.iter_mut().map(|l| &mut l.0).collect();
     let mut more: Vec<&mut kvtide_engine::Load> = more.iter_mut().map(|l| &mut l.0).collect();
-    let (now, timeout) = (Instant::now(), pool.config.join_timeout);
+    let (now, timeout) = (Instant::now(), pool.config.engine.join_timeout);
     let parts: Vec<Option<LoadPart>> = enter(py, || {
         let loads = loads.iter_mut();
         let mut parts: Vec<_> = loads.map(|load| load.next_part(now, timeout)).collect();

@@ -46,16 +46,16 @@ impl Segment {
         on_wait: Py<PyAny>,
     ) -> PyResult<Self> {
         let config = &settings.config;
-        let capacity = usize::try_from(config.host_capacity_bytes).unwrap_or(usize::MAX);
+        let capacity = usize::try_from(config.pool.host_capacity_bytes).unwrap_or(usize::MAX);
         let geometry = RowGeometry::fit(ranks, layers, layer_bytes, capacity).map_err(|error| {
             let error = format!("host_capacity_gb: {error}; raise it");
             crate::fence::ConfigError::new_err(error)
         })?;
         let options = SegmentOptions {
-            directory: config.segment_directory.clone(),
+            directory: config.pool.segment_directory.clone(),
             instance,
             holder: rank.map_or(Holder::Scheduler, Holder::Worker),
-            huge_pages: config.huge_pages,
+            huge_pages: config.pool.huge_pages,
             available_bytes: available_memory_bytes(),
         };
         let on_wait = |path: &Path, waited: Duration| {
@@ -205,7 +205,7 @@ impl Pool {
         let attachment = segment.attachment.lock();
         let attachment = attachment.unwrap_or_else(PoisonError::into_inner).take();
         let (session, scrubber) = match attachment {
-            Some(attachment) => (Session::attached(attachment, config.lease_ttl), None),
+            Some(attachment) => (Session::attached(attachment, config.engine.lease_ttl), None),
             None => embedded(&config, segment, events)?,
         };
         Ok(Self {
@@ -301,15 +301,15 @@ fn embedded(
     events: bool,
 ) -> PyResult<(Session, Option<Scrubber>)> {
     let options = PoolOptions {
-        eviction: config.eviction,
+        eviction: config.pool.eviction,
     };
     let session = SessionOptions {
         events,
-        lease_ttl: config.lease_ttl,
+        lease_ttl: config.engine.lease_ttl,
     };
     let memory = Arc::clone(&segment.memory);
     let pool = Arc::new(kvtide_engine::Pool::new(memory, options));
-    let scrubber = Scrubber::start(&pool, config.scrub_bytes_per_second).map_err(kvtide_error)?;
+    let scrubber = Scrubber::start(&pool, config.pool.scrub_bytes_per_second).map_err(kvtide_error)?;
     let session = Session::open(&pool, session).map_err(kvtide_error)?;
     Ok((session, scrubber))
 }

@@ -49,13 +49,13 @@ impl Settings {
     /// How long an async load may take, in seconds.
     #[getter]
     fn load_timeout_s(&self) -> f64 {
-        self.config.load_timeout.as_secs_f64()
+        self.config.engine.load_timeout.as_secs_f64()
     }
 
     /// "auto", "layered", "async" or "sync".
     #[getter]
     fn load(&self) -> &'static str {
-        match self.config.load_mode {
+        match self.config.engine.load_mode {
             LoadMode::Auto => "auto",
             LoadMode::Layered => "layered",
             LoadMode::Async => "async",
@@ -66,16 +66,22 @@ impl Settings {
     /// The socket of the daemon whose pool is used; None where the pool is the engine's own.
     #[getter]
     fn pool_socket(&self) -> Option<PathBuf> {
-        match &self.config.pool {
+        match &self.config.pool.place {
             PoolPlace::Embedded => None,
             PoolPlace::Socket(path) => Some(path.clone()),
         }
     }
 
+    /// Whether the engine does not start without that daemon.
+    #[getter]
+    fn pool_required(&self) -> bool {
+        self.config.pool.required
+    }
+
     /// "load" or "always".
     #[getter]
     fn verify(&self) -> &'static str {
-        match self.config.verify {
+        match self.config.engine.verify {
             Verify::Load => "load",
             Verify::Always => "always",
         }
@@ -84,7 +90,7 @@ impl Settings {
     /// "none" or "fp8".
     #[getter]
     fn codec(&self) -> &'static str {
-        match self.config.codec {
+        match self.config.engine.codec {
             Codec::None => "none",
             Codec::Fp8 => "fp8",
         }
@@ -93,22 +99,25 @@ impl Settings {
     /// Bytes of a block in one layer of a row, where it has `layer_bytes` in the paged KV cache and
     /// `scales` heads, keys and values counted apart.
     fn row_layer_bytes(&self, layer_bytes: usize, scales: usize) -> usize {
-        self.config.codec.row_layer_bytes(layer_bytes, scales)
+        self.config
+            .engine
+            .codec
+            .row_layer_bytes(layer_bytes, scales)
     }
 
     #[getter]
     fn save_generated(&self) -> bool {
-        self.config.save_generated
+        self.config.engine.save_generated
     }
 
     #[getter]
     fn tenant(&self) -> Option<&str> {
-        self.config.tenant.as_deref()
+        self.config.engine.tenant.as_deref()
     }
 
     #[getter]
     fn weights_revision(&self) -> Option<&str> {
-        self.config.weights_revision.as_deref()
+        self.config.engine.weights_revision.as_deref()
     }
 
     fn __repr__(&self) -> String {

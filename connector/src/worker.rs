@@ -150,7 +150,7 @@ impl Worker {
             Registration::new(layout, Arc::clone(&segment.memory), rank, Arc::new(owner))
         };
         let registration = Arc::new(registration.map_err(kvtide_error)?);
-        let options = settings.config.gpu_routes;
+        let options = settings.config.engine.gpu_routes;
         let (device, load_rate, copy_rates): (Arc<dyn Device>, Option<f64>, _) = match gpu {
             None => (Arc::new(HostDevice::new(registration)), None, Vec::new()),
             Some(ordinal) => {

@@ -15,7 +15,9 @@ mod worker;
 
 #[cfg(not(loom))]
 pub use access::{AttachError, AttachOptions, Attachment};
-pub use config::{Config, ConfigError, Eviction, LoadMode, PoolPlace, Settings, Verify};
+pub use config::{
+    Config, ConfigError, EngineConfig, Eviction, LoadMode, PoolConfig, PoolPlace, Settings, Verify,
+};
 pub use cost::CostModel;
 pub use memory::available_memory_bytes;
 #[cfg(not(loom))]

@@ -24,7 +24,7 @@ pub(super) const VARIABLES: [Variable; 2] = [
         key: "host_capacity_gb",
         expects: "a number of GiB for each rank, above 0",
         apply: |config, value, ranks| {
-            config.host_capacity_bytes = capacity(value, ranks)?;
+            config.pool.host_capacity_bytes = capacity(value, ranks)?;
             let text = value.as_str().unwrap_or_default();
             let notice = format!(
                 "AIBRIX_KV_CACHE_OL_L1_CACHE_CAPACITY_GB is for each rank: the pool of {ranks} ranks \
@@ -46,7 +46,7 @@ pub(super) const VARIABLES: [Variable; 2] = [
                 ("fifo", (Eviction::Lru, true)),
             ];
             let (eviction, other) = choose(value, &policies)?;
-            config.eviction = eviction;
+            config.pool.eviction = eviction;
             let notice = "AIBRIX_KV_CACHE_OL_L1_CACHE_EVICTION_POLICY is FIFO, which kvtide does not \
                           have: it uses \"lru\"; set eviction to \"lru\" or \"s3fifo\"";
             Some(other.then(|| notice.to_owned()).into_iter().collect())

@@ -27,7 +27,7 @@ fn extra_config_wins_over_kvtide_variables_and_those_over_aibrix_ones() {
     let aibrix = ("AIBRIX_KV_CACHE_OL_L1_CACHE_CAPACITY_GB", "1");
     let own = ("KVTIDE_HOST_CAPACITY_GB", "2");
     let capacity = |extra, environment: &[(&str, &str)]| {
-        read(extra, environment).unwrap().host_capacity_bytes >> 30
+        read(extra, environment).unwrap().pool.host_capacity_bytes >> 30
     };
     assert_eq!(capacity("{}", &[aibrix]), 1);
     assert_eq!(capacity("{}", &[aibrix, own]), 2);
@@ -43,7 +43,10 @@ fn aibrix_eviction_names_are_understood() {
     let policy = |name| settings("{}", &[(AIBRIX_EVICTION, name)], 1);
     for (name, eviction) in [("S3FIFO", Eviction::S3Fifo), ("LRU", Eviction::Lru)] {
         let read = policy(name).unwrap();
-        assert_eq!((read.config.eviction, read.notices.len()), (eviction, 0));
+        assert_eq!(
+            (read.config.pool.eviction, read.notices.len()),
+            (eviction, 0)
+        );
     }
     let error = policy("CLOCK").unwrap_err();
     assert_eq!(error.key, AIBRIX_EVICTION);
@@ -53,7 +56,7 @@ fn aibrix_eviction_names_are_understood() {
 #[test]
 fn fifo_which_aibrix_has_becomes_lru_with_a_notice() {
     let read = settings("{}", &[(AIBRIX_EVICTION, "FIFO")], 1).unwrap();
-    assert_eq!(read.config.eviction, Eviction::Lru);
+    assert_eq!(read.config.pool.eviction, Eviction::Lru);
     assert!(
         read.notices[0].starts_with(AIBRIX_EVICTION),
         "{:?}",
@@ -67,7 +70,10 @@ fn fifo_which_aibrix_has_becomes_lru_with_a_notice() {
 fn aibrix_counts_capacity_for_each_rank_and_kvtide_for_all() {
     let capacity = |extra, environment: &[(&str, &str)], ranks| {
         let read = settings(extra, environment, ranks).unwrap();
-        (read.config.host_capacity_bytes >> 30, read.notices.len())
+        (
+            read.config.pool.host_capacity_bytes >> 30,
+            read.notices.len(),
+        )
     };
     let aibrix = (AIBRIX_CAPACITY, "20");
     assert_eq!(capacity("{}", &[aibrix], 1), (20, 0));
@@ -112,7 +118,10 @@ fn an_empty_variable_is_as_none() {
     ];
     assert_eq!(read("{}", &empty), read("{}", &[]));
     let behind = [("KVTIDE_HOST_CAPACITY_GB", ""), (AIBRIX_CAPACITY, "3")];
-    assert_eq!(read("{}", &behind).unwrap().host_capacity_bytes, 3 << 30);
+    assert_eq!(
+        read("{}", &behind).unwrap().pool.host_capacity_bytes,
+        3 << 30
+    );
 }
 
 fn read_bytes(name: &str, value: &[u8]) -> Result<Settings, ConfigError> {
@@ -241,6 +250,7 @@ fn wrong_values_name_the_key_and_what_is_expected() {
     let wrong = [
         ("pool", "\"tcp:localhost:7\""),
         ("pool", "\"unix:kvtide.sock\""),
+        ("pool_required", "\"perhaps\""),
         ("host_capacity_gb", "-1"),
         ("host_capacity_gb", "\"many\""),
         ("host_capacity_gb", "1e300"),
@@ -261,7 +271,7 @@ fn wrong_values_name_the_key_and_what_is_expected() {
         ("gpu_layered_route", "4"),
         ("weights_revision", "7"),
     ];
-    for setting in SETTINGS {
+    for setting in super::settings() {
         assert!(
             wrong.iter().any(|(key, _)| *key == setting.key),
             "{}",
@@ -273,4 +283,27 @@ fn wrong_values_name_the_key_and_what_is_expected() {
         assert_eq!(error.key, key);
         assert!(error.fix.starts_with("set it to "), "{error}");
     }
+}
+
+#[test]
+fn each_setting_that_a_daemons_pool_makes_void_is_named_where_it_was_set() {
+    let pool = "unix:/run/kvtide/kvtide.sock";
+    let extra = format!(r#"{{"pool": "{pool}", "host_capacity_gb": 2, "load": "async"}}"#);
+    let environment = [("KVTIDE_HUGE_PAGES", "off"), (AIBRIX_EVICTION, "FIFO")];
+    let notices = settings(&extra, &environment, 2).unwrap().notices;
+    let named: Vec<_> = notices.iter().map(|n| n.split(' ').next()).collect();
+    let wanted = ["host_capacity_gb", AIBRIX_EVICTION, "KVTIDE_HUGE_PAGES"];
+    assert_eq!(named, wanted.map(Some), "{notices:?}");
+    assert!(
+        notices[0]
+            .ends_with("has no effect: the pool is that of the daemon at /run/kvtide/kvtide.sock")
+    );
+    let silent = settings(&format!(r#"{{"pool": "{pool}"}}"#), &[], 2).unwrap();
+    assert_eq!(silent.notices, [""; 0]);
+    assert_eq!(
+        settings(r#"{"host_capacity_gb": 2}"#, &[], 2)
+            .unwrap()
+            .notices,
+        [""; 0]
+    );
 }
