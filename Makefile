@@ -133,19 +133,22 @@ soak-batch:
 SERVER := $(abspath $(TARGET))/debug/kvtide
 SERVER_BUILD = $(CARGO) build --locked --profile test --workspace --bin kvtide
 
+SERVE_TESTS := $(addprefix python/tests/,test_shared_pool.py test_attaching.py test_prefill_and_decode.py test_data_parallel.py)
+
 .PHONY: test-serve
 test-serve: build ## `kvtide serve`: its own tests, and engines of vLLM $(VLLM_NEW) on its pool
 	$(CARGO) test --locked --workspace --test node --test lives
 	$(SERVER_BUILD)
-	KVTIDE_BINARY=$(SERVER) $(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs python/tests/test_shared_pool.py
+	KVTIDE_BINARY=$(SERVER) $(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs $(SERVE_TESTS)
 
 .PHONY: test-vllm
 test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions
 
 .PHONY: test-vllm-old
-test-vllm-old: build ## Real vLLM $(VLLM_OLD): what its contract changes, so no daemon, and answers of one length
-	KVTIDE_TEST_LENGTHS=32 $(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu \
-		--ignore python/tests/test_shared_pool.py
+test-vllm-old: build ## Real vLLM $(VLLM_OLD): what its contract changes, and answers of one length
+	$(SERVER_BUILD)
+	KVTIDE_BINARY=$(SERVER) KVTIDE_TEST_LENGTHS=32 $(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu \
+		--ignore python/tests/test_shared_pool.py --ignore python/tests/test_data_parallel.py
 
 .PHONY: test-vllm-new
 test-vllm-new: build ## Real vLLM $(VLLM_NEW)

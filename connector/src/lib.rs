@@ -24,11 +24,13 @@ fn native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("BOARD_CELLS", kvtide_segment::LOAD_PLACES)?;
     module.add_class::<settings::Settings>()?;
     module.add_class::<pool::Segment>()?;
+    module.add_class::<pool::Daemon>()?;
     module.add_class::<pool::Pool>()?;
     module.add_class::<sequence::Namespace>()?;
     module.add_class::<sequence::Sequence>()?;
     module.add_class::<plans::Load>()?;
     module.add_class::<cost::CostModel>()?;
+    module.add_class::<worker::KvCache>()?;
     module.add_class::<worker::Worker>()?;
     Ok(())
 }

@@ -11,7 +11,9 @@ use kvtide_engine::{
 };
 use kvtide_model::SlotRef;
 use kvtide_model::wire::Geometry;
-use kvtide_segment::{Holder, LoadEnd, RowGeometry, SegmentOptions, SharedSegment};
+use kvtide_segment::{
+    Holder, LoadEnd, MappedFile, RowGeometry, SegmentOptions, SegmentParts, SharedSegment,
+};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -20,12 +22,119 @@ use crate::plans::{self, DueSave, Load, PlannedLoad, PlannedSave};
 use crate::sequence::Namespace;
 use crate::settings::Settings;
 
+/// Bytes of a scratch segment: what is copied at a time to measure the routes to a GPU.
+const SCRATCH_BYTES: usize = 256 << 20;
+
 /// The memory that holds an engine's rows: its own shared segment, or part of a daemon's pool.
 #[pyclass(frozen, module = "kvtide._native")]
 pub(crate) struct Segment {
-    pub(crate) memory: Arc<SharedSegment>,
+    /// None while it is being dropped.
+    memory: Option<Arc<SharedSegment>>,
     /// The connection with the daemon, until a session takes it.
     attachment: Mutex<Option<Attachment>>,
+}
+
+/// Which of an engine's processes has a rank, or none.
+fn holder(rank: Option<u32>) -> Holder {
+    rank.map_or(Holder::Scheduler, Holder::Worker)
+}
+
+impl Segment {
+    pub(crate) fn memory(&self) -> &Arc<SharedSegment> {
+        match &self.memory {
+            Some(memory) => memory,
+            None => unreachable!("it is taken out in drop alone"),
+        }
+    }
+
+    fn of(memory: Arc<SharedSegment>, attachment: Option<Attachment>) -> Self {
+        Self {
+            memory: Some(memory),
+            attachment: Mutex::new(attachment),
+        }
+    }
+}
+
+impl Drop for Segment {
+    /// The interpreter runs this under its lock, and a large map takes its time to be taken down. A
+    /// segment of the engine's own goes only with the engine, and removes its file then.
+    fn drop(&mut self) {
+        let attachment = self.attachment.get_mut();
+        let attachment = attachment.unwrap_or_else(PoisonError::into_inner).take();
+        let memory = self.memory.take();
+        if memory
+            .as_ref()
+            .is_some_and(|memory| memory.outlives_engines())
+        {
+            // Without a thread, this one does it.
+            let _ = std::thread::Builder::new().spawn(move || drop((attachment, memory)));
+        }
+    }
+}
+
+/// The daemon that has an engine's pool, and what it is told of the engine.
+#[pyclass(frozen, module = "kvtide._native")]
+pub(crate) struct Daemon(AttachOptions);
+
+#[pymethods]
+impl Daemon {
+    /// The daemon that listens on `socket`, for the engine `instance`.
+    #[new]
+    #[expect(clippy::too_many_arguments, reason = "one call from one place")]
+    fn new(
+        socket: PathBuf,
+        instance: String,
+        namespace: &Namespace,
+        tenant: String,
+        ranks: u32,
+        layers: u32,
+        layer_bytes: u64,
+        events: bool,
+    ) -> Self {
+        let about = namespace.about();
+        Self(AttachOptions {
+            socket,
+            engine_id: instance,
+            client: concat!("kvtide ", env!("CARGO_PKG_VERSION")).to_owned(),
+            namespace: about.id(),
+            model: about.model.clone(),
+            tenant,
+            geometry: Geometry {
+                ranks,
+                layers,
+                layer_bytes,
+                block_tokens: about.block_tokens,
+            },
+            events,
+            timeout: Duration::ZERO,
+        })
+    }
+
+    /// Attaches as the worker of `rank` or, without one, as the scheduler's side, which takes its place
+    /// later with `Segment.take_place`. None where no daemon answers within `timeout_s` and it is not
+    /// `required`; otherwise, and where the daemon refuses, ConfigError.
+    fn attach(
+        &self,
+        py: Python<'_>,
+        rank: Option<u32>,
+        timeout_s: f64,
+        required: bool,
+    ) -> PyResult<Option<Segment>> {
+        let holder = holder(rank);
+        let timeout = Duration::from_secs_f64(timeout_s.clamp(0.0, 3600.0));
+        let options = AttachOptions {
+            timeout,
+            ..self.0.clone()
+        };
+        match enter(py, || Attachment::without_place(options, holder)) {
+            Ok(attachment) => {
+                let memory = Arc::clone(attachment.segment());
+                Ok(Some(Segment::of(memory, Some(attachment))))
+            }
+            Err(error) if error.may_pass() && !required => Ok(None),
+            Err(error) => Err(config_error(error)),
+        }
+    }
 }
 
 #[pymethods]
@@ -54,7 +163,7 @@ impl Segment {
         let options = SegmentOptions {
             directory: config.pool.segment_directory.clone(),
             instance,
-            holder: rank.map_or(Holder::Scheduler, Holder::Worker),
+            holder: holder(rank),
             huge_pages: config.pool.huge_pages,
             available_bytes: available_memory_bytes(),
         };
@@ -65,58 +174,33 @@ impl Segment {
         };
         let open = || SharedSegment::create_or_attach(&options, geometry, &on_wait);
         let segment = enter(py, open).map_err(config_error)?;
-        Ok(Self {
-            memory: Arc::new(segment),
-            attachment: Mutex::new(None),
-        })
+        Ok(Self::of(Arc::new(segment), None))
     }
 
-    /// Attaches to the pool of the daemon that listens on `socket`, as the worker of `rank` or, without
-    /// one, as the scheduler's side. Raises ConfigError where there is none within `timeout_s`.
+    /// Memory of this process alone, with rows of one rank, to open and measure a device with where the
+    /// rows of the pool may hold blocks already, or there is none yet.
     #[staticmethod]
-    #[expect(clippy::too_many_arguments, reason = "one call from one place")]
-    fn attach(
-        py: Python<'_>,
-        socket: PathBuf,
-        instance: String,
-        namespace: &Namespace,
-        tenant: String,
-        ranks: u32,
-        layers: u32,
-        layer_bytes: u64,
-        events: bool,
-        rank: Option<u32>,
-        timeout_s: f64,
-    ) -> PyResult<Self> {
-        let about = namespace.about();
-        let options = AttachOptions {
-            socket,
-            engine_id: instance,
-            client: concat!("kvtide ", env!("CARGO_PKG_VERSION")).to_owned(),
-            namespace: about.id(),
-            model: about.model.clone(),
-            tenant,
-            geometry: Geometry {
-                ranks,
-                layers,
-                layer_bytes,
-                block_tokens: about.block_tokens,
-            },
-            events,
-            timeout: Duration::from_secs_f64(timeout_s.clamp(0.0, 3600.0)),
+    fn scratch(layers: u32, layer_bytes: usize) -> PyResult<Self> {
+        let row_bytes = (layers as usize).saturating_mul(layer_bytes);
+        // The least that has a row is one, with its padding.
+        let area = SCRATCH_BYTES.max(row_bytes.saturating_add(4096));
+        let rows = RowGeometry::over(1, layers, layer_bytes, area).map_err(kvtide_error)?;
+        let private = |bytes| MappedFile::private(bytes).map_err(kvtide_error);
+        let parts = SegmentParts {
+            memory: private(area)?,
+            data_offset: 0,
+            tables: private(rows.tables_file_bytes())?,
+            own: private(rows.own_bytes())?,
         };
-        let holder = rank.map_or(Holder::Scheduler, Holder::Worker);
-        let attachment = enter(py, || Attachment::new(options, holder)).map_err(config_error)?;
-        Ok(Self {
-            memory: Arc::clone(attachment.segment()),
-            attachment: Mutex::new(Some(attachment)),
-        })
+        let name = Path::new("private memory");
+        let segment = SharedSegment::of_parts(&parts, rows, name).map_err(kvtide_error)?;
+        Ok(Self::of(Arc::new(segment), None))
     }
 
     /// Maps all of the segment's memory; `progress(done_bytes, total_bytes)` is called about every
     /// tenth of it.
     fn populate(&self, py: Python<'_>, progress: Py<PyAny>) -> PyResult<()> {
-        let segment = &self.memory;
+        let segment = self.memory();
         let reported = AtomicUsize::new(0);
         let report = |done: usize, total: usize| {
             let tenths = (done * 10).checked_div(total).unwrap_or(0);
@@ -130,28 +214,40 @@ impl Segment {
 
     #[getter]
     fn path(&self) -> String {
-        self.memory.path().display().to_string()
+        self.memory().path().display().to_string()
     }
 
     /// A number that no other segment has.
     #[getter]
     fn nonce(&self) -> u64 {
-        self.memory.nonce()
+        self.memory().nonce()
+    }
+
+    /// The worker of `rank`, or the scheduler's side, is ready to use it.
+    fn take_place(&self, rank: Option<u32>) -> PyResult<()> {
+        let taken = self.memory().take_place(holder(rank));
+        taken.map_err(config_error)
+    }
+
+    /// Whether the workers of all ranks are ready to use it.
+    #[getter]
+    fn has_all_workers(&self) -> bool {
+        self.memory().has_all_workers()
     }
 
     #[getter]
     fn created(&self) -> bool {
-        self.memory.created()
+        self.memory().created()
     }
 
     #[getter]
     fn on_huge_pages(&self) -> bool {
-        self.memory.on_huge_pages()
+        self.memory().on_huge_pages()
     }
 
     #[getter]
     fn reclaimed(&self) -> Vec<String> {
-        self.memory
+        self.memory()
             .reclaimed()
             .iter()
             .map(|path| path.display().to_string())
@@ -161,10 +257,10 @@ impl Segment {
     /// For each async load, given as (board cell, job): on how many ranks it has failed, once it has
     /// ended on all of them; None before. Reads only atomics, so the interpreter lock stays.
     fn ended_loads(&self, loads: Vec<(u32, u64)>) -> Vec<Option<usize>> {
-        let ranks = self.memory.geometry().ranks();
+        let ranks = self.memory().geometry().ranks();
         let failures = |(cell, job): (u32, u64)| {
             (0..ranks).try_fold(0, |failures, rank| {
-                let end = self.memory.load_end(cell, rank, job)?;
+                let end = self.memory().load_end(cell, rank, job)?;
                 Some(failures + usize::from(end == LoadEnd::Failed))
             })
         };
@@ -173,17 +269,17 @@ impl Segment {
 
     #[getter]
     fn total_bytes(&self) -> usize {
-        self.memory.geometry().total_bytes()
+        self.memory().geometry().total_bytes()
     }
 
     #[getter]
     fn rows(&self) -> u32 {
-        self.memory.geometry().rows()
+        self.memory().geometry().rows()
     }
 
     #[getter]
     fn row_bytes(&self) -> usize {
-        self.memory.geometry().row_bytes()
+        self.memory().geometry().row_bytes()
     }
 }
 
@@ -213,6 +309,40 @@ impl Pool {
             config,
             _scrubber: scrubber,
         })
+    }
+
+    /// The session with a daemon that is not there yet.
+    #[staticmethod]
+    fn waiting(settings: &Settings, daemon: &Daemon) -> Self {
+        let config = settings.config.clone();
+        Self {
+            session: Session::waiting(daemon.0.clone(), config.engine.lease_ttl),
+            config,
+            _scrubber: None,
+        }
+    }
+
+    /// Whether the daemon has other memory than this session. Reads one lock, so the interpreter's stays.
+    fn has_new_memory(&self) -> bool {
+        self.session.has_new_memory()
+    }
+
+    /// Goes over to that memory, once no load and no save uses the last one, and nothing is matched in
+    /// it. Nothing is found or saved then before `admit`.
+    fn change_memory(&self, py: Python<'_>) -> Option<Segment> {
+        let memory = enter(py, || self.session.change_memory())?;
+        Some(Segment::of(memory, None))
+    }
+
+    /// Whether the workers of all ranks have the memory that this session has.
+    fn admit(&self, admitted: bool) {
+        self.session.admit(admitted);
+    }
+
+    /// Whether blocks can be found and saved now.
+    #[getter]
+    fn is_usable(&self) -> bool {
+        self.session.is_usable()
     }
 
     /// Takes note of finished saves; returns the blocks still in flight.
@@ -307,9 +437,10 @@ fn embedded(
         events,
         lease_ttl: config.engine.lease_ttl,
     };
-    let memory = Arc::clone(&segment.memory);
+    let memory = Arc::clone(segment.memory());
     let pool = Arc::new(kvtide_engine::Pool::new(memory, options));
-    let scrubber = Scrubber::start(&pool, config.pool.scrub_bytes_per_second).map_err(kvtide_error)?;
+    let scrubber =
+        Scrubber::start(&pool, config.pool.scrub_bytes_per_second).map_err(kvtide_error)?;
     let session = Session::open(&pool, session).map_err(kvtide_error)?;
     Ok((session, scrubber))
 }

@@ -27,11 +27,30 @@ type CopyRate = (&'static str, String, f64, bool);
 /// (job, indices of the moves that failed, damaged slots, bytes, seconds).
 type Ended = (u64, Vec<usize>, Vec<(u32, u32)>, u64, f64);
 
+/// One rank's KV cache, as it was registered.
+#[pyclass(frozen, module = "kvtide._native")]
+pub(crate) struct KvCache(Arc<dyn Device>);
+
+#[pymethods]
+impl KvCache {
+    /// Starts copy threads, whose names begin with `name`, between this KV cache, as that of `rank`, and
+    /// the rows of another segment, which may hold blocks already. Nothing is measured again.
+    fn over(&self, py: Python<'_>, segment: &Segment, rank: u32, name: &str) -> PyResult<Worker> {
+        let registration = self.0.registration();
+        let registration = registration.over(Arc::clone(segment.memory()), rank);
+        let registration = registration.map_err(kvtide_error)?;
+        let device = enter(py, || self.0.over(registration)).map_err(kvtide_error)?;
+        Worker::start(device, name)
+    }
+}
+
 /// Saves and loads for one rank.
 #[pyclass(module = "kvtide._native")]
 pub(crate) struct Worker {
     /// None once closed.
     worker: Option<kvtide_engine::Worker>,
+    /// The same.
+    cache: Option<Arc<dyn Device>>,
     /// What is to be said of the device in the log.
     about: String,
     /// Bytes per second of layered loads, where they do not compete with the model.
@@ -84,6 +103,18 @@ fn decode_jobs(jobs: Vec<(u64, PyBackedBytes)>) -> PyResult<Vec<SaveJob>> {
 }
 
 impl Worker {
+    /// Starts the copy threads of a device.
+    fn start(device: Arc<dyn Device>, name: &str) -> PyResult<Self> {
+        let worker = kvtide_engine::Worker::start(Arc::clone(&device), name);
+        Ok(Self {
+            worker: Some(worker.map_err(kvtide_error)?),
+            about: device.to_string(),
+            cache: Some(device),
+            load_rate: None,
+            copy_rates: Vec::new(),
+        })
+    }
+
     fn open(&self) -> PyResult<&kvtide_engine::Worker> {
         self.worker
             .as_ref()
@@ -147,7 +178,7 @@ impl Worker {
         // `owner` holds them. vLLM writes a full block no more until it reallocates it, for which it
         // is made to wait (`saves_reading`), nor uses blocks before their load is reported.
         let registration = unsafe {
-            Registration::new(layout, Arc::clone(&segment.memory), rank, Arc::new(owner))
+            Registration::new(layout, Arc::clone(segment.memory()), rank, Arc::new(owner))
         };
         let registration = Arc::new(registration.map_err(kvtide_error)?);
         let options = settings.config.engine.gpu_routes;
@@ -161,13 +192,19 @@ impl Worker {
                 (Arc::new(device), load_rate, copy_rates)
             }
         };
-        let worker = kvtide_engine::Worker::start(Arc::clone(&device), name);
         Ok(Self {
-            worker: Some(worker.map_err(kvtide_error)?),
-            about: device.to_string(),
             load_rate,
             copy_rates,
+            ..Self::start(device, name)?
         })
+    }
+
+    /// The KV cache that was registered.
+    #[getter]
+    fn cache(&self) -> PyResult<KvCache> {
+        let closed = || KvtideError::new_err("the worker is closed");
+        let device = self.cache.as_ref().ok_or_else(closed)?;
+        Ok(KvCache(Arc::clone(device)))
     }
 
     /// What the routes reached when the device was opened, as (purpose, route, bytes per second,
@@ -344,7 +381,7 @@ impl Worker {
 
     /// Lets what was accepted end, joins the threads and lets go of the tensors. May be called again.
     fn close(&mut self, py: Python<'_>) {
-        let worker = self.worker.take();
-        enter(py, || drop(worker));
+        let (worker, cache) = (self.worker.take(), self.cache.take());
+        enter(py, || drop((worker, cache)));
     }
 }

@@ -120,8 +120,12 @@ fn namespace(model: &str) -> NamespaceId {
 }
 
 fn attach_options(daemon: &Daemon, engine_id: &str, model: &str) -> AttachOptions {
+    attach_options_at(&daemon.socket(), engine_id, model)
+}
+
+fn attach_options_at(socket: &Path, engine_id: &str, model: &str) -> AttachOptions {
     AttachOptions {
-        socket: daemon.socket(),
+        socket: socket.to_owned(),
         engine_id: engine_id.into(),
         client: "kvtide test".into(),
         namespace: namespace(model),
@@ -348,6 +352,103 @@ fn memory_of_another_size_begins_anew() {
     assert_eq!(daemon.free_extents(), 3);
     let engine = Engine::start(&daemon, "a", "m");
     assert!(engine.session.lookup(&keys(0..3)).lease.is_empty());
+}
+
+impl Engine {
+    /// Hands out a slot for the engine's `block`, under a key from `first` on: one for which a loaded
+    /// machine answers too late is not asked again.
+    fn begin_new(&self, first: u32, block: u32) -> (u32, SavePlan) {
+        let mut key = first;
+        until("a place to save", || {
+            key += 1;
+            let plan = self.session.begin_save(&keys(key..key + 1), 0, &[block]);
+            (plan.job != 0).then_some((key, plan))
+        })
+    }
+
+    /// As the engine's worker does when it hears that its scheduler has other memory.
+    fn follow(&mut self, daemon: &Daemon, engine_id: &str) {
+        let options = attach_options(daemon, engine_id, "m");
+        let place = Attachment::new(options, Holder::Worker(0)).expect("the new memory");
+        self.segment = Arc::clone(place.segment());
+        let registration = self
+            .worker
+            .registration()
+            .over(Arc::clone(&self.segment), 0);
+        let device = device(registration.expect("geometry"));
+        self.worker = Worker::start(device, engine_id).expect("threads");
+        self.session.admit(true);
+    }
+}
+
+#[test]
+fn an_engine_goes_over_to_memory_made_anew_when_nothing_of_the_last_is_in_use() {
+    let daemon = Daemon::new(2);
+    let mut engine = Engine::start(&daemon, "a", "m");
+    engine.compute(0, 7);
+    let (saved, plan) = engine.begin_new(0, 0);
+    engine.copy(plan);
+    let held = engine.session.lookup(&keys(saved..saved + 1)).lease;
+    assert_eq!(held.len(), 1);
+    let (_, saving) = engine.begin_new(10_000, 1);
+    let directory = daemon.kill();
+    let daemon = Daemon::on(directory, 3);
+    until("the new memory is found", || {
+        let _ = engine.session.poll();
+        engine.session.has_new_memory().then_some(())
+    });
+    assert!(
+        engine
+            .session
+            .lookup(&keys(saved..saved + 1))
+            .lease
+            .is_empty()
+    );
+    assert!(engine.session.change_memory().is_none(), "a lease is held");
+    drop(held);
+    assert!(
+        engine.session.change_memory().is_none(),
+        "a save is in flight"
+    );
+    engine.copy(saving);
+    let segment = engine.session.change_memory().expect("nothing is in use");
+    assert!(!segment.has_all_workers());
+    assert!(!engine.session.is_usable());
+    assert_eq!(engine.session.begin_save(&keys(0..1), 0, &[0]).covered, 0);
+    engine.follow(&daemon, "a");
+    assert!(segment.has_all_workers() && engine.session.is_usable());
+    let found = engine.session.lookup(&keys(saved..saved + 1));
+    assert!(found.lease.is_empty(), "it is empty");
+    let (saved, plan) = engine.begin_new(0, 0);
+    engine.copy(plan);
+    assert_eq!(engine.load(&keys(saved..saved + 1), 8), (1, 0));
+    assert!(engine.has(8, 7));
+}
+
+#[test]
+fn a_session_that_came_before_its_daemon_attaches_when_there_is_one() {
+    let directory = Arc::new(tempfile::tempdir_in("/dev/shm").expect("a directory"));
+    let mut options = attach_options_at(&directory.path().join("socket"), "a", "m");
+    options.timeout = Duration::ZERO;
+    let session = Session::waiting(options, LIMIT);
+    assert!(session.lookup(&keys(0..1)).lease.is_empty() && !session.is_usable());
+    assert_eq!(session.begin_save(&keys(0..1), 0, &[0]).covered, 0);
+    assert!(session.clear() || !session.is_usable());
+    let daemon = Daemon::on(directory, 2);
+    until("it is attached", || {
+        session
+            .has_new_memory()
+            .then(|| session.change_memory())
+            .flatten()
+    });
+    let place = Attachment::new(attach_options(&daemon, "a", "m"), Holder::Worker(0));
+    assert!(place.expect("the same engine").segment().has_all_workers());
+    session.admit(true);
+    until("the reset of before is done", || {
+        let _ = session.poll();
+        session.is_usable().then_some(())
+    });
+    assert_eq!(daemon.node.report().engines.len(), 1);
 }
 
 #[test]

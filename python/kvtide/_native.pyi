@@ -28,6 +28,8 @@ class Settings:
     @property
     def pool_socket(self) -> Path | None: ...
     @property
+    def pool_required(self) -> bool: ...
+    @property
     def load_timeout_s(self) -> float: ...
     @property
     def load(self) -> Literal["auto", "layered", "async", "sync"]: ...
@@ -42,6 +44,24 @@ class Settings:
     def tenant(self) -> str | None: ...
     @property
     def weights_revision(self) -> str | None: ...
+
+class Daemon:
+    """The daemon that has an engine's pool, and what it is told of the engine."""
+
+    def __init__(
+        self,
+        socket: Path,
+        instance: str,
+        namespace: Namespace,
+        tenant: str,
+        ranks: int,
+        layers: int,
+        layer_bytes: int,
+        events: bool,
+    ) -> None: ...
+    def attach(self, rank: int | None, timeout_s: float, required: bool) -> Segment | None:
+        """Its memory, in which this process takes its place later; ConfigError where there is none,
+        unless it is not required."""
 
 class Segment:
     """The shared host segment of one engine: attached, or created if there is none.
@@ -61,19 +81,11 @@ class Segment:
         on_wait: Callable[[str, int], object],
     ) -> None: ...
     @staticmethod
-    def attach(
-        socket: Path,
-        instance: str,
-        namespace: Namespace,
-        tenant: str,
-        ranks: int,
-        layers: int,
-        layer_bytes: int,
-        events: bool,
-        rank: int | None,
-        timeout_s: float,
-    ) -> Segment:
-        """The part of a daemon's pool that this engine has; ConfigError where there is none."""
+    def scratch(layers: int, layer_bytes: int) -> Segment:
+        """Memory of this process alone, to open and measure a device with."""
+    def take_place(self, rank: int | None) -> None: ...
+    @property
+    def has_all_workers(self) -> bool: ...
     def populate(self, progress: Callable[[int, int], object]) -> None: ...
     @property
     def path(self) -> str: ...
@@ -97,6 +109,14 @@ class Pool:
     """The session with the pool, on the scheduler's side: one in this process, or a daemon's."""
 
     def __init__(self, settings: Settings, segment: Segment, events: bool) -> None: ...
+    @staticmethod
+    def waiting(settings: Settings, daemon: Daemon) -> Pool:
+        """The session with a daemon that is not there yet."""
+    def has_new_memory(self) -> bool: ...
+    def change_memory(self) -> Segment | None: ...
+    def admit(self, admitted: bool) -> None: ...
+    @property
+    def is_usable(self) -> bool: ...
     def poll(self) -> int: ...
     def saves_reading(self, blocks: Seq[int]) -> list[int]: ...
     def plan_saves(
@@ -161,6 +181,12 @@ class CostModel:
     def idle(self) -> None: ...
     def hides(self, bytes: int, prompt_tokens: int, decoding: bool) -> bool: ...
 
+class KvCache:
+    """One rank's KV cache, as it was registered."""
+
+    def over(self, segment: Segment, rank: int, name: str) -> Worker:
+        """Copies between it and the rows of another segment; nothing is measured again."""
+
 class Worker:
     """Saves and loads for one rank, on the worker's side."""
 
@@ -177,6 +203,8 @@ class Worker:
         encoding: tuple[str, Seq[Seq[tuple[int, int]]]] | None,
         owner: object,
     ) -> None: ...
+    @property
+    def cache(self) -> KvCache: ...
     @property
     def about(self) -> str: ...
     @property

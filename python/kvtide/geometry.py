@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvtide._native import ConfigError, Namespace, Segment, Settings
+from kvtide._native import ConfigError, Daemon, Namespace, Segment, Settings
 from kvtide.encoding import float_of, scales_of
 from kvtide.log import describe_segment, log_waiting, logger, progress_logger
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 ATTACH_TIMEOUT_S = 30.0
-"""How long an engine that starts waits for the daemon that has its pool."""
+"""How long an engine that starts waits for the daemon that has its pool, if it is required."""
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 ATTENTION_SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
 """Kinds of KV cache in which a block, once full, never changes and is never dropped early."""
@@ -48,7 +48,7 @@ class Geometry:
     @classmethod
     def of(cls, config: VllmConfig, kv_cache: KVCacheConfig, settings: Settings) -> Geometry:
         """The geometry of an engine, or a ConfigError that names what stands against it."""
-        refuse_flags(config)
+        refuse_flags(config, settings)
         layers, spec = one_group(kv_cache)
         transfer = config.kv_transfer_config
         layer_bytes = getattr(spec, "unpadded_page_size_bytes", spec.page_size_bytes)
@@ -68,20 +68,9 @@ class Geometry:
             layout=f"{cache_layout(kv_cache)} {spec}",
         )
 
-    def segment(
-        self,
-        config: VllmConfig,
-        settings: Settings,
-        rank: int | None = None,
-        *,
-        events: bool = False,
-    ) -> Segment:
-        """The memory with the engine's rows, mapped, for the worker of `rank` or the scheduler's
-        side: its own shared segment, or part of a daemon's pool. Whoever creates it logs that."""
-        socket = settings.pool_socket
-        if socket is not None:
-            refuse_scales_of_its_own(config)
-            return self._attach(config, settings, socket, rank, events)
+    def segment(self, settings: Settings, rank: int | None = None) -> Segment:
+        """The engine's own shared segment, mapped, for the worker of `rank` or the scheduler's
+        side. Whoever creates it logs that."""
         segment = Segment(
             settings,
             self.instance,
@@ -95,10 +84,13 @@ class Geometry:
         describe_segment(segment)
         return segment
 
-    def _attach(
-        self, config: VllmConfig, settings: Settings, socket: Path, rank: int | None, events: bool
-    ) -> Segment:
-        segment = Segment.attach(
+    def daemon(self, config: VllmConfig, settings: Settings) -> Daemon | None:
+        """The daemon that has the engine's pool; None where that is the engine's own."""
+        socket = settings.pool_socket
+        if socket is None:
+            return None
+        refuse_scales_of_its_own(config)
+        return Daemon(
             socket,
             self.instance,
             self.namespace(config, settings),
@@ -106,14 +98,8 @@ class Geometry:
             self.ranks,
             self.layers,
             self.row_layer_bytes,
-            events,
-            rank,
-            ATTACH_TIMEOUT_S,
+            publishes_events(config),
         )
-        segment.populate(progress_logger(segment))
-        if rank is None:
-            logger.info("attached to the pool of the daemon at %s", socket)
-        return segment
 
     def namespace(self, config: VllmConfig, settings: Settings) -> Namespace:
         """What seeds the identity of every block of this engine."""
@@ -131,6 +117,34 @@ class Geometry:
             ranks=self.ranks,
             shard_bytes=self.layers * self.row_layer_bytes,
         )
+
+
+def attach(daemon: Daemon, settings: Settings, rank: int | None = None) -> Segment | None:
+    """The daemon's memory, mapped, for the worker of `rank` or the scheduler's side, at an engine's
+    start. None where there is no daemon and it is not required."""
+    required = settings.pool_required
+    segment = daemon.attach(rank, ATTACH_TIMEOUT_S if required else 0.0, required)
+    socket = settings.pool_socket
+    if segment is not None:
+        segment.take_place(rank)
+        segment.populate(progress_logger(segment))
+    if rank is None:
+        if segment is not None:
+            logger.info("attached to the pool of the daemon at %s", socket)
+        else:
+            logger.warning(
+                "no daemon answers at %s: this engine starts without a cache, and attaches when "
+                "there is one. Set pool_required to true for it not to start without",
+                socket,
+            )
+    return segment
+
+
+def publishes_events(config: VllmConfig) -> bool:
+    """Whether the engine tells others which blocks there are."""
+    events = config.kv_events_config
+    enabled = events is not None and events.enable_kv_cache_events
+    return bool(enabled and config.cache_config.enable_prefix_caching)
 
 
 def weights_of(model: ModelConfig) -> str:
@@ -174,12 +188,11 @@ def read_settings(config: VllmConfig) -> Settings:
     return Settings(json.dumps(extra, default=str), dict(os.environ), ranks)
 
 
-def refuse_flags(config: VllmConfig) -> None:
+def refuse_flags(config: VllmConfig, settings: Settings) -> None:
     """Raises ConfigError for flags under which blocks would be lost, mixed up or never saved."""
     parallel = config.parallel_config
     for flag, value in (
         ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
-        ("--data-parallel-size", parallel.data_parallel_size),
         (
             "--decode-context-parallel-size",
             getattr(parallel, "decode_context_parallel_size", 1),
@@ -215,9 +228,10 @@ def refuse_flags(config: VllmConfig) -> None:
         if splits:
             raise ConfigError(f"{flag}: kvtide cannot follow split batches yet; remove it")
     role = config.kv_transfer_config.kv_role
-    if role != "kv_both":
+    if role == "kv_consumer" and settings.pool_socket is None:
         raise ConfigError(
-            f'kv_role: {role!r} is for transfers between engines; set it to "kv_both"'
+            'kv_role: a "kv_consumer" saves nothing, so in a pool of its own it never finds '
+            'anything; set it to "kv_both", or pool to the socket of kvtide serve'
         )
 
 

@@ -22,6 +22,7 @@ from kvtide.messages import AsyncLoad, LayeredLoad
 from kvtide.pending_load import LoadPart, PendingLoad
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     from kvtide._native import Load, Pool, Segment, Settings
@@ -37,7 +38,13 @@ class LoadLedger:
     """See the module's documentation."""
 
     def __init__(
-        self, settings: Settings, pool: Pool, segment: Segment, ranks: int, *, idle_blocks: bool
+        self,
+        settings: Settings,
+        pool: Pool,
+        segment: Segment | None,
+        ranks: int,
+        *,
+        idle_blocks: bool,
     ) -> None:
         self._settings = settings
         self._pool = pool
@@ -57,6 +64,10 @@ class LoadLedger:
         self._targets: list[int] = []
         """Blocks that this step's loads overwrite."""
         self._next_job = 1
+
+    def use_segment(self, segment: Segment) -> None:
+        """Loads go from this segment on; none is in flight."""
+        self._segment = segment
 
     def __len__(self) -> int:
         """Async loads in flight."""
@@ -201,7 +212,7 @@ class LoadLedger:
     def _look_up(self, loads: dict[str, PendingLoad]) -> list[tuple[str, LoadPart, bool]]:
         """The loads' parts, and whether each has ended."""
         parts = [(name, load, part) for name, load in loads.items() for part in load.parts]
-        if not parts:
+        if not parts or self._segment is None:
             return []
         ends = self._segment.ended_loads([(part.cell, part.job) for _, _, part in parts])
         return [
@@ -216,14 +227,16 @@ class LoadLedger:
         ]
 
 
-def hands_out_idle_blocks(kv_cache: KVCacheConfig) -> bool:
+def hands_out_idle_blocks(config: VllmConfig, kv_cache: KVCacheConfig) -> bool:
     """Whether nothing that is on the engine's stream may still use the blocks that vLLM gives to a
     request for a load.
 
     Both supported versions keep the blocks of a finished or preempted request from others until the
-    last step that may use them has ended, for connectors that load. But blocks of a layered load
-    are zeroed first, in its own step, where vLLM 0.32 does so (mixed precision).
+    last step that may use them has ended, for connectors that load; a "kv_producer" does not, as
+    vLLM sees it. And blocks of a layered load are zeroed first, in its own step, where vLLM 0.32
+    does so (mixed precision).
     """
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    return hasattr(Scheduler, "_drain_deferred_frees") and not kv_cache.needs_kv_cache_zeroing
+    keeps = hasattr(Scheduler, "_drain_deferred_frees") and config.kv_transfer_config.is_kv_consumer
+    return keeps and not kv_cache.needs_kv_cache_zeroing

@@ -90,6 +90,8 @@ class Matching:
         # An async load may bring the last token's block too: vLLM computes that token again when
         # the load has ended, in a step of one token, which a decode graph can run.
         end = tokens // self._block_tokens
+        if state.asked.load_tokens is not None:
+            end = min(end, first + state.asked.load_tokens // self._block_tokens)
         blocks, complete = state.sequence.match_blocks(pool, first, end, certain)
         layered = min(blocks, last - first)
         rest = tokens - (first + layered) * self._block_tokens

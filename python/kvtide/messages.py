@@ -68,6 +68,9 @@ class StepPlan(KVConnectorMetadata):
     layered: LayeredLoad | None = None
     loads: list[AsyncLoad] = field(default_factory=list)
     cancelled: list[CancelledLoad] = field(default_factory=list)
+    memory: int | None = None
+    """Nonce of the memory that the pool has now, for workers to attach to it; no other plan has
+    anything to save or load before they have."""
 
 
 @dataclass(slots=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kvtide.transfer_params import NOTHING_SAID, TransferParams
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -40,6 +42,8 @@ class RequestState:
     """Whether its load has failed: it computes then, rather than to try the same again."""
     resident: int = 0
     """Leading tokens that the engine had itself when it last asked."""
+    asked: TransferParams = NOTHING_SAID
+    """What the request says of transfers."""
 
     def let_go(self) -> None:
         """Nothing is to be loaded for it now."""
@@ -84,7 +88,8 @@ class Requests:
             ],
         )
         sequence.extend(request.prompt_token_ids)
-        self._states[request.request_id] = RequestState(request, sequence)
+        asked = TransferParams.of(request)
+        self._states[request.request_id] = RequestState(request, sequence, asked=asked)
 
     def get(self, request_id: str) -> RequestState | None:
         """The request, unless its tokens are not known or it has finished."""

@@ -29,9 +29,17 @@ class Saves:
     """See the module's documentation."""
 
     def __init__(
-        self, settings: Settings, pool: Pool, events: EventLog | None, block_tokens: int
+        self,
+        settings: Settings,
+        pool: Pool,
+        events: EventLog | None,
+        block_tokens: int,
+        *,
+        consumer: bool,
     ) -> None:
         self._settings = settings
+        self._consumer = consumer
+        """Whether the engine saves nothing, because others compute for it."""
         self._pool = pool
         self._events = events
         self._block_tokens = block_tokens
@@ -158,11 +166,13 @@ class Saves:
 
     def _take_complete(self, state: RequestState, computed_tokens: int) -> list[int]:
         """The blocks behind what is saved that are complete with `computed_tokens`."""
-        if state.epoch != self._epoch:
+        if state.epoch != self._epoch or self._consumer:
             return []
         # Under async scheduling a token is computed before the scheduler knows it.
         known = min(computed_tokens, state.request.num_tokens)
         state.boundary = (known // self._block_tokens + 1) * self._block_tokens
         if not self._settings.save_generated:
             known = min(known, state.request.num_prompt_tokens)
+        if state.asked.save_tokens is not None:
+            known = min(known, state.asked.save_tokens)
         return state.blocks[state.saved : known // self._block_tokens]

@@ -7,7 +7,8 @@ module maps the hooks to those who do the work:
 * `matching.py`: what can be loaded for a request, and how, by what the step costs (`cost.py`);
 * `loads.py`: every load until it has ended;
 * `saves.py`: what is saved, and what a step waits for;
-* `containment.py`: what may come from damaged bytes.
+* `containment.py`: what may come from damaged bytes;
+* `pool_memory.py`: which memory the pool has, and whether the workers have it.
 
 Two rules concern several of them. Blocks of a request whose load has not ended are never saved. If
 damage is found in a layered load, everything that may come from it is forgotten (`_contain`).
@@ -16,17 +17,18 @@ damage is found in a layered load, everything that may come from it is forgotten
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvtide._native import Pool
 from kvtide.containment import Containment
 from kvtide.cost import StepCost, step_limits
 from kvtide.events import EventLog
-from kvtide.geometry import Geometry, read_settings
+from kvtide.geometry import Geometry, attach, read_settings
 from kvtide.loads import LoadLedger, hands_out_idle_blocks
 from kvtide.log import logger
 from kvtide.matching import Matching
 from kvtide.messages import StepPlan, WorkerReport
+from kvtide.pool_memory import PoolMemory
 from kvtide.requests import Requests
 from kvtide.saves import Saves
 from kvtide.stats import Stats
@@ -53,11 +55,16 @@ class SchedulerSide:
         geometry = Geometry.of(config, kv_cache, settings)
         block_tokens = geometry.block_tokens
         events = EventLog.of(config, kv_cache, block_tokens)
-        self._segment = geometry.segment(config, settings, events=events is not None)
+        daemon = geometry.daemon(config, settings)
+        segment = attach(daemon, settings) if daemon is not None else geometry.segment(settings)
+        if segment is not None:
+            pool = Pool(settings, segment, events is not None)
+        else:
+            assert daemon is not None, "an engine's own segment is there"
+            pool = Pool.waiting(settings, daemon)
+        self._pool = pool
+        self._memory = PoolMemory(pool, segment, daemon)
         namespace = geometry.namespace(config, settings)
-        pool = self._pool = Pool(settings, self._segment, events is not None)
-        self._strangers = False
-        """Whether the workers have another segment: then nothing is loaded or saved."""
         self._stats = Stats()
         self._reported_counters: dict[str, int] = {}
         self._next_gauges = 0.0
@@ -67,9 +74,9 @@ class SchedulerSide:
         self._loads = LoadLedger(
             settings,
             pool,
-            self._segment,
+            segment,
             geometry.ranks,
-            idle_blocks=hands_out_idle_blocks(kv_cache),
+            idle_blocks=hands_out_idle_blocks(config, kv_cache),
         )
         self._matching = Matching(
             settings,
@@ -80,7 +87,9 @@ class SchedulerSide:
             block_tokens=block_tokens,
             certain=config.kv_transfer_config.kv_load_failure_policy != "recompute",
         )
-        self._saves = Saves(settings, pool, events, block_tokens)
+        self._consumer = not config.kv_transfer_config.is_kv_producer
+        self._saves = Saves(settings, pool, events, block_tokens, consumer=self._consumer)
+        self._engine_id, self._ranks = geometry.instance, geometry.ranks
         self._containment = Containment(block_tokens)
 
     def bind_gpu_block_pool(self, block_pool: BlockPool) -> None:
@@ -91,6 +100,7 @@ class SchedulerSide:
 
     def on_new_request(self, request: Request) -> None:
         """Hashes the prompt while the request waits for its turn."""
+        self._memory.look()
         self._requests.add(request)
 
     def get_num_new_matched_tokens(
@@ -98,7 +108,7 @@ class SchedulerSide:
     ) -> tuple[int | None, bool]:
         """Tokens that can be loaded behind the `num_computed_tokens` that the engine has itself."""
         state = self._requests.get(request.request_id)
-        if state is None or self._strangers:
+        if state is None:
             return 0, False
         self._saves.begin(state)
         self._containment.release(request.request_id)
@@ -118,8 +128,9 @@ class SchedulerSide:
         state.blocks = list(blocks.get_block_ids()[0])
         self._matching.use_match(state, num_external_tokens)
 
-    def request_finished(self, request: Request) -> None:
-        """Plans the save of what the request computed and no step has saved; forgets it."""
+    def request_finished(self, request: Request) -> dict[str, Any] | None:
+        """Plans the save of what the request computed and no step has saved; forgets it. What a
+        router of prefill and decode is told, if it has asked."""
         self._cost.forget(request.request_id)
         self._containment.release(request.request_id)
         state = self._requests.pop(request.request_id)
@@ -127,6 +138,9 @@ class SchedulerSide:
             self._loads.give_up(request.request_id)
         elif state is not None:
             self._saves.finish(state)
+        if state is None or self._consumer:
+            return None
+        return state.asked.answer(request, self._engine_id, self._ranks)
 
     # ---- steps
 
@@ -134,6 +148,10 @@ class SchedulerSide:
         """Everything that the workers have to do in this step."""
         plan = StepPlan()
         requests = self._requests.states
+        if self._pool.has_new_memory():
+            self._change_memory()
+        self._memory.look()
+        self._memory.plan_step(plan)
         self._saves.plan_step(plan, output, requests, self._loads.take_targets())
         now = time.monotonic()
         self._loads.plan_step(plan, now)
@@ -151,7 +169,8 @@ class SchedulerSide:
             output.finished_recving = (output.finished_recving or set()) | ended
 
     def _take_report(self, report: WorkerReport) -> None:
-        self._check_segments(report.segments)
+        if self._memory.refuse_strangers(report.segments):
+            self._saves.end_epoch()  # No request begins any more.
         self._loads.take_report(report)
         if report.damaged:
             self._pool.drop_damaged(sorted(report.damaged))
@@ -161,17 +180,16 @@ class SchedulerSide:
         if report.spoiled:
             self._contain()
 
-    def _check_segments(self, nonces: set[int]) -> None:
-        """Workers that have another segment load nothing that was saved, and nobody sees what they
-        save. Opening a segment excludes it; this notices it all the same."""
-        if not nonces <= {self._segment.nonce} and not self._strangers:
-            self._strangers = True
-            self._saves.end_epoch()  # No request begins any more.
-            logger.error(
-                "engine_id: the workers do not have this scheduler's pool %s, so nothing is loaded "
-                "or saved from now on. Give each engine its own `engine_id` and start it again",
-                self._segment.path,
-            )
+    def _change_memory(self) -> None:
+        """The daemon has come, or has made its memory anew: goes over to that, as soon as no load
+        and no save uses what there was."""
+        states = self._requests.states.values()
+        for state in states:
+            state.let_go()  # vLLM asks again.
+        if self._memory.change() and self._memory.segment is not None:
+            self._loads.use_segment(self._memory.segment)
+            for state in states:
+                state.saved = state.boundary = 0
 
     def _contain(self) -> None:
         """Damaged bytes have reached the engine's KV cache, by a layered load. Everything that may
@@ -203,7 +221,8 @@ class SchedulerSide:
             for name, value in counters.items():
                 self._stats.count(name, value - self._reported_counters.get(name, 0))
             self._reported_counters = counters
-            self._stats.gauge(self._pool.gauges() | {"loads": len(self._loads)})
+            more = {"loads": len(self._loads), "usable": int(self._pool.is_usable)}
+            self._stats.gauge(self._pool.gauges() | more)
         return self._stats.take()
 
     def reset_cache(self) -> bool:

@@ -48,6 +48,7 @@ GAUGES = {
     "saving": ("kvtide_pool_saving_blocks", "Blocks being saved."),
     "index_bytes": ("kvtide_pool_index_bytes", "Memory of the pool's index."),
     "loads": ("kvtide_loads", "Async loads in flight."),
+    "usable": ("kvtide_pool_usable", "1 while blocks can be found and saved, else 0."),
 }
 """Gauge → metric and its description."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import sys
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorWorkerMetadata,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 
 from kvtide.scheduler import SchedulerSide
 from kvtide.stats import PromMetrics, Stats
@@ -60,6 +62,7 @@ class OffloadingConnectorV1Type3(KVConnectorBase_V1):
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        self._is_inner = is_made_by_multi_connector()
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         if role == KVConnectorRole.SCHEDULER:
@@ -110,8 +113,8 @@ class OffloadingConnectorV1Type3(KVConnectorBase_V1):
     def request_finished(
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self._as_scheduler.request_finished(request)
-        return False, None
+        answer = self._as_scheduler.request_finished(request)
+        return False, None if self._is_inner else answer
 
     def take_events(self) -> Iterable[KVCacheEvent]:
         return self._as_scheduler.take_events()
@@ -199,6 +202,19 @@ class OffloadingConnectorV1Type3(KVConnectorBase_V1):
         per_engine_labelvalues: dict[int, list[object]],
     ) -> KVConnectorPromMetrics | None:
         return PromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+
+def is_made_by_multi_connector() -> bool:
+    """Whether MultiConnector makes the connector that asks, which it tells it nowhere. Of those
+    inside, one alone may answer a router, and that is one that cannot do without."""
+    frame = sys._getframe(1)
+    for _ in range(3):
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+        if isinstance(frame.f_locals.get("self"), MultiConnector):
+            return True
+    return False
 
 
 _open_connectors: weakref.WeakSet[OffloadingConnectorV1Type3] = weakref.WeakSet()

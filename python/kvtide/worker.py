@@ -10,16 +10,18 @@ waits for everything.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
-from kvtide._native import KvtideError, Worker
+from kvtide._native import KvtideError, Segment, Worker
+from kvtide.attacher import Attacher
 from kvtide.cancelled import CancelledLoads
 from kvtide.encoding import scaled_dimensions
-from kvtide.geometry import Geometry, read_settings, refuse_shared_layers
+from kvtide.geometry import Geometry, attach, read_settings, refuse_shared_layers
 from kvtide.log import logger
 from kvtide.messages import StepPlan, WorkerReport, block_of
 from kvtide.stats import Stats
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from vllm.forward_context import ForwardContext
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+    from kvtide._native import KvCache
 
 ERROR_PERIOD_S = 60.0
 """Between two log lines on failed copies."""
@@ -44,9 +47,19 @@ class WorkerSide:
             for notice in self._settings.notices:
                 logger.warning("%s", notice)
         self._geometry = Geometry.of(config, kv_cache, self._settings)
-        self._segment = self._geometry.segment(config, self._settings, self._rank)
+        daemon = self._geometry.daemon(config, self._settings)
+        self._segment = (
+            attach(daemon, self._settings, self._rank)
+            if daemon is not None
+            else self._geometry.segment(self._settings, self._rank)
+        )
+        self._daemon = daemon
+        self._attacher: Attacher | None = None
+        self._cache: KvCache | None = None
+        """What is attached to a daemon's memory."""
         self._by_layer = self._settings.load != "sync"
         self._worker: Worker | None = None
+        """Between the KV cache and the pool; None before a daemon has come."""
         self._gpu: int | None = None
         """Where the KV cache lies; None is host memory."""
         self._layers: dict[str, int] = {}
@@ -61,14 +74,16 @@ class WorkerSide:
         self._layered: dict[int, bytes] = {}
         self._cancelled = CancelledLoads()
         self._bad_blocks: set[int] = set()
-        self._report = WorkerReport(segments={self._segment.nonce})
+        self._report = WorkerReport()
+        if daemon is None:
+            self._report.segments.add(self._segment.nonce)
         self._stats = Stats()
         self._reported_counters: dict[str, int] = {}
         self._next_error = 0.0
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Takes the engine's KV cache into use."""
-        if self._worker is not None:
+        if self._worker is not None or self._cache is not None:
             # Another one's bytes would be saved under this engine's keys.
             raise KvtideError(
                 "another engine of this process has this connector: vLLM has one in a process. Set "
@@ -88,11 +103,16 @@ class WorkerSide:
                     for name, _, _, shape, strides, item_bytes in views
                 ],
             )
-        self._worker = Worker(
+        name = f"cpu{rank}" if self._gpu is None else f"cuda{self._gpu}"
+        daemon = self._daemon
+        # A device is opened and measured over memory of its own where the pool's may hold blocks of
+        # others, or may not be there yet.
+        own = self._segment if daemon is None else self._scratch()
+        worker = Worker(
             self._settings,
-            self._segment,
-            rank,
-            f"cpu{rank}" if self._gpu is None else f"cuda{self._gpu}",
+            own,
+            rank if daemon is None else 0,
+            name,
             self._gpu,
             self._geometry.blocks,
             self._geometry.layer_bytes,
@@ -100,15 +120,55 @@ class WorkerSide:
             encoding,
             list(kv_caches.values()),
         )
-        logger.info("rank %d: %s", rank, self._worker.about)
-        self._report.load_rate = self._worker.load_rate
-        self._stats.set_copy_rates(self._worker.copy_rates)
+        self._report.load_rate = worker.load_rate
+        self._stats.set_copy_rates(worker.copy_rates)
+        if daemon is None:
+            self._worker = worker
+        else:
+            has = 0 if self._segment is None else self._segment.nonce
+            self._attacher = Attacher(daemon, rank, name, has)
+            self._cache = worker.cache
+            worker.close()
+            if self._segment is not None:
+                self._worker = self._cache.over(self._segment, rank, name)
+                self._cache = self._worker.cache
+        if self._worker is not None:
+            logger.info("rank %d: %s", rank, self._worker.about)
         self._layers = {name: index for index, name in enumerate(kv_caches)}
+
+    def _scratch(self) -> Segment:
+        return Segment.scratch(self._geometry.layers, self._geometry.row_layer_bytes)
+
+    def _follow_memory(self, plan: StepPlan) -> None:
+        """Goes over to the memory that the scheduler's side has. Nothing is under way on this rank
+        then: no plan has anything for it until all ranks have the memory."""
+        attacher = self._attacher
+        if attacher is None:
+            return
+        if plan.memory is not None and self._cache is not None:
+            attacher.begin(self._cache, plan.memory)
+        attached = attacher.take()
+        if attached is None:
+            return
+        self.collect_loads()  # The last ones of the memory of before.
+        self._count()
+        self._reported_counters = {}
+        last = self._worker
+        self._segment, self._worker = attached
+        self._cache = self._worker.cache
+        logger.info("rank %d: %s", self._rank, self._worker.about)
+        if last is not None:
+            # Its memory may take its time to be unpinned and unmapped.
+            threading.Thread(target=last.close, name="kvtide-detach", daemon=True).start()
 
     # ---- one step, in the order in which vLLM calls
 
     def handle_preemptions(self, plan: StepPlan) -> None:
         """Saves what earlier steps computed, and waits for saves that this step would spoil."""
+        self._follow_memory(plan)
+        self._prepared = plan
+        if self._is_without_pool():
+            return
         worker = self._open()
         # A step that has not ended by now has failed on the way.
         worker.abort_step()
@@ -123,7 +183,6 @@ class WorkerSide:
         if any(load.behind_steps for load in plan.loads):
             # vLLM may start loads only when the step is already on the stream.
             worker.step_held_back()
-        self._prepared = plan
 
     def bind(self, plan: StepPlan) -> None:
         """The step begins."""
@@ -135,9 +194,10 @@ class WorkerSide:
 
     def start_load_kv(self, context: ForwardContext) -> None:
         """Starts all loads of the step; everything that will be waited for is queued on return."""
-        plan, worker = self._plan, self._open()
-        if plan is None:
+        plan = self._plan
+        if plan is None or self._is_without_pool():
             return
+        worker = self._open()
         if plan.layered is not None:
             job, moves, behind_steps = plan.layered
             self._layered[job] = moves
@@ -184,7 +244,8 @@ class WorkerSide:
         """All layers have been written; called once or twice a step. vLLM's first model runner
         calls it also on the way out of a step that failed, whose layers were not."""
         if sys.exc_info()[1] is not self._exception_outside:
-            self._open().abort_step()
+            if not self._is_without_pool():
+                self._open().abort_step()
             return
         plan = self._plan
         if plan is not None and (plan.save_step or plan.layered is not None):
@@ -195,6 +256,8 @@ class WorkerSide:
     def collect_loads(self) -> None:
         """Takes note of loads that have ended. The scheduler's side knows from the board that an
         async one has; what failed is reported here."""
+        if self._is_without_pool():
+            return
         for job, failed, damaged, size, seconds in self._open().take_loads():
             self._report.damaged.update(damaged)
             self._stats.count("load_bytes", size)
@@ -248,6 +311,12 @@ class WorkerSide:
 
     def take_stats(self) -> Stats | None:
         """What was counted since the last call, or None."""
+        self._count()
+        return self._stats.take()
+
+    def _count(self) -> None:
+        if self._is_without_pool():
+            return
         counters = self._open().counters()
         if counters != self._reported_counters:
             for name, value in counters.items():
@@ -255,7 +324,6 @@ class WorkerSide:
             if counters["copy_errors"] != self._reported_counters.get("copy_errors", 0):
                 self._log_error(counters["copy_errors"])
             self._reported_counters = counters
-        return self._stats.take()
 
     def _log_error(self, count: int) -> None:
         """A device that fails, fails often: one line a minute says so."""
@@ -276,10 +344,17 @@ class WorkerSide:
 
     def shutdown(self) -> None:
         """Lets copies in flight end, then lets go of tensors and segment."""
+        attacher, self._attacher = self._attacher, None
+        if attacher is not None:
+            attacher.stop()
         if self._worker is not None:
             self._worker.close()
-            self._worker = None
+        self._worker = self._cache = None
         self.__dict__.pop("_segment", None)
+
+    def _is_without_pool(self) -> bool:
+        """Whether no daemon has come yet: then there is nothing to do in a step."""
+        return self._worker is None and self._cache is not None
 
     def _open(self) -> Worker:
         if self._worker is None:

@@ -18,7 +18,6 @@ from kvtide.requests import Requests
 PARALLEL = {
     "tensor_parallel_size": 2,
     "pipeline_parallel_size": 1,
-    "data_parallel_size": 1,
     "decode_context_parallel_size": 1,
     "prefill_context_parallel_size": 1,
     "nnodes": 1,
@@ -60,7 +59,6 @@ def kv_cache(*specs: Any, layers: int = 4) -> Any:
     ("changes", "flag"),
     [
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
-        ({"data_parallel_size": 2}, "--data-parallel-size 2"),
         ({"decode_context_parallel_size": 2}, "--decode-context-parallel-size 2"),
         ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size 2"),
         ({"nnodes": 2}, "--nnodes 2"),
@@ -68,16 +66,17 @@ def kv_cache(*specs: Any, layers: int = 4) -> Any:
         ({"enable_dbo": True}, "--enable-dbo"),
         ({"ubatch_size": 2}, "--ubatch-size"),
         ({"enable_sleep_mode": True}, "--enable-sleep-mode"),
-        ({"kv_role": "kv_producer"}, "kv_role: 'kv_producer'"),
+        ({"kv_role": "kv_consumer"}, 'kv_role: a "kv_consumer"'),
         ({"runner_type": "pooling"}, "--runner pooling"),
     ],
 )
 def test_flags_that_are_not_supported_are_refused_by_name(
     changes: dict[str, Any], flag: str
 ) -> None:
-    refuse_flags(config())
+    settings = Settings("{}", {})
+    refuse_flags(config(), settings)
     with pytest.raises(ConfigError) as refused:
-        refuse_flags(config(**changes))
+        refuse_flags(config(**changes), settings)
     assert str(refused.value).startswith(flag)
     fixes = ("set it to", "remove it", "start it without kvtide")
     assert any(fix in str(refused.value) for fix in fixes)

@@ -20,6 +20,7 @@ from kvtide.messages import StepPlan
 from kvtide.requests import Requests, RequestState
 from kvtide.scheduler import SchedulerSide
 from kvtide.stats import Stats
+from vllm.config import KVTransferConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 BLOCK_BYTES = 2 << 20
@@ -278,12 +279,24 @@ def test_an_async_load_waits_for_steps_that_a_layered_one_of_its_own_step_is_par
     assert behind_steps(made, Planned())
 
 
+def of_role(role: str) -> Any:
+    """vLLM's configuration of an engine."""
+    transfer = KVTransferConfig(kv_connector="OffloadingConnectorV1Type3", kv_role=role)
+    return SimpleNamespace(kv_transfer_config=transfer)
+
+
+def test_a_producer_is_given_blocks_that_steps_in_flight_may_use() -> None:
+    cache: Any = SimpleNamespace(needs_kv_cache_zeroing=False)
+    assert hands_out_idle_blocks(of_role("kv_consumer"), cache)
+    assert not hands_out_idle_blocks(of_role("kv_producer"), cache)
+
+
 def test_a_vllm_that_zeroes_blocks_in_the_step_that_reads_them_does_not_hand_out_idle_ones() -> (
     None
 ):
-    config: Any = SimpleNamespace(needs_kv_cache_zeroing=False)
-    assert hands_out_idle_blocks(config)
-    config.needs_kv_cache_zeroing = True
-    assert not hands_out_idle_blocks(config)
+    cache: Any = SimpleNamespace(needs_kv_cache_zeroing=False)
+    assert hands_out_idle_blocks(of_role("kv_both"), cache)
+    cache.needs_kv_cache_zeroing = True
+    assert not hands_out_idle_blocks(of_role("kv_both"), cache)
     # What is asked for is a part of vLLM's own configuration.
     assert hasattr(KVCacheConfig, "needs_kv_cache_zeroing")

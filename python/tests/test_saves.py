@@ -11,6 +11,7 @@ from kvtide._native import Settings
 from kvtide.messages import StepPlan
 from kvtide.requests import RequestState
 from kvtide.saves import Saves
+from kvtide.transfer_params import TransferParams
 
 BLOCK = 16
 
@@ -64,9 +65,10 @@ def pool() -> Pool:
     return Pool()
 
 
-def saves_of(pool: Any, events: Any = None, **settings: Any) -> Saves:
+def saves_of(pool: Any, events: Any = None, *, consumer: bool = False, **settings: Any) -> Saves:
     """The saves of an engine with these settings."""
-    return Saves(Settings(json.dumps(settings), {}), pool, events, BLOCK)
+    made = Settings(json.dumps(settings), {})
+    return Saves(made, pool, events, BLOCK, consumer=consumer)
 
 
 def request(request_id: str, tokens: int, answer: int = 0) -> RequestState:
@@ -126,6 +128,23 @@ def test_all_saves_of_a_step_are_planned_by_one_call(pool: Pool) -> None:
         (0, [20, 21]),
     ]
     assert [each.tokens for each, _, _ in planned] == [40, 40, 40]
+
+
+def test_an_engine_that_only_consumes_saves_nothing(pool: Pool) -> None:
+    saves = saves_of(pool, consumer=True)
+    states = {"a": request("a", 40)}
+    assert plan(saves, states, output(new={"a": ([0, 1, 2], 0)}, scheduled=40)).save_step == []
+    saves.finish(states["a"])
+    assert pool.planned == []
+
+
+def test_a_request_saves_no_more_than_it_says(pool: Pool) -> None:
+    saves = saves_of(pool)
+    states = {"a": request("a", 40)}
+    states["a"].asked = TransferParams(save_tokens=20)
+    plan(saves, states, output(new={"a": ([0, 1, 2], 0)}, scheduled=40))
+    [[(_, first, blocks)]] = pool.planned
+    assert (first, blocks) == (0, [0])
 
 
 def test_a_step_that_completes_no_block_asks_for_nothing(pool: Pool) -> None:

@@ -11,9 +11,12 @@ use std::fmt::Debug;
 
 use kvtide_model::{BlockKey, SlotRef};
 
+use crate::pool::pins::Pins;
 use crate::pool::{Begun, PoolCounters, PoolEvent, PoolGauges};
 
 pub(crate) use local::LocalAccess;
+#[cfg(not(loom))]
+pub(crate) use socket::SocketAccess;
 #[cfg(not(loom))]
 pub use socket::{AttachError, AttachOptions, Attachment};
 
@@ -36,6 +39,16 @@ pub(crate) trait Access: Send + Sync + Debug {
     /// Whether what is found in the pool's memory may be used.
     fn is_readable(&self) -> bool {
         true
+    }
+
+    /// Whether the pool has other memory than the session, because its daemon has come or made it anew.
+    fn has_new_memory(&self) -> bool {
+        false
+    }
+
+    /// Goes over to that memory; nothing of the last one is in use any more.
+    fn take_new_memory(&self) -> Option<Pins> {
+        None
     }
 
     /// Hands out slots for what the pool does not hold already, one answer for each that is wanted.

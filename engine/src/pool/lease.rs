@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use kvtide_model::SlotRef;
 
+use super::catalogue::Catalogue;
 use super::location::Location;
 use super::pins::Pins;
 
@@ -25,7 +26,8 @@ pub enum Readiness {
 /// memory for ever. Dropping a lease returns every pin, on any thread, and asks the pool nothing.
 #[derive(Debug)]
 pub struct Lease {
-    pins: Arc<Pins>,
+    /// `None` where no pool can be used now: then nothing is leased.
+    pins: Option<Arc<Pins>>,
     slots: Vec<SlotRef>,
     expires: Instant,
 }
@@ -34,9 +36,36 @@ impl Lease {
     /// Of slots that are pinned already.
     pub(crate) fn new(pins: Arc<Pins>, slots: Vec<SlotRef>, ttl: Duration) -> Self {
         Self {
-            pins,
+            pins: Some(pins),
             slots,
             expires: Instant::now() + ttl,
+        }
+    }
+
+    /// Of nothing, where no pool can be used now.
+    pub(crate) fn empty() -> Self {
+        Self {
+            pins: None,
+            slots: Vec::new(),
+            expires: Instant::now(),
+        }
+    }
+
+    /// Where the leased blocks are looked up.
+    pub(crate) fn catalogue(&self) -> Option<&Catalogue> {
+        self.pins.as_ref().map(|pins| &**pins.catalogue())
+    }
+
+    /// Whether `slot` is leased once, here, and by nobody else.
+    pub(crate) fn is_only_pin(&self, slot: SlotRef) -> bool {
+        self.pins
+            .as_ref()
+            .is_some_and(|pins| pins.is_only_pin(slot))
+    }
+
+    fn unpin(&self, slots: &[SlotRef]) {
+        if let Some(pins) = &self.pins {
+            pins.unpin(slots);
         }
     }
 
@@ -67,8 +96,9 @@ impl Lease {
     /// Whether a new lookup would find the same blocks: none has been lost or cleared since.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        let slots = &self.pins.catalogue().slots;
-        self.slots.iter().all(|&slot| slots.holds(slot))
+        let catalogue = self.catalogue();
+        let holds = |&slot: &SlotRef| catalogue.is_some_and(|of| of.slots.holds(slot));
+        self.slots.iter().all(holds)
     }
 
     /// Adds the blocks of `next`, which follow these. The deadline stays.
@@ -79,28 +109,31 @@ impl Lease {
     /// Gives back the pins on the first `blocks`.
     pub fn skip(&mut self, blocks: usize) {
         let skipped: Vec<SlotRef> = self.slots.drain(..blocks.min(self.slots.len())).collect();
-        self.pins.unpin(&skipped);
+        self.unpin(&skipped);
     }
 
     /// Gives back the pins behind the first `blocks`.
     pub fn truncate(&mut self, blocks: usize) {
         if blocks < self.slots.len() {
             let rest = self.slots.split_off(blocks);
-            self.pins.unpin(&rest);
+            self.unpin(&rest);
         }
     }
 
     /// Leading blocks that are complete, and whose bytes were seen to be right.
     #[must_use]
     pub fn complete_blocks(&self) -> usize {
-        let certain = |&&slot: &&SlotRef| self.pins.catalogue().is_certain(slot);
+        let catalogue = self.catalogue();
+        let certain = |&&slot: &&SlotRef| catalogue.is_some_and(|of| of.is_certain(slot));
         self.slots.iter().take_while(certain).count()
     }
 
     /// How far the blocks from `place` on can be loaded now.
     #[must_use]
     pub fn readiness(&self, place: usize) -> Readiness {
-        let catalogue = self.pins.catalogue();
+        let Some(catalogue) = self.catalogue() else {
+            return Readiness::Ready; // Nothing is leased.
+        };
         for (place, &slot) in self.slots.iter().enumerate().skip(place) {
             match catalogue.location(slot) {
                 Location::Memory => {}
@@ -114,6 +147,6 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.pins.unpin(&self.slots);
+        self.unpin(&self.slots);
     }
 }

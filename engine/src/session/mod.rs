@@ -11,14 +11,16 @@ mod saves;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kvtide_model::{BlockKey, BlockMove, SlotRef};
-
 #[cfg(not(loom))]
-use crate::access::Attachment;
+use kvtide_segment::SharedSegment;
+
 use crate::access::{Access, LocalAccess, Wanted};
+#[cfg(not(loom))]
+use crate::access::{AttachOptions, Attachment, SocketAccess};
 use crate::pool::pins::Pins;
 use crate::pool::{Begun, Lease, Pool, PoolCounters, PoolEvent, PoolGauges};
 use crate::sync::{Mutex, lock};
@@ -93,7 +95,10 @@ pub struct SavePlan {
 #[derive(Debug)]
 pub struct Session {
     access: Box<dyn Access>,
-    pins: Arc<Pins>,
+    /// In the memory that is in use, if there is any yet.
+    pins: Mutex<Option<Arc<Pins>>>,
+    /// Whether the engine's workers have that memory, too.
+    admitted: AtomicBool,
     saves: Mutex<InFlightSaves>,
     verified_blocks: AtomicU64,
     /// How often the pool was cleared by this session: what was matched before is not loaded any more.
@@ -108,29 +113,87 @@ impl Session {
     /// [`SessionError`] when the pool serves too many engines.
     pub fn open(pool: &Arc<Pool>, options: SessionOptions) -> Result<Self, SessionError> {
         let (access, holder) = LocalAccess::open(pool, options.events)?;
-        Ok(Self {
-            access: Box::new(access),
-            pins: Arc::new(Pins::new(Arc::clone(pool.catalogue()), holder)),
-            saves: Mutex::default(),
-            verified_blocks: AtomicU64::new(0),
-            clears: AtomicU64::new(0),
-            lease_ttl: options.lease_ttl,
-        })
+        let pins = Pins::new(Arc::clone(pool.catalogue()), holder);
+        Ok(Self::new(Box::new(access), Some(pins), options.lease_ttl))
     }
 
-    /// A session of an engine with a pool in another process.
+    /// A session of an engine with a pool in another process, whose workers have it, too.
     #[cfg(not(loom))]
     #[must_use]
     pub fn attached(attachment: Attachment, lease_ttl: Duration) -> Self {
-        let (access, pins) = attachment.into_access();
+        let (access, pins) = SocketAccess::attached(attachment);
+        Self::new(Box::new(access), Some(pins), lease_ttl)
+    }
+
+    /// A session of an engine whose pool will be in another process that is not there yet: nothing is
+    /// found or saved before [`Session::change_memory`].
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn waiting(options: AttachOptions, lease_ttl: Duration) -> Self {
+        Self::new(Box::new(SocketAccess::waiting(options)), None, lease_ttl)
+    }
+
+    fn new(access: Box<dyn Access>, pins: Option<Pins>, lease_ttl: Duration) -> Self {
         Self {
-            access: Box::new(access),
-            pins: Arc::new(pins),
+            access,
+            admitted: AtomicBool::new(pins.is_some()),
+            pins: Mutex::new(pins.map(Arc::new)),
             saves: Mutex::default(),
             verified_blocks: AtomicU64::new(0),
             clears: AtomicU64::new(0),
             lease_ttl,
         }
+    }
+
+    /// Whether its pool has other memory than this session: that of another daemon, or of the first.
+    #[must_use]
+    pub fn has_new_memory(&self) -> bool {
+        self.access.has_new_memory()
+    }
+
+    /// Goes over to that memory, if nothing of the last one is in use: no save is in flight, and no lease
+    /// is held. What of the last one is matched and not loaded is forgotten at the next question. The
+    /// workers do not have it yet, so nothing is found or saved before [`Session::admit`].
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn change_memory(&self) -> Option<Arc<SharedSegment>> {
+        if !self.has_new_memory() {
+            return None;
+        }
+        self.clears.fetch_add(1, Ordering::AcqRel);
+        let mut pins = lock(&self.pins);
+        if let Some(last) = &*pins {
+            let mut saves = lock(&self.saves);
+            saves.collect(last.catalogue());
+            // A lease has one each.
+            if saves.blocks() > 0 || Arc::strong_count(last) > 1 {
+                return None;
+            }
+        }
+        let new = self.access.take_new_memory()?;
+        self.admit(false);
+        let segment = Arc::clone(&new.catalogue().segment);
+        let last = pins.replace(Arc::new(new));
+        // A large map takes its time to be taken down. Without a thread, this one does it.
+        let _ = std::thread::Builder::new().spawn(move || drop(last));
+        Some(segment)
+    }
+
+    /// Whether the engine's workers have the memory that this session has.
+    pub fn admit(&self, admitted: bool) {
+        self.admitted.store(admitted, Ordering::Release);
+    }
+
+    /// The pins in the memory in use, if what is there may be used.
+    fn readable_pins(&self) -> Option<Arc<Pins>> {
+        let may = self.admitted.load(Ordering::Acquire) && self.access.is_readable();
+        may.then(|| lock(&self.pins).clone()).flatten()
+    }
+
+    /// Whether blocks can be found and saved now.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.readable_pins().is_some()
     }
 
     /// Pins the longest run of `keys`, from the first on, that the pool holds or is saving.
@@ -140,9 +203,15 @@ impl Session {
     /// ([`Session::mark_used`]): many a lookup is put off or asked again.
     #[must_use]
     pub fn lookup(&self, keys: &[BlockKey]) -> Match {
-        let keys = if self.access.is_readable() { keys } else { &[] };
-        let (slots, certain) = self.pins.pin_run(keys);
-        let lease = Lease::new(Arc::clone(&self.pins), slots, self.lease_ttl);
+        let Some(pins) = self.readable_pins() else {
+            return Match {
+                lease: Lease::empty(),
+                complete: true,
+                certain: 0,
+            };
+        };
+        let (slots, certain) = pins.pin_run(keys);
+        let lease = Lease::new(pins, slots, self.lease_ttl);
         Match {
             complete: certain == lease.len(),
             certain,
@@ -153,7 +222,8 @@ impl Session {
     /// Whether the pool holds `key` or, unless it has to be `complete`, is saving it.
     #[must_use]
     pub fn holds(&self, key: BlockKey, complete: bool) -> bool {
-        self.access.is_readable() && self.pins.catalogue().holds(key, complete)
+        let pins = self.readable_pins();
+        pins.is_some_and(|pins| pins.catalogue().holds(key, complete))
     }
 
     /// Marks leased blocks as used, so that they are given up later.
@@ -167,7 +237,7 @@ impl Session {
     /// taken back.
     #[must_use]
     pub fn first_damaged(&self, lease: &Lease, places: Range<usize>) -> Option<usize> {
-        let catalogue = self.pins.catalogue();
+        let catalogue = lease.catalogue()?;
         let unverified = lease.slots().get(places.clone()).unwrap_or_default();
         let intact = unverified
             .iter()
@@ -177,7 +247,7 @@ impl Session {
         let compared = intact as u64 + u64::from(damaged.is_some());
         self.verified_blocks.fetch_add(compared, Ordering::Relaxed);
         let slot = damaged?;
-        if self.pins.is_only_pin(slot) {
+        if lease.is_only_pin(slot) {
             self.access.drop_damaged(&[slot]);
         }
         Some(places.start + intact)
@@ -199,6 +269,9 @@ impl Session {
     /// The same for all saves of a step; one plan for each.
     #[must_use]
     pub fn begin_saves(&self, saves: &[Save<'_>]) -> Vec<SavePlan> {
+        if !self.admitted.load(Ordering::Acquire) {
+            return vec![SavePlan::default(); saves.len()];
+        }
         let wanted = saves.iter().map(|save| Wanted {
             chain: save.chain,
             from: save.from,
@@ -244,8 +317,11 @@ impl Session {
     #[must_use]
     pub fn poll(&self) -> usize {
         self.access.poll();
+        let pins = lock(&self.pins);
         let mut saves = lock(&self.saves);
-        saves.collect(self.pins.catalogue());
+        if let Some(pins) = &*pins {
+            saves.collect(pins.catalogue());
+        }
         saves.blocks()
     }
 

@@ -47,6 +47,8 @@ class EngineConfig:
     """Whether kvtide is inside vLLM's MultiConnector."""
     policy: str = "recompute"
     """vLLM's kv_load_failure_policy."""
+    role: str = "kv_both"
+    """vLLM's kv_role."""
     settings: str = "{}"
     """More of kvtide's settings, as JSON."""
     arguments: str = "{}"
@@ -74,6 +76,8 @@ class EngineConfig:
             words.append("multi")
         if self.policy != "recompute":
             words.append(f"policy-{self.policy}")
+        if self.role != "kv_both":
+            words.append(self.role)
         if self.settings != "{}":
             words.append("set")
         return "-".join(words)
@@ -112,7 +116,7 @@ class EngineConfig:
 
     def transfer(self, engine_id: str) -> dict[str, Any]:
         """`--kv-transfer-config`."""
-        transfer = transfer_config(engine_id, self.extra_config(), self.policy)
+        transfer = transfer_config(engine_id, self.extra_config(), self.policy, self.role)
         return inside_multi(transfer) if self.multi else transfer
 
     def extra_config(self) -> dict[str, Any]:
@@ -131,13 +135,13 @@ class EngineConfig:
 
 
 def transfer_config(
-    engine_id: str, extra: dict[str, Any], policy: str = "recompute"
+    engine_id: str, extra: dict[str, Any], policy: str = "recompute", role: str = "kv_both"
 ) -> dict[str, Any]:
     """`--kv-transfer-config` with kvtide in it."""
     return {
         "kv_connector": "OffloadingConnectorV1Type3",
         "kv_connector_module_path": "kvtide.vllm",
-        "kv_role": "kv_both",
+        "kv_role": role,
         "kv_load_failure_policy": policy,
         "engine_id": engine_id,
         "kv_connector_extra_config": extra,

@@ -31,19 +31,31 @@ def kvtide_binary() -> Path:
 class Daemon:
     """A daemon with memory, socket and log of its own; what it leaves is removed by `close`."""
 
-    def __init__(self, capacity: str = "64MiB", extent: str = "8MiB") -> None:
+    def __init__(
+        self, capacity: str = "64MiB", extent: str = "8MiB", *, started: bool = True
+    ) -> None:
         self._binary = kvtide_binary()
         self.folder = Path(tempfile.mkdtemp(prefix="kvtide-daemon-"))
         self.socket = self.folder / "kvtide.sock"
         self.memory = Path(tempfile.mkdtemp(prefix="kvtide-tests-daemon-", dir="/dev/shm"))
         self._config = self.folder / "kvtide.toml"
+        self.configure(capacity, extent)
+        self._log = (self.folder / "log").open("ab")
+        self._process: subprocess.Popen[bytes] | None = None
+        if started:
+            self.start()
+
+    def configure(self, capacity: str, extent: str = "8MiB") -> None:
+        """Of which size its memory is from the next start on; with another one it begins anew."""
         self._config.write_text(
             f'[memory]\ncapacity = "{capacity}"\nextent = "{extent}"\ndirectory = "{self.memory}"\n'
             f'[socket]\npath = "{self.socket}"\n[http]\nlisten = "none"\n'
         )
-        self._log = (self.folder / "log").open("ab")
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+
+    def forget(self) -> None:
+        """Removes what it has left in memory, as a reboot does."""
+        for each in self.memory.iterdir():
+            shutil.rmtree(each)
 
     @property
     def pool(self) -> str:

@@ -99,7 +99,9 @@ class Engine:
             prepare(plan)
 
         side = worker._as_worker
-        copies = side._worker = CountingWorker(side._worker)
+        copies = CountingWorker(side._worker)
+        if side._worker is not None:  # Otherwise its daemon has not come yet.
+            side._worker = copies
         bind, start_loads, save_layer = (
             worker.bind_connector_metadata,
             worker.start_load_kv,
@@ -194,15 +196,22 @@ class Engine:
         max_tokens: int = 1,
         lora: str | None = None,
         session_id: str | None = None,
+        transfer: Json = None,
     ) -> str:
-        """Adds a request, if need be for the LoRA adapter in the folder `lora`; returns its id."""
+        """Adds a request, if need be for the LoRA adapter in the folder `lora`, or with vLLM's
+        `kv_transfer_params`, where its server puts them; returns its id."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
         self._request_number += 1
         request_id = f"r{self._request_number}"
         sampling = SamplingParams(
-            temperature=0, max_tokens=max_tokens, ignore_eos=True, logprobs=0, detokenize=False
+            temperature=0,
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            logprobs=0,
+            detokenize=False,
+            extra_args={"kv_transfer_params": transfer} if transfer is not None else None,
         )
         more: dict[str, Any] = {}
         if lora is not None:
@@ -391,6 +400,7 @@ def output_as_json(output: Any) -> Json:
         "logprobs": logprobs,
         "cached": output.num_cached_tokens,
         "reason": answer.finish_reason,
+        "transfer": output.kv_transfer_params,
     }
 
 

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::client::SocketAccess;
 use crate::pool::catalogue::Catalogue;
 use crate::pool::holders::SlotHolder;
 use crate::pool::pins::{HolderGuard, Pins};
@@ -23,6 +22,9 @@ use kvtide_segment::{
 };
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+/// What a daemon that listens may take to answer one hello.
+pub(super) const GREETING: Duration = Duration::from_secs(5);
 
 /// Who attaches, and for which blocks.
 #[derive(Clone, Debug)]
@@ -43,7 +45,7 @@ pub struct AttachOptions {
     pub geometry: Geometry,
     /// Whether the scheduler is told what becomes of blocks.
     pub events: bool,
-    /// How long to wait for the daemon.
+    /// How long to wait for a daemon where none listens.
     pub timeout: Duration,
 }
 
@@ -105,7 +107,7 @@ pub enum AttachError {
     Geometry(#[from] GeometryError),
 }
 
-/// A connection on which the daemon has said welcome.
+/// A connection on which the daemon has said welcome, and what came with it.
 #[derive(Debug)]
 pub(super) struct Attached {
     pub(super) stream: UnixStream,
@@ -120,34 +122,46 @@ pub(super) struct Attached {
 pub struct Attachment {
     pub(super) options: AttachOptions,
     pub(super) attached: Attached,
-    segment: Arc<SharedSegment>,
+    pub(super) segment: Arc<SharedSegment>,
 }
 
 impl Attachment {
-    /// Attaches as the engine's worker of a rank, or as its scheduler.
+    /// Attaches as the engine's worker of a rank, or as its scheduler, and takes its place.
     ///
     /// # Errors
     /// [`AttachError`] when there is no daemon, it refuses, or another process of an engine of that id
     /// is there already.
     pub fn new(options: AttachOptions, holder: Holder) -> Result<Self, AttachError> {
+        let attachment = Self::without_place(options, holder)?;
+        attachment.segment.take_place(holder)?;
+        Ok(attachment)
+    }
+
+    /// The same for one who takes its place later ([`SharedSegment::take_place`]), when it is ready.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn without_place(options: AttachOptions, holder: Holder) -> Result<Self, AttachError> {
         let role = match holder {
             Holder::Worker(rank) => Role::Worker { rank },
             Holder::Scheduler => Role::Scheduler,
         };
         let deadline = Instant::now() + options.timeout;
         let attached = loop {
-            match greet(&options, role, None, deadline) {
+            match greet(
+                &options,
+                role,
+                None,
+                deadline.max(Instant::now() + GREETING),
+            ) {
                 // A daemon that starts needs a moment, and so does one that is just replaced.
-                Err(AttachError::Unreachable { .. } | AttachError::Busy { .. })
-                    if Instant::now() < deadline =>
-                {
+                Err(error) if error.may_pass() && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(100));
                 }
                 other => break other?,
             }
         };
         let segment = Arc::new(map(&options, &attached)?);
-        segment.take_place(holder)?;
         Ok(Self {
             options,
             attached,
@@ -155,30 +169,32 @@ impl Attachment {
         })
     }
 
-    /// What a session is made of.
-    pub(crate) fn into_access(self) -> (SocketAccess, Pins) {
-        let welcome = &self.attached.welcome;
-        let catalogue = Arc::new(Catalogue::new(Arc::clone(&self.segment)));
-        // The reader of the frame takes no other number.
-        let holder = SlotHolder::of_session(welcome.session.into()).unwrap_or(SlotHolder::SCRUB);
-        let pins = Pins::new(
-            Arc::clone(&catalogue),
-            HolderGuard {
-                holder,
-                given: None,
-            },
-        );
-        (
-            SocketAccess::new(self.options, self.attached, catalogue),
-            pins,
-        )
-    }
-
     /// The memory.
     #[must_use]
     pub fn segment(&self) -> &Arc<SharedSegment> {
         &self.segment
     }
+}
+
+impl AttachError {
+    /// Whether a daemon may answer otherwise in a moment, without anybody changing a setting.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Busy { .. })
+    }
+}
+
+/// What a scheduler looks up in the memory of a daemon that has said `welcome`, and its pins there.
+pub(super) fn read_pool(welcome: &Welcome, segment: &Arc<SharedSegment>) -> (Arc<Catalogue>, Pins) {
+    let catalogue = Arc::new(Catalogue::new(Arc::clone(segment)));
+    // The reader of the frame takes no other number.
+    let holder = SlotHolder::of_session(welcome.session.into()).unwrap_or(SlotHolder::SCRUB);
+    let guard = HolderGuard {
+        holder,
+        given: None,
+    };
+    let pins = Pins::new(Arc::clone(&catalogue), guard);
+    (catalogue, pins)
 }
 
 /// Says hello, and waits for the answer.
@@ -286,7 +302,10 @@ fn receive(stream: &UnixStream, buffer: &mut [u8], files: &mut Vec<File>) -> io:
 }
 
 /// Maps what came with a welcome.
-fn map(options: &AttachOptions, attached: &Attached) -> Result<SharedSegment, AttachError> {
+pub(super) fn map(
+    options: &AttachOptions,
+    attached: &Attached,
+) -> Result<SharedSegment, AttachError> {
     let Welcome {
         extent_bytes,
         extents,

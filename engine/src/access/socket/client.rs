@@ -1,19 +1,25 @@
 //! What a scheduler asks of the daemon, and how it comes back after a loss.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use kvtide_model::wire::{
-    BeginSaves, Bye, ChainSaves, ChainToSave, Clear, Damaged, Role, Settle, ToDaemon, Used, Welcome,
+    BeginSaves, Bye, ChainSaves, ChainToSave, Clear, Damaged, FrameReader, Role, Settle, ToDaemon,
+    Used, Welcome,
 };
 use kvtide_model::{BlockKey, SlotRef};
+use kvtide_segment::SharedSegment;
 
-use super::attach::{AttachError, AttachOptions, Attached, greet};
+use super::attach::{
+    AttachError, AttachOptions, Attached, Attachment, GREETING, greet, map, read_pool,
+};
 use super::connection::{Connection, Inbox};
 use crate::access::{Access, Notice, Wanted};
 use crate::pool::catalogue::Catalogue;
+use crate::pool::pins::Pins;
 use crate::pool::{Begun, Filling, PoolCounters, PoolEvent, PoolGauges};
 use crate::sync::{Mutex, lock};
 
@@ -21,8 +27,6 @@ use crate::sync::{Mutex, lock};
 const PATIENCE: Duration = Duration::from_millis(5);
 /// Between two tries to attach again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// What a daemon may take to answer one such try.
-const GREETING: Duration = Duration::from_secs(5);
 /// What is sent of a chain that a save continues, while the pool has room. Behind the block before it
 /// goes the next.
 const EARLIER: usize = 1;
@@ -36,47 +40,93 @@ pub(crate) struct SocketAccess(Arc<Client>);
 #[derive(Debug)]
 struct Client {
     options: AttachOptions,
-    /// What the daemon said at the beginning.
-    welcome: Welcome,
-    catalogue: Arc<Catalogue>,
     state: Mutex<State>,
     /// Whether what is found in the pool's memory may be used.
     readable: AtomicBool,
     notices: Mutex<Vec<Notice>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     connection: Option<Connection>,
     /// What the last connection had, while there is none.
     inbox: Inbox,
     /// Whether blocks are to be dropped before any is looked up again.
     must_clear: bool,
+    /// The memory that the session uses; `None` before a daemon has come.
+    memory: Option<Memory>,
+    /// What a daemon has in its place, until nothing of it is in use.
+    arrival: Option<Arrival>,
 }
 
-impl SocketAccess {
-    pub(super) fn new(
-        options: AttachOptions,
-        attached: Attached,
-        catalogue: Arc<Catalogue>,
-    ) -> Self {
+/// A daemon's memory, and who this session is there.
+#[derive(Debug)]
+struct Memory {
+    welcome: Welcome,
+    catalogue: Arc<Catalogue>,
+}
+
+/// Other memory than the session uses, and the connection with its daemon.
+#[derive(Debug)]
+struct Arrival {
+    memory: Memory,
+    pins: Pins,
+    stream: UnixStream,
+    reader: FrameReader,
+}
+
+impl Arrival {
+    fn of(segment: &Arc<SharedSegment>, attached: Attached) -> Self {
         let Attached {
             stream,
             reader,
             welcome,
             ..
         } = attached;
-        let connection = Connection::new(stream, reader, Inbox::default());
+        let (catalogue, pins) = read_pool(&welcome, segment);
+        Self {
+            memory: Memory { welcome, catalogue },
+            pins,
+            stream,
+            reader,
+        }
+    }
+}
+
+impl SocketAccess {
+    /// Reaches the pool that `attachment` has.
+    pub(crate) fn attached(attachment: Attachment) -> (Self, Pins) {
+        let Attachment {
+            options,
+            attached,
+            segment,
+        } = attachment;
+        let Arrival {
+            memory,
+            pins,
+            stream,
+            reader,
+        } = Arrival::of(&segment, attached);
+        let state = State {
+            connection: Some(Connection::new(stream, reader, Inbox::default())),
+            memory: Some(memory),
+            ..State::default()
+        };
+        (Self::new(options, state), pins)
+    }
+
+    /// Reaches no pool until there is a daemon.
+    pub(crate) fn waiting(options: AttachOptions) -> Self {
+        let access = Self::new(options, State::default());
+        Client::attach_again(&access.0);
+        access
+    }
+
+    fn new(options: AttachOptions, state: State) -> Self {
         Self(Arc::new(Client {
             options,
-            welcome,
-            catalogue,
-            state: Mutex::new(State {
-                connection: Some(connection),
-                inbox: Inbox::default(),
-                must_clear: false,
-            }),
-            readable: AtomicBool::new(true),
+            readable: AtomicBool::new(state.connection.is_some()),
+            state: Mutex::new(state),
             notices: Mutex::default(),
         }))
     }
@@ -85,12 +135,15 @@ impl SocketAccess {
     fn with<T: Default>(&self, act: impl FnOnce(&mut Connection) -> io::Result<T>) -> T {
         let client = &self.0;
         let mut state = lock(&client.state);
-        let Some(connection) = &mut state.connection else {
+        let State {
+            connection, memory, ..
+        } = &mut *state;
+        let Some((connection, memory)) = connection.as_mut().zip(memory.as_ref()) else {
             return T::default();
         };
         match act(connection) {
             Ok(done) => {
-                client.condemn_unwanted(connection);
+                memory.condemn_unwanted(connection);
                 let readable = connection.is_clear();
                 client.readable.store(readable, Ordering::Release);
                 done
@@ -112,6 +165,13 @@ impl SocketAccess {
     fn send(&self, message: &ToDaemon<'_>) {
         self.with(|connection| connection.send(message));
     }
+
+    /// Keys that the daemon takes in one frame.
+    fn max_keys(&self) -> usize {
+        let state = lock(&self.0.state);
+        let max_keys = state.memory.as_ref().map_or(0, |m| m.welcome.max_keys);
+        usize::try_from(max_keys).unwrap_or(usize::MAX)
+    }
 }
 
 impl State {
@@ -120,6 +180,51 @@ impl State {
             self.must_clear |= !connection.is_clear();
             self.inbox = connection.inbox;
         }
+    }
+
+    /// Goes on with a new connection. Whether blocks may be looked up.
+    fn connect(&mut self, stream: UnixStream, reader: FrameReader) -> bool {
+        let inbox = std::mem::take(&mut self.inbox);
+        let mut connection = Connection::new(stream, reader, inbox);
+        if self.must_clear {
+            let tag = connection.take_tag();
+            connection.expect_clear(tag);
+            // If it is broken already, the next call finds it so, and the next connection clears.
+            let _ = connection.send(&ToDaemon::Clear(Clear { tag }));
+        }
+        self.must_clear = false;
+        // What happened meanwhile nobody has told.
+        connection.inbox.events.push(PoolEvent::Cleared);
+        let readable = connection.is_clear();
+        self.connection = Some(connection);
+        readable
+    }
+
+    fn inbox(&mut self) -> &mut Inbox {
+        match &mut self.connection {
+            Some(connection) => &mut connection.inbox,
+            None => &mut self.inbox,
+        }
+    }
+}
+
+impl Memory {
+    /// Slots that came too late to be filled: their shards are condemned, and the pool frees them.
+    fn condemn_unwanted(&self, connection: &mut Connection) {
+        let segment = &self.catalogue.segment;
+        for slot in connection.inbox.unwanted.drain(..) {
+            for rank in 0..segment.geometry().ranks() {
+                segment.condemn_shard(slot.slot, rank, slot.generation);
+            }
+        }
+    }
+
+    /// Whether a daemon that says `welcome` has this memory, and knows this session.
+    fn is_of(&self, welcome: &Welcome) -> bool {
+        let last = &self.welcome;
+        welcome.memory == last.memory
+            && welcome.session == last.session
+            && welcome.token == last.token
     }
 }
 
@@ -130,17 +235,6 @@ impl Client {
         let text = text.into();
         if notices.len() < NOTICES_MAX {
             notices.push(text);
-        }
-    }
-
-    /// Slots that came too late to be filled: their shards are condemned, and the pool frees them.
-    fn condemn_unwanted(&self, connection: &mut Connection) {
-        let ranks = self.catalogue.segment.geometry().ranks();
-        for slot in connection.inbox.unwanted.drain(..) {
-            for rank in 0..ranks {
-                let segment = &self.catalogue.segment;
-                segment.condemn_shard(slot.slot, rank, slot.generation);
-            }
         }
     }
 
@@ -163,21 +257,9 @@ impl Client {
             std::thread::sleep(wait);
             wait = (wait * 2).min(longest);
             let Some(client) = weak.upgrade() else { return };
-            let token = Some(client.welcome.token);
-            let deadline = Instant::now() + GREETING;
-            match greet(&client.options, Role::Scheduler, token, deadline) {
-                Ok(attached) if client.is_same(&attached.welcome) => {
-                    client.resume(attached);
-                    return;
-                }
-                Ok(_) => {
-                    client.notice(
-                        "the daemon has other memory now: nothing is loaded or saved any more. \
-                         Restart this engine to use it",
-                    );
-                    return;
-                }
-                Err(AttachError::Unreachable { .. } | AttachError::Busy { .. }) => {}
+            match client.try_to_attach() {
+                Ok(()) => return,
+                Err(error) if error.may_pass() => {}
                 Err(error) => {
                     let said = std::mem::replace(&mut refusal, error.to_string());
                     if said != refusal {
@@ -188,33 +270,28 @@ impl Client {
         }
     }
 
-    /// Whether a daemon has the memory that is mapped here, and knows this session.
-    fn is_same(&self, welcome: &Welcome) -> bool {
-        let last = &self.welcome;
-        welcome.memory == last.memory
-            && welcome.session == last.session
-            && welcome.token == last.token
-    }
-
-    fn resume(&self, attached: Attached) {
+    fn try_to_attach(&self) -> Result<(), AttachError> {
+        let token = {
+            let state = lock(&self.state);
+            state.memory.as_ref().map(|memory| memory.welcome.token)
+        };
+        let deadline = Instant::now() + GREETING;
+        let attached = greet(&self.options, Role::Scheduler, token, deadline)?;
         let mut state = lock(&self.state);
-        let inbox = std::mem::take(&mut state.inbox);
-        let mut connection = Connection::new(attached.stream, attached.reader, inbox);
-        if state.must_clear {
-            let tag = connection.take_tag();
-            connection.expect_clear(tag);
-            if connection.send(&ToDaemon::Clear(Clear { tag })).is_err() {
-                // The next call finds it broken.
-                self.notice("lost again at once");
-            }
+        let memory = state.memory.as_ref();
+        if memory.is_some_and(|memory| memory.is_of(&attached.welcome)) {
+            let readable = state.connect(attached.stream, attached.reader);
+            self.readable.store(readable, Ordering::Release);
+            self.notice("attached to the daemon again");
+            return Ok(());
         }
-        state.must_clear = false;
-        // What happened meanwhile nobody has told.
-        connection.inbox.events.push(PoolEvent::Cleared);
-        let readable = connection.is_clear();
-        state.connection = Some(connection);
-        self.readable.store(readable, Ordering::Release);
-        self.notice("attached to the daemon again");
+        drop(state);
+        let segment = Arc::new(map(&self.options, &attached)?);
+        // Mapped page by page now, on this thread, rather than at the first lookup.
+        segment.populate(&|_, _| {})?;
+        let arrival = Arrival::of(&segment, attached);
+        lock(&self.state).arrival = Some(arrival);
+        Ok(())
     }
 }
 
@@ -223,8 +300,33 @@ impl Access for SocketAccess {
         self.0.readable.load(Ordering::Acquire)
     }
 
+    fn has_new_memory(&self) -> bool {
+        lock(&self.0.state).arrival.is_some()
+    }
+
+    fn take_new_memory(&self) -> Option<Pins> {
+        let client = &self.0;
+        let mut state = lock(&client.state);
+        let Arrival {
+            memory,
+            pins,
+            stream,
+            reader,
+        } = state.arrival.take()?;
+        // They are of the last memory.
+        state.inbox.unwanted.clear();
+        let readable = state.connect(stream, reader);
+        let text = match state.memory.replace(memory) {
+            None => "attached to the daemon",
+            Some(_) => "attached to the daemon's new memory, which has nothing of before",
+        };
+        client.notice(text);
+        client.readable.store(readable, Ordering::Release);
+        Some(pins)
+    }
+
     fn begin_saves(&self, wanted: &[Wanted<'_>]) -> Vec<Begun> {
-        let most = usize::try_from(self.0.welcome.max_keys).unwrap_or(usize::MAX);
+        let most = self.max_keys();
         let answered = self.with(|connection| {
             connection.receive(None)?;
             if connection.is_behind() || wanted.is_empty() {
@@ -253,7 +355,7 @@ impl Access for SocketAccess {
     }
 
     fn settle(&self, chain: &[BlockKey]) {
-        let most = usize::try_from(self.0.welcome.max_keys).unwrap_or(usize::MAX);
+        let most = self.max_keys();
         let keys = chain[..chain.len().min(most)].into();
         self.send(&ToDaemon::Settle(Settle { keys }));
     }
@@ -301,15 +403,6 @@ impl Access for SocketAccess {
 
     fn take_notices(&self) -> Vec<Notice> {
         std::mem::take(&mut lock(&self.0.notices))
-    }
-}
-
-impl State {
-    fn inbox(&mut self) -> &mut Inbox {
-        match &mut self.connection {
-            Some(connection) => &mut connection.inbox,
-            None => &mut self.inbox,
-        }
     }
 }
 

@@ -10,3 +10,4 @@ mod client;
 mod connection;
 
 pub use attach::{AttachError, AttachOptions, Attachment};
+pub(crate) use client::SocketAccess;
