@@ -145,6 +145,20 @@ def test_a_killed_engine_gives_back_all_that_it_held(
     assert cached_tokens(loaded) == [WHOLE]
 
 
+def test_an_engine_tells_of_the_blocks_that_it_saves(daemon: Daemon, start: Start) -> None:
+    engine = start(replace(V1_ASYNC, kv_events=True))
+    with saved(daemon, BLOCKS):
+        engine.generate([LONG])
+        engine.settle()
+    told: list[Any] = []
+    limit = time.monotonic() + 60
+    while len(told) < BLOCKS and time.monotonic() < limit:
+        engine.settle()
+        events = engine.recorded("events")
+        told += [e for e in events if e["kind"] == "BlockStored" and e["medium"] == "CPU"]
+    assert len(told) == BLOCKS
+
+
 @pytest.mark.parametrize("how", ["killed", "terminated"])
 def test_engines_go_on_without_the_daemon_and_find_everything_in_the_next(
     daemon: Daemon, start: Start, reference: Reference, how: str
