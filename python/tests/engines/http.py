@@ -26,7 +26,15 @@ EXIT_LIMIT_S = 60.0
 class Server:
     """`vllm serve` with kvtide; scheduler and worker have processes of their own."""
 
-    def __init__(self, config: EngineConfig, model: Path, engine_id: str, folder: Path) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: Path,
+        engine_id: str,
+        folder: Path,
+        *,
+        data_parallel: int = 1,
+    ) -> None:
         self.engine_id = engine_id
         self.named_segment = named_segment(engine_id)
         self.events = f"ipc://{folder}/events"
@@ -34,6 +42,9 @@ class Server:
         self._log = folder / "server.log"
         port = free_port()
         more = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_SERVER_DEV_MODE": "1"}
+        arguments: list[str] = []
+        if data_parallel > 1:
+            arguments = ["--data-parallel-size", str(data_parallel), "--api-server-count", "1"]
         environment = Environment(config.runner, config.async_scheduling, more)
         events = {
             "enable_kv_cache_events": True,
@@ -41,6 +52,8 @@ class Server:
             "endpoint": self.events,
             "topic": "kv",
         }
+        if data_parallel == 1:  # vLLM counts up ports for its ranks, and knows none in a path.
+            arguments += ["--kv-events-config", json.dumps(events)]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [
@@ -50,7 +63,7 @@ class Server:
                     *("--kv-cache-memory-bytes", str(config.blocks * ROW_BYTES)),
                     *("--block-size", str(BLOCK_TOKENS), "--max-num-seqs", "4"),
                     "--enable-prompt-tokens-details",
-                    *("--kv-events-config", json.dumps(events)),
+                    *arguments,
                     "--kv-transfer-config",
                     json.dumps(config.transfer(engine_id)),
                 ],
@@ -77,11 +90,15 @@ class Server:
         """Everything it has written."""
         return self._log.read_text(errors="replace")
 
-    def complete(self, prompt: list[int], max_tokens: int, **more: Any) -> dict[str, Any]:
-        """One greedy completion: text and usage."""
+    def complete(
+        self, prompt: list[int], max_tokens: int, *, rank: int | None = None, **more: Any
+    ) -> dict[str, Any]:
+        """One greedy completion, of a data parallel rank if there are several: text and usage."""
         body = {"model": self._model, "prompt": prompt, "max_tokens": max_tokens}
         reply = self._client.post(
-            "/v1/completions", json=body | {"temperature": 0, "ignore_eos": True} | more
+            "/v1/completions",
+            json=body | {"temperature": 0, "ignore_eos": True} | more,
+            headers={} if rank is None else {"X-data-parallel-rank": str(rank)},
         )
         assert reply.status_code == 200, reply.text
         return dict(reply.json())

@@ -187,7 +187,7 @@ impl AttachError {
 /// What a scheduler looks up in the memory of a daemon that has said `welcome`, and its pins there.
 pub(super) fn read_pool(welcome: &Welcome, segment: &Arc<SharedSegment>) -> (Arc<Catalogue>, Pins) {
     let catalogue = Arc::new(Catalogue::new(Arc::clone(segment)));
-    // The daemon gives numbers that there are; with another one nothing could be pinned.
+    // The reader of the frame takes no other number.
     let holder = SlotHolder::of_session(welcome.session.into()).unwrap_or(SlotHolder::SCRUB);
     let guard = HolderGuard {
         holder,

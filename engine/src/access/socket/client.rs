@@ -327,10 +327,9 @@ impl Access for SocketAccess {
 
     fn begin_saves(&self, wanted: &[Wanted<'_>]) -> Vec<Begun> {
         let most = self.max_keys();
+        // This condemns what came too late; or the daemon would say that it is filling it.
+        self.with(|connection| connection.receive(None));
         let answered = self.with(|connection| {
-            connection.receive(None)?;
-            // Or the daemon would say that it is filling them.
-            self.0.condemn_unwanted(connection);
             if connection.is_behind() || wanted.is_empty() {
                 return Ok(Vec::new());
             }
