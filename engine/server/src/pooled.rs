@@ -90,6 +90,7 @@ impl Pooled {
             block_tokens: model.geometry.block_tokens,
             row_bytes: model.row_bytes,
             rows: model.gauges.slots as u64,
+            free_rows: model.gauges.free as u64,
             bytes: u64::from(model.extents) * report.extent_bytes,
             minimum_bytes: self.minimum_bytes,
             held_blocks: model.gauges.held as u64,

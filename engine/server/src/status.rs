@@ -73,6 +73,9 @@ pub struct Namespace {
     pub row_bytes: u64,
     /// Rows that the namespace has space for.
     pub rows: u64,
+    /// Rows of them without a block. What is neither free nor held was dropped, and is still read or
+    /// written by an engine.
+    pub free_rows: u64,
     /// Bytes of that space.
     pub bytes: u64,
     /// Bytes that are not taken from it once it has them.

@@ -4,282 +4,37 @@
 mod common;
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::Arc;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use kvtide_engine::{AttachOptions, Attachment, SaveJob, SavePlan, Session, Worker};
-use kvtide_kernels::copy::{HostCache, HostDevice};
-use kvtide_model::wire::Geometry;
-use kvtide_model::{BlockKey, BlockMove, Namespace, NamespaceId};
-use kvtide_segment::Holder;
+use common::engine::{Engine, LIMIT, SMALL, keys, namespace};
+use common::place::{KVTIDE, Place, held};
 use kvtide_server::node::{Inspection, Pinned, Purged, Unpinned};
-use kvtide_server::status::{SessionState, Status};
-use rustix::process::{Pid, Signal, kill_process};
-use serde::de::DeserializeOwned;
-use tempfile::TempDir;
+use kvtide_server::status::SessionState;
 
-const KVTIDE: &str = env!("CARGO_BIN_EXE_kvtide");
-const LIMIT: Duration = Duration::from_secs(20);
-const LAYERS: u32 = 2;
-const LAYER_BYTES: usize = 4096;
-const BLOCKS: u32 = 8;
-
-/// A directory on shared memory, and the daemons that have its memory one after the other.
-struct Place {
-    directory: TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        let place = Self {
-            directory: tempfile::tempdir_in("/dev/shm").unwrap(),
-        };
-        let directory = place.directory.path().display();
-        let text = format!(
-            "[memory]\ncapacity = \"16MiB\"\nextent = \"2MiB\"\ndirectory = \"{directory}\"\n\
-             [socket]\npath = \"{directory}/kvtide.sock\"\n[http]\nlisten = \"none\"\n\
-             [shutdown]\ngrace = \"500ms\"\n"
-        );
-        fs::write(place.path("kvtide.toml"), text).unwrap();
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn start(&self) -> Daemon {
-        self.start_with(&[])
-    }
-
-    fn start_with(&self, settings: &[(&str, &str)]) -> Daemon {
-        let child = Command::new(KVTIDE)
-            .args(["serve", "--config"])
-            .arg(self.path("kvtide.toml"))
-            .envs(settings.iter().copied())
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        let daemon = Daemon {
-            child: Some(child.unwrap()),
-        };
-        common::until_ready(&self.path("kvtide.sock"));
-        daemon
-    }
-
-    fn command(&self, arguments: &[&str]) -> Output {
-        Command::new(KVTIDE)
-            .args(arguments)
-            .arg("--socket")
-            .arg(self.path("kvtide.sock"))
-            .output()
-            .unwrap()
-    }
-
-    /// What a command prints for programs.
-    fn ask<T: DeserializeOwned>(&self, arguments: &[&str]) -> T {
-        let output = self.command(&[arguments, &["--json"]].concat());
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{told}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    fn status(&self) -> Status {
-        self.ask(&["status"])
-    }
-
-    /// The status, as soon as it is as it should be.
-    fn until(&self, is_so: impl Fn(&Status) -> bool) -> Status {
-        let begun = Instant::now();
-        loop {
-            let status = self.status();
-            if is_so(&status) {
-                return status;
-            }
-            assert!(begun.elapsed() < LIMIT, "{status:#?}");
-            sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-/// The program. A test that fails leaves none behind.
-struct Daemon {
-    child: Option<Child>,
-}
-
-impl Daemon {
-    fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().unwrap();
-        kill_process(Pid::from_child(child), signal).unwrap();
-    }
-
-    /// How it ended, and what it had logged.
-    fn ended(mut self) -> (ExitStatus, String) {
-        let output = self.child.take().unwrap().wait_with_output().unwrap();
-        (output.status, String::from_utf8(output.stderr).unwrap())
-    }
-
-    fn stop(self) -> (ExitStatus, String) {
-        self.signal(Signal::TERM);
-        self.ended()
-    }
-
-    fn kill(self) {
-        self.signal(Signal::KILL);
-        self.ended();
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// An engine of one rank, without vLLM.
-struct Engine {
-    session: Session,
-    cache: Arc<HostCache>,
-    worker: Worker,
-}
-
-impl Engine {
-    fn start(place: &Place, engine_id: &str, model: &str) -> Self {
-        let options = AttachOptions {
-            socket: place.path("kvtide.sock"),
-            engine_id: engine_id.into(),
-            client: "kvtide test".into(),
-            namespace: namespace(model),
-            model: model.into(),
-            tenant: "team-a".into(),
-            geometry: Geometry {
-                ranks: 1,
-                layers: LAYERS,
-                layer_bytes: LAYER_BYTES as u64,
-                block_tokens: 16,
-            },
-            events: false,
-            timeout: LIMIT,
-        };
-        let worker = Attachment::new(options.clone(), Holder::Worker(0)).unwrap();
-        let scheduler = Attachment::new(options, Holder::Scheduler).unwrap();
-        let cache = HostCache::new(LAYERS as usize, BLOCKS, LAYER_BYTES).unwrap();
-        let registration = cache.register(Arc::clone(worker.segment()), 0).unwrap();
-        let device = Arc::new(HostDevice::new(Arc::new(registration)));
-        Self {
-            session: Session::attached(scheduler, Duration::from_secs(60)),
-            worker: Worker::start(device, engine_id).unwrap(),
-            cache,
-        }
-    }
-
-    fn compute(&self, block: u32, content: u8) {
-        for layer in 0..LAYERS as usize {
-            self.cache.write(layer, block, |_| content);
-        }
-    }
-
-    fn has(&self, block: u32, content: u8) -> bool {
-        let holds = |layer| self.cache.read(layer, block).iter().all(|&b| b == content);
-        (0..LAYERS as usize).all(holds)
-    }
-
-    fn begin(&self, keys: &[BlockKey], blocks: &[u32]) -> SavePlan {
-        let begun = Instant::now();
-        loop {
-            let plan = self.session.begin_save(keys, 0, blocks);
-            if plan.covered == keys.len() {
-                return plan;
-            }
-            assert!(begun.elapsed() < LIMIT, "there is no place to save");
-            sleep(Duration::from_millis(2));
-        }
-    }
-
-    /// Saves the blocks 0 to 3 of the engine, with contents of their own.
-    fn save_four(&self) {
-        for block in 0..4 {
-            self.compute(block, content(block));
-        }
-        let plan = self.begin(&keys(0..4), &[0, 1, 2, 3]);
-        let (job, moves) = (plan.job, plan.moves);
-        self.worker.save_now(vec![SaveJob { job, moves }]);
-        assert!(self.session.drain(LIMIT));
-    }
-
-    /// Loads them into the blocks 4 to 7; whether they are what was saved.
-    fn loads_four(&mut self) -> bool {
-        let found = self.session.lookup(&keys(0..4));
-        let slots = found.lease.slots().iter();
-        let moves: Vec<_> = slots
-            .zip(4..)
-            .map(|(&slot, block)| BlockMove { slot, block })
-            .collect();
-        assert_eq!(moves.len(), 4);
-        self.worker.load_async(1, 0, moves, true);
-        let begun = Instant::now();
-        let outcome = loop {
-            if let Some((_, outcome)) = self.worker.take_loads().pop() {
-                break outcome;
-            }
-            assert!(begun.elapsed() < LIMIT, "the load does not end");
-            sleep(Duration::from_millis(1));
-        };
-        outcome.failed.is_empty() && (0..4).all(|block| self.has(4 + block, content(block)))
-    }
-}
-
-fn content(block: u32) -> u8 {
-    40 + u8::try_from(block).unwrap()
-}
-
-fn namespace(model: &str) -> NamespaceId {
-    let model = model.to_owned();
-    Namespace {
-        model,
-        ..Namespace::default()
-    }
-    .id()
-}
-
-fn keys(range: std::ops::Range<u32>) -> Vec<BlockKey> {
-    let key = |n: u32| {
-        let mut bytes = [7; 16];
-        bytes[..4].copy_from_slice(&n.wrapping_mul(0x9E37_79B9).to_le_bytes());
-        BlockKey::from_bytes(bytes)
-    };
-    range.map(key).collect()
-}
-
-fn held(status: &Status) -> u64 {
-    let whole = |each: &kvtide_server::status::Namespace| each.held_blocks - each.saving_blocks;
-    status.namespaces.iter().map(whole).sum()
+fn start(place: &Place, engine_id: &str) -> Engine {
+    Engine::start(&place.socket(), engine_id, SMALL)
 }
 
 #[test]
 fn a_daemon_that_was_stopped_leaves_its_blocks_to_the_next_and_no_socket() {
     let place = Place::new();
     let daemon = place.start();
-    let engine = Engine::start(&place, "a", "m");
-    engine.save_four();
+    let engine = start(&place, "a");
+    engine.save(&keys(0..4));
     let first = place.until(|status| held(status) == 4);
     drop(engine);
     let (status, log) = daemon.stop();
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(log.contains("stopped"), "{log}");
-    assert!(!place.path("kvtide.sock").exists());
+    assert!(!place.socket().exists());
 
     let daemon = place.start();
     let second = place.status();
     assert_ne!(first.boot, second.boot);
     assert_eq!((held(&second), second.sessions.len()), (4, 0));
-    assert!(Engine::start(&place, "b", "m").loads_four());
+    assert!(start(&place, "b").loads(&keys(0..4)));
     drop(daemon);
 }
 
@@ -287,8 +42,8 @@ fn a_daemon_that_was_stopped_leaves_its_blocks_to_the_next_and_no_socket() {
 fn a_daemon_that_was_killed_does_so_too_and_its_engines_go_on() {
     let place = Place::new();
     let daemon = place.start();
-    let mut engine = Engine::start(&place, "a", "m");
-    engine.save_four();
+    let mut engine = start(&place, "a");
+    engine.save(&keys(0..4));
     place.until(|status| held(status) == 4);
     daemon.kill();
     let daemon = place.start();
@@ -299,7 +54,7 @@ fn a_daemon_that_was_killed_does_so_too_and_its_engines_go_on() {
         let _ = engine.session.poll();
         sleep(Duration::from_millis(10));
     }
-    assert!(engine.loads_four());
+    assert!(engine.loads(&keys(0..4)));
     drop(engine);
     place.until(|status| status.sessions.is_empty());
     let (status, log) = daemon.stop();
@@ -310,7 +65,7 @@ fn a_daemon_that_was_killed_does_so_too_and_its_engines_go_on() {
 fn a_save_that_does_not_end_is_cut_off_and_told() {
     let place = Place::new();
     let daemon = place.start();
-    let engine = Engine::start(&place, "a", "m");
+    let engine = start(&place, "a");
     let unfinished = engine.begin(&keys(0..3), &[0, 1, 2]);
     let (status, log) = daemon.stop();
     assert!(status.success(), "{log}");
@@ -325,8 +80,8 @@ fn a_save_that_does_not_end_is_cut_off_and_told() {
 fn another_capacity_begins_anew_and_one_that_nobody_chose_does_not() {
     let place = Place::new();
     let daemon = place.start();
-    let engine = Engine::start(&place, "a", "m");
-    engine.save_four();
+    let engine = start(&place, "a");
+    engine.save(&keys(0..4));
     place.until(|status| held(status) == 4);
     drop(engine);
     daemon.stop();
@@ -352,8 +107,8 @@ fn another_capacity_begins_anew_and_one_that_nobody_chose_does_not() {
 fn operators_see_and_change_what_the_pool_has() {
     let place = Place::new();
     let daemon = place.start();
-    let engine = Engine::start(&place, "engine-a", "m");
-    engine.save_four();
+    let engine = start(&place, "engine-a");
+    engine.save(&keys(0..4));
     let status = place.until(|status| held(status) == 4);
     let [session] = &status.sessions[..] else {
         panic!("{status:#?}");

@@ -41,9 +41,11 @@ impl State {
         let slots = &catalogue.slots;
         slots.keep_only(&[&living[..], &[SlotHolder::POOL, SlotHolder::SCRUB]].concat());
         extents.iter().for_each(|rows| self.own(rows.clone()));
+        self.poll(catalogue);
         let mut complete: Vec<Left> = Vec::new();
         for slot in extents.iter().cloned().flatten() {
             let (slot, state) = slots.adopt(slot);
+            catalogue.mend(slot);
             let key = self.index.key_of(slot.slot);
             let filler = slots.filler(slot.slot);
             let writer = survivors.iter().find(|each| each.holder.number() == filler);
@@ -53,7 +55,9 @@ impl State {
                     if catalogue.saved(slot).is_memory() =>
                 {
                     slots.adopt_as_sealed(slot);
-                    let used_at = catalogue.used_at(slot.slot);
+                    // A clock may have been put back, and memory may be damaged: no time is to come.
+                    let used_at = catalogue.used_at(slot.slot).min(self.now);
+                    catalogue.note_used(slot.slot, used_at);
                     let slot = slot.slot;
                     complete.push(Left { used_at, slot, key });
                 }

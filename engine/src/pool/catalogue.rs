@@ -103,6 +103,13 @@ impl Catalogue {
         }
     }
 
+    /// Makes shards' headers usable for a slot's next generation that were damaged in an earlier life.
+    pub(crate) fn mend(&self, slot: SlotRef) {
+        for rank in 0..self.segment.geometry().ranks() {
+            self.segment.mend_shard(slot.slot, rank, slot.generation);
+        }
+    }
+
     /// When a slot was last used, in seconds of Unix time.
     pub(crate) fn used_at(&self, slot: u32) -> u64 {
         let record = self.segment.record(slot);

@@ -41,7 +41,7 @@ pub(super) struct State {
     /// word, so the pool looks.
     pub(super) doomed: VecDeque<SlotRef>,
     /// Seconds of Unix time when the pool was last looked at.
-    now: u64,
+    pub(super) now: u64,
     /// Until when nothing is evicted.
     pub(super) pinned_until: u64,
     pub(super) counters: PoolCounters,

@@ -80,6 +80,14 @@ impl ShardHeader {
         self.change(word(generation, BAD), |now| is_newer(generation, now))
     }
 
+    /// Newer → Bad: no slot of `generation` has had it, so the header is damaged, and nothing could be
+    /// begun for the generations that come next.
+    pub(crate) fn mend(&self, generation: u32) {
+        self.change(word(generation, BAD), |now| {
+            generation_of(now) != generation && !is_newer(generation, now)
+        });
+    }
+
     pub(crate) fn read(&self) -> ShardState {
         let state = self.state.load(Ordering::Acquire);
         let checksum = self.checksum.load(Ordering::Relaxed);
@@ -180,6 +188,19 @@ mod tests {
         assert!(header.seal(3, 1) && !header.refuse(3));
         assert!(header.refuse(4));
         assert!(!header.begin(4) && header.begin(5));
+    }
+
+    #[test]
+    fn a_shard_that_is_ahead_of_its_slot_is_mended_and_no_other_is() {
+        let header = header();
+        assert!(header.begin(7) && !header.begin(3));
+        header.mend(2);
+        assert_eq!(header.read().status, ShardStatus::Bad);
+        assert!(!header.begin(2) && header.begin(3) && header.seal(3, 33));
+        for generation in [3, 4] {
+            header.mend(generation);
+            assert_eq!(header.read().status, ShardStatus::Sealed);
+        }
     }
 
     #[test]

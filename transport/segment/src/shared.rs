@@ -318,6 +318,14 @@ impl SharedSegment {
         }
     }
 
+    /// Makes a shard's header bad that is ahead of its slot's `generation`, as only damaged memory has
+    /// it: the next generation can be begun then.
+    pub fn mend_shard(&self, row: u32, rank: u32, generation: u32) {
+        if let Some(header) = self.header(row, rank) {
+            header.mend(generation);
+        }
+    }
+
     /// Checksum of a shard's bytes as they are now; `None` when out of range.
     ///
     /// The caller holds the row pinned, so that nobody writes it meanwhile.

@@ -53,6 +53,7 @@ fn of_a_namespace(namespace: &Namespace) {
         ]
     };
     metrics::gauge!("kvtide_serve_namespace_rows", &of()).set(exact(namespace.rows));
+    metrics::gauge!("kvtide_serve_namespace_free_rows", &of()).set(exact(namespace.free_rows));
     metrics::gauge!("kvtide_serve_namespace_bytes", &of()).set(exact(namespace.bytes));
     metrics::gauge!("kvtide_serve_namespace_minimum_bytes", &of())
         .set(exact(namespace.minimum_bytes));

@@ -1,6 +1,11 @@
-//! A node without memory, which answers what it was given and remembers what it was told.
+//! A node without memory, which answers what it was given and remembers what it was told; beside it the
+//! real program and engines for it.
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+pub(crate) mod engine;
+pub(crate) mod place;
+pub(crate) mod random;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -141,6 +146,7 @@ pub(crate) fn busy() -> Status {
         block_tokens: 16,
         row_bytes: 2 << 20,
         rows: 16_384,
+        free_rows: 384,
         bytes: 32 * GIB,
         minimum_bytes: 4 * GIB,
         held_blocks: 16_000,
