@@ -121,7 +121,7 @@ test-batch: ## The batch API: OpenAI's client, faults, kills
 	$(BATCH_PYTEST) control/tests/batch
 
 .PHONY: soak
-soak: ## The batch server under 100 random kills
+soak: soak-serve ## 100 random kills of the batch server and of `kvtide serve` and its engines; an hour
 	$(CARGO) build $(CONTROL_BINARIES)
 	$(MAKE) KILLS=100 soak-batch
 
@@ -132,12 +132,22 @@ soak-batch:
 # The daemon as tests are built, and with the features that the workspace has.
 SERVER := $(abspath $(TARGET))/debug/kvtide
 SERVER_BUILD = $(CARGO) build --locked --profile test --workspace --bin kvtide
+SERVE_TESTS := python/tests/test_shared_pool.py python/tests/test_pool_kills.py
 
 .PHONY: test-serve
 test-serve: build ## `kvtide serve`: its own tests, and engines of vLLM $(VLLM_NEW) on its pool
-	$(CARGO) test --locked --workspace --test node --test lives
+	$(CARGO) test --locked --workspace --test node --test lives --test crowd --test damage --test surroundings \
+		--test versions
 	$(SERVER_BUILD)
-	KVTIDE_BINARY=$(SERVER) $(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs python/tests/test_shared_pool.py
+	KVTIDE_BINARY=$(SERVER) $(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs $(SERVE_TESTS)
+
+.PHONY: soak-serve
+soak-serve: build
+	KVTIDE_CROWD_SECONDS=600 KVTIDE_DAMAGE_ROUNDS=200 \
+		$(CARGO) test --locked --workspace --test crowd --test damage -- --nocapture
+	$(SERVER_BUILD)
+	KVTIDE_POOL_KILLS=100 KVTIDE_BINARY=$(SERVER) $(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m pytest -q -rs \
+		python/tests/test_pool_kills.py
 
 .PHONY: test-vllm
 test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions
@@ -145,7 +155,7 @@ test-vllm: test-vllm-old test-vllm-new ## Real vLLM, both versions
 .PHONY: test-vllm-old
 test-vllm-old: build ## Real vLLM $(VLLM_OLD): what its contract changes, so no daemon, and answers of one length
 	KVTIDE_TEST_LENGTHS=32 $(VLLM_ENV) $(call venv,vllm $(VLLM_OLD))/bin/python -m pytest -q -rs python/tests --ignore python/tests/gpu \
-		--ignore python/tests/test_shared_pool.py
+		$(SERVE_TESTS:%=--ignore %)
 
 .PHONY: test-vllm-new
 test-vllm-new: build ## Real vLLM $(VLLM_NEW)
@@ -201,10 +211,10 @@ format: ## Format everything
 
 .PHONY: bench
 bench: build ## Measure, and write the results into docs/benchmarks.md
-	$(CARGO) bench --locked -p kvtide-bench
+	$(CARGO) build --locked --release -p kvtide-server
+	KVTIDE_BENCH_OUTPUT=$(abspath $(TARGET))/served_pool.json $(CARGO) bench --locked -p kvtide-bench
 	$(MAKE) bench-kube
 	$(call venv,dev)/bin/python -m bench.micro
-	$(CARGO) build --locked --release -p kvtide-server
 	$(VLLM_ENV) $(call venv,vllm $(VLLM_NEW))/bin/python -m bench.engine_cost --kvtide $(TARGET)/release/kvtide
 	$(call venv,dev)/bin/python -m bench.report
 	$(MAKE) bench-batch
