@@ -39,7 +39,11 @@ impl State {
     ) {
         let living: Vec<SlotHolder> = survivors.iter().map(|each| each.holder).collect();
         let slots = &catalogue.slots;
-        slots.keep_only(&[&living[..], &[SlotHolder::POOL, SlotHolder::SCRUB]].concat());
+        slots.keep_only(&living);
+        // What these two of an earlier life held when it was killed, nobody would give up.
+        for holder in [SlotHolder::POOL, SlotHolder::SCRUB] {
+            slots.enter(holder);
+        }
         extents.iter().for_each(|rows| self.own(rows.clone()));
         self.poll(catalogue);
         let mut complete: Vec<Left> = Vec::new();

@@ -227,6 +227,8 @@ impl Access for SocketAccess {
         let most = usize::try_from(self.0.welcome.max_keys).unwrap_or(usize::MAX);
         let answered = self.with(|connection| {
             connection.receive(None)?;
+            // Or the daemon would say that it is filling them.
+            self.0.condemn_unwanted(connection);
             if connection.is_behind() || wanted.is_empty() {
                 return Ok(Vec::new());
             }
