@@ -17,10 +17,43 @@ COPIED_BYTES = 256 << 20
 """What one iteration of `host_copy` copies."""
 
 
+SERVED = {
+    "bytes a row beside the rows": "≤ 100",
+    "ready again after SIGTERM, greatest": "≤ 2000",
+    "ready again after kill -9, greatest": "≤ 2000",
+    "idle, an engine attached, no scrub": "≤ 0.5",
+    "idle, an engine attached, scrub as by default": "",
+    "lookup and pin of 131,072 tokens, alone, p99": "≤ 1000",
+    "lookup and pin of 131,072 tokens, beside 8 engines, median": "≤ 300",
+    "lookup and pin of 131,072 tokens, beside 8 engines, p99": "≤ 1000",
+    "lookups of 128 blocks on two cores": "≥ 100,000",
+    "an engine attaches to 10 GiB, greatest": "≤ 1000",
+}
+"""What `served_pool` tells that is a row, and what it must be."""
+
+
+def target() -> Path:
+    """Where cargo builds."""
+    return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+
+
+def served_pool() -> list[dict[str, Any]]:
+    """What the daemon costs as a process."""
+    found = json.loads((target() / "served_pool.json").read_text())
+    return [
+        {
+            "name": f"`kvtide serve`: {name}",
+            "value": found[name][0],
+            "unit": found[name][1],
+            "must": must,
+        }
+        for name, must in SERVED.items()
+    ]
+
+
 def criterion_ms(benchmark: str) -> float:
     """Median time of a criterion benchmark in milliseconds."""
-    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    estimates = target / "criterion" / benchmark / "new" / "estimates.json"
+    estimates = target() / "criterion" / benchmark / "new" / "estimates.json"
     return json.loads(estimates.read_text())["median"]["point_estimate"] / 1e6
 
 
@@ -118,7 +151,8 @@ def rows() -> list[dict[str, Any]]:
         )
     ]
     where = provenance()
-    return [row | where for row in (*lookups, *waiting, *full_pool, *shared_pool, *copies, *fused)]
+    parts = (lookups, waiting, full_pool, shared_pool, served_pool(), copies, fused)
+    return [row | where for part in parts for row in part]
 
 
 def main() -> None:

@@ -83,29 +83,7 @@ impl Daemon {
     /// When the daemon does not take it.
     #[must_use]
     pub fn engine(&self, engine_id: &str) -> Engine {
-        let options = AttachOptions {
-            socket: self.socket(),
-            engine_id: engine_id.into(),
-            client: "kvtide bench".into(),
-            namespace: Namespace::default().id(),
-            model: "bench".into(),
-            tenant: String::new(),
-            geometry: Geometry {
-                ranks: 1,
-                layers: 1,
-                layer_bytes: self.layer_bytes,
-                block_tokens: crate::BLOCK_TOKENS,
-            },
-            events: false,
-            timeout: Duration::from_secs(10),
-        };
-        let worker = Attachment::new(options.clone(), Holder::Worker(0)).expect("attached");
-        let scheduler = Attachment::new(options, Holder::Scheduler).expect("attached");
-        Engine {
-            session: Session::attached(scheduler, Duration::from_secs(600)),
-            segment: Arc::clone(worker.segment()),
-            _worker: worker,
-        }
+        Engine::attach(&self.socket(), engine_id, self.layer_bytes)
     }
 }
 
@@ -125,6 +103,37 @@ fn hello(stream: &mut UnixStream) -> Option<Hello> {
 }
 
 impl Engine {
+    /// An engine on the pool of the daemon at `socket`, whose blocks have one layer of so many bytes.
+    ///
+    /// # Panics
+    /// When the daemon does not take it.
+    #[must_use]
+    pub fn attach(socket: &Path, engine_id: &str, layer_bytes: u64) -> Self {
+        let options = AttachOptions {
+            socket: socket.to_owned(),
+            engine_id: engine_id.into(),
+            client: "kvtide bench".into(),
+            namespace: Namespace::default().id(),
+            model: "bench".into(),
+            tenant: String::new(),
+            geometry: Geometry {
+                ranks: 1,
+                layers: 1,
+                layer_bytes,
+                block_tokens: crate::BLOCK_TOKENS,
+            },
+            events: false,
+            timeout: Duration::from_secs(10),
+        };
+        let worker = Attachment::new(options.clone(), Holder::Worker(0)).expect("attached");
+        let scheduler = Attachment::new(options, Holder::Scheduler).expect("attached");
+        Self {
+            session: Session::attached(scheduler, Duration::from_secs(600)),
+            segment: Arc::clone(worker.segment()),
+            _worker: worker,
+        }
+    }
+
     /// Saves `keys` without copying anything: their shards are sealed as they are.
     ///
     /// # Panics
