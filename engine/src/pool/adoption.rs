@@ -39,11 +39,7 @@ impl State {
     ) {
         let living: Vec<SlotHolder> = survivors.iter().map(|each| each.holder).collect();
         let slots = &catalogue.slots;
-        slots.keep_only(&living);
-        // What these two of an earlier life held when it was killed, nobody would give up.
-        for holder in [SlotHolder::POOL, SlotHolder::SCRUB] {
-            slots.enter(holder);
-        }
+        slots.keep_only(&[&living[..], &[SlotHolder::POOL, SlotHolder::SCRUB]].concat());
         extents.iter().for_each(|rows| self.own(rows.clone()));
         self.poll(catalogue);
         let mut complete: Vec<Left> = Vec::new();
