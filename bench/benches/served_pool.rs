@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use kvtide_bench::{BLOCK_TOKENS, Engine, prompt, sequence};
 use kvtide_engine::{Sequence, Session};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 
 const ROWS: usize = 1_000_000;
@@ -202,6 +203,13 @@ impl Found {
 const MS: (&str, f64) = ("ms", 1e3);
 const US: (&str, f64) = ("µs", 1e6);
 
+/// Time on a core that this thread has had.
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let part = |number: i64| u64::try_from(number).expect("a time that has passed");
+    Duration::from_secs(part(time.tv_sec)) + Duration::from_nanos(part(time.tv_nsec))
+}
+
 fn look_up(session: &Session, hashed: &mut Sequence, blocks: usize) {
     hashed.release(); // Or what was matched before would be kept.
     let matched = hashed.match_blocks(session, 0, blocks, false);
@@ -259,14 +267,17 @@ fn rows(found: &mut Found) {
 fn lookups(found: &mut Found, place: &Place, engine: &Engine) {
     let mut hashed = sequence(&prompt(3, TOKENS));
     let mut measure = |engine: &Engine, name: &str| {
-        let mut times = Vec::with_capacity(LOOKUPS);
+        let (mut times, mut own) = (Vec::new(), Vec::new());
         for _ in 0..LOOKUPS {
-            let began = Instant::now();
+            let (began, before) = (Instant::now(), thread_time());
             look_up(&engine.session, &mut hashed, BLOCKS);
+            own.push(thread_time().saturating_sub(before));
             times.push(began.elapsed());
         }
         hashed.release();
         found.note_times(name, times, US);
+        // What is left when others have work for the same cores.
+        found.note_times(&format!("{name}, on a core"), own, US);
     };
     measure(engine, "lookup and pin of 131,072 tokens, alone");
     let attach = |n: u32| Engine::attach(&place.socket(), &format!("other{n}"), ROW_BYTES);

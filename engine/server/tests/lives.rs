@@ -5,16 +5,17 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::Arc;
+use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::engine::{Engine, LIMIT, SMALL, keys, namespace};
 use common::place::{KVTIDE, Place, held};
 use kvtide_server::node::{Inspection, Pinned, Purged, Unpinned};
+use kvtide_engine::SaveJob;
 use kvtide_server::status::SessionState;
+use rustix::process::Signal;
 
 fn start(place: &Place, engine_id: &str) -> Engine {
     Engine::start(&place.socket(), engine_id, SMALL)
@@ -128,7 +129,7 @@ fn a_check_says_whether_the_memory_that_is_there_is_kept() {
     let text = check(&[("KVTIDE_SERVE_MEMORY_EXTENT", "4MiB")]);
     let why = "memory.extent is 4 MiB, and was 2 MiB";
     assert!(text.contains(&format!("{would}{why}")), "{text}");
-    let own = place.path("kvtide-pool-pool");
+    let own = place.memory("");
     let length = || fs::metadata(own.join("memory")).unwrap().len();
     assert_eq!(length(), 16 << 20, "nothing is changed");
     fs::write(own.join("ledger"), "torn").unwrap();
@@ -148,17 +149,10 @@ fn a_check_says_whether_the_memory_that_is_there_is_kept() {
 fn a_daemon_that_ends_while_it_makes_its_memory_leaves_no_part_of_it() {
     for signal in [Signal::KILL, Signal::TERM] {
         let place = Place::new();
-        let child = Command::new(KVTIDE)
-            .args(["serve", "--config"])
-            .arg(place.path("kvtide.toml"))
-            .env("KVTIDE_SERVE_MEMORY_CAPACITY", "1GiB")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        let daemon = Daemon {
-            child: Some(child.unwrap()),
-        };
-        let own = place.path("kvtide-pool-pool");
+        let mut command = place.command_of(Path::new(KVTIDE));
+        command.env("KVTIDE_SERVE_MEMORY_CAPACITY", "1GiB");
+        let daemon = place.spawn_at_once(command);
+        let own = place.memory("");
         let begun = Instant::now();
         while !own.join("lock").exists() {
             assert!(begun.elapsed() < LIMIT, "it does not begin");
@@ -185,19 +179,19 @@ fn memory_is_placed_and_taken_in_huge_pages_as_it_is_set_or_the_start_says_why_n
             .output()
             .unwrap()
     };
-    let mount = kvtide_segment::mount_huge_pages(place.directory.path()).unwrap();
+    let mount = kvtide_segment::mount_huge_pages(place.directory()).unwrap();
     if mount == kvtide_segment::MountHugePages::Never {
         let output = start(&[("KVTIDE_SERVE_MEMORY_HUGE_PAGES", "require")]);
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{told}");
         assert!(told.contains("memory.huge_pages: "), "{told}");
         assert!(told.contains("mount -o remount,huge=within_size"), "{told}");
-        let left = fs::read_dir(place.path("kvtide-pool-pool")).unwrap();
+        let left = fs::read_dir(place.memory("")).unwrap();
         let names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["lock"]);
     }
     let daemon = place.start_with(&[numa]);
-    let pid = daemon.child.as_ref().unwrap().id();
+    let pid = daemon.pid();
     let maps = fs::read_to_string(format!("/proc/{pid}/numa_maps")).unwrap_or_default();
     let memory = maps
         .lines()
@@ -207,6 +201,65 @@ fn memory_is_placed_and_taken_in_huge_pages_as_it_is_set_or_the_start_says_why_n
         None => eprintln!("SKIPPED: this kernel does not show where memory lies"),
     }
     drop(daemon);
+}
+
+#[test]
+fn a_tenant_has_its_quota_and_is_purged_by_its_name() {
+    let place = Place::new();
+    let quotas = ("KVTIDE_SERVE_LIMITS_QUOTAS", "team-a=3MiB,team-b=16MiB");
+    let daemon = place.start_with(&[quotas]);
+    let engine = start(&place, "engine-a");
+    // More than an extent has.
+    for at in 0..300 {
+        let plan = engine.begin(&keys(at..at + 1), &[0]);
+        let (job, moves) = (plan.job, plan.moves);
+        engine.worker.save_now(vec![SaveJob { job, moves }]);
+        assert!(engine.session.drain(LIMIT));
+    }
+    let status = place.until(|status| status.tenants[0].denied_by_quota > 0);
+    let [team_a, team_b] = &status.tenants[..] else {
+        panic!("{status:#?}");
+    };
+    assert_eq!(team_a.tenant, "team-a");
+    assert_eq!((team_a.quota_bytes, team_a.bytes), (Some(3 << 20), 2 << 20));
+    assert!(team_a.held_blocks > 0 && team_a.held_blocks < 256);
+    assert_eq!((team_b.quota_bytes, team_b.bytes), (Some(16 << 20), 0));
+    let purged: Purged = place.ask(&["purge", "--tenant", "team-a", "--yes"]);
+    assert_eq!(purged.blocks, team_a.held_blocks);
+    let output = place.command(&["purge", "--tenant", "nobody", "--yes"]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        told,
+        "error: tenant \"nobody\" has nothing; name one that kvtide status shows\n"
+    );
+    drop(engine);
+    place.until(|status| status.namespaces.is_empty());
+    let (_, log) = daemon.stop();
+    for line in [
+        "a model gets no more memory: its tenant has its quota",
+        "a process of an engine is connected",
+        "a process of an engine is no longer connected",
+        "an engine has gone",
+        "a pool that holds nothing and has no engine is closed",
+    ] {
+        assert!(log.contains(line), "{line}\n{log}");
+    }
+    assert_eq!(log.matches("gets no more memory").count(), 1, "{log}");
+}
+
+#[test]
+fn an_operators_pin_is_there_after_a_kill() {
+    let place = Place::new();
+    let daemon = place.start();
+    let engine = start(&place, "a");
+    engine.save(&keys(0..4));
+    place.until(|status| held(status) == 4);
+    drop(engine);
+    let pinned: Pinned = place.ask(&["pin", "--namespace", "m", "--ttl", "1h"]);
+    daemon.kill();
+    let _daemon = place.start();
+    let until = place.status().namespaces[0].pinned_until_unix_s;
+    assert_eq!(until, Some(pinned.until_unix_s));
 }
 
 #[test]
@@ -254,65 +307,6 @@ fn operators_see_and_change_what_the_pool_has() {
     let output = place.command(&["purge", "--namespace", "nobody", "--yes"]);
     assert_eq!(output.status.code(), Some(1));
     drop((engine, daemon));
-}
-
-#[test]
-fn a_tenant_has_its_quota_and_is_purged_by_its_name() {
-    let place = Place::new();
-    let quotas = ("KVTIDE_SERVE_LIMITS_QUOTAS", "team-a=3MiB,team-b=16MiB");
-    let daemon = place.start_with(&[quotas]);
-    let engine = Engine::start(&place, "engine-a", "m");
-    // More than an extent has.
-    for at in 0..300 {
-        let plan = engine.begin(&keys(at..at + 1), &[0]);
-        let (job, moves) = (plan.job, plan.moves);
-        engine.worker.save_now(vec![SaveJob { job, moves }]);
-        assert!(engine.session.drain(LIMIT));
-    }
-    let status = place.until(|status| status.tenants[0].denied_by_quota > 0);
-    let [team_a, team_b] = &status.tenants[..] else {
-        panic!("{status:#?}");
-    };
-    assert_eq!(team_a.tenant, "team-a");
-    assert_eq!((team_a.quota_bytes, team_a.bytes), (Some(3 << 20), 2 << 20));
-    assert!(team_a.held_blocks > 0 && team_a.held_blocks < 256);
-    assert_eq!((team_b.quota_bytes, team_b.bytes), (Some(16 << 20), 0));
-    let purged: Purged = place.ask(&["purge", "--tenant", "team-a", "--yes"]);
-    assert_eq!(purged.blocks, team_a.held_blocks);
-    let output = place.command(&["purge", "--tenant", "nobody", "--yes"]);
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(
-        told,
-        "error: tenant \"nobody\" has nothing; name one that kvtide status shows\n"
-    );
-    drop(engine);
-    place.until(|status| status.namespaces.is_empty());
-    let (_, log) = daemon.stop();
-    for line in [
-        "a model gets no more memory: its tenant has its quota",
-        "a process of an engine is connected",
-        "a process of an engine is no longer connected",
-        "an engine has gone",
-        "a pool that holds nothing and has no engine is closed",
-    ] {
-        assert!(log.contains(line), "{line}\n{log}");
-    }
-    assert_eq!(log.matches("gets no more memory").count(), 1, "{log}");
-}
-
-#[test]
-fn an_operators_pin_is_there_after_a_kill() {
-    let place = Place::new();
-    let daemon = place.start();
-    let engine = Engine::start(&place, "a", "m");
-    engine.save_four();
-    place.until(|status| held(status) == 4);
-    drop(engine);
-    let pinned: Pinned = place.ask(&["pin", "--namespace", "m", "--ttl", "1h"]);
-    daemon.kill();
-    let _daemon = place.start();
-    let until = place.status().namespaces[0].pinned_until_unix_s;
-    assert_eq!(until, Some(pinned.until_unix_s));
 }
 
 #[test]

@@ -135,7 +135,7 @@ impl Member {
         let found = engine.session.lookup(&chain);
         self.tally.looked += 1;
         let begun = Instant::now();
-        while matches!(found.lease.readiness(), Readiness::Saving(_))
+        while matches!(found.lease.readiness(0), Readiness::Arriving(_))
             && begun.elapsed() < Duration::from_millis(40)
         {
             sleep(Duration::from_millis(2));
@@ -143,7 +143,7 @@ impl Member {
         if self.random.percent(15) {
             // A request that waits and is given up.
             sleep(self.random.ms(1..60));
-        } else if found.lease.readiness() == Readiness::Ready {
+        } else if found.lease.readiness(0) == Readiness::Ready {
             let loaded = engine.load_leased(&found.lease, &chain);
             assert_eq!(loaded.wrong, 0, "wrong bytes in {chain:?}");
             // It was complete and stays so while it is pinned: bytes that do not have their checksum were
