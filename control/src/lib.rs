@@ -10,7 +10,7 @@
 //! [`api`] is what is stored, [`core`] decides and does no I/O, [`reconcile`] reads and writes, and
 //! [`controller`] is the process around it, and [`install`] checks and removes an installation.
 //! [`batch`] stands beside them and needs no Kubernetes;
-//! its callers are known by [`keys`].
+//! its callers are known by their [`kvtide_control_base::api_keys`].
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -19,7 +19,5 @@ pub mod controller;
 pub mod core;
 pub mod crds;
 pub mod install;
-pub mod keys;
 pub mod reconcile;
-pub mod telemetry;
 pub mod webhook;

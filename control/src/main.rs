@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvtide_control::telemetry::{self, LogArgs};
 use kvtide_control::{batch, controller, crds, install};
+use kvtide_control_base::telemetry::{self, LogArgs};
 
 /// kvtide's control plane.
 #[derive(Debug, Parser)]

@@ -36,7 +36,8 @@ fn every_crate_imports_only_what_lies_below_it() {
             "kvtide-server",
             &["kvtide-model", "kvtide-segment", "kvtide-engine"][..],
         ),
-        ("kvtide-control", &["kvtide-model"][..]),
+        ("kvtide-control-base", &[][..]),
+        ("kvtide-control", &["kvtide-control-base"][..]),
         (
             "kvtide-bench",
             &[
@@ -74,7 +75,10 @@ fn every_crate_imports_only_what_lies_below_it() {
 const CONFINED: &[(&str, &[&str])] = &[
     ("cudarc", &["kvtide-kernels"]),
     ("pyo3", &["kvtide-connector"]),
-    ("tokio", &["kvtide-control", "kvtide-server"]),
+    (
+        "tokio",
+        &["kvtide-control", "kvtide-control-base", "kvtide-server"],
+    ),
     ("kube", &["kvtide-control"]),
     ("k8s-openapi", &["kvtide-control"]),
 ];

@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use crate::batch::client::{self, Fetch, Named, Submit};
 use crate::batch::serve::{self, ServeArgs};
-use crate::keys;
+use kvtide_control_base::api_keys;
 
 /// The batch API.
 #[derive(Debug, clap::Args)]
@@ -76,12 +76,12 @@ pub fn main(args: Args) -> ExitCode {
 }
 
 fn key(tenant: &str) -> Result<ExitCode, client::ClientError> {
-    if !keys::is_tenant_name(tenant) {
+    if !api_keys::is_tenant_name(tenant) {
         return Err(client::ClientError::Wrong(
             "the tenant's name must be 1 to 128 letters, digits, '-', '_', '.' or '@'".to_owned(),
         ));
     }
-    let (secret, key) = keys::generate(tenant)?;
+    let (secret, key) = api_keys::generate(tenant)?;
     client::say(&secret)?;
     client::complain(
         "The key above is shown only now. Its entry for the file of keys, {\"keys\": [ENTRY, ...]}:",

@@ -27,7 +27,6 @@ pub mod run;
 mod serve;
 pub mod state;
 pub mod store;
-pub mod tls;
 mod variables;
 
 pub use command::{Args, main};

@@ -28,10 +28,10 @@ use crate::batch::run::{
     sweep_for_ever,
 };
 use crate::batch::store::{Metadata, Places, Postgres, Sqlite};
-use crate::batch::tls::Trust;
 use crate::batch::variables;
-use crate::keys::Keys;
-use crate::telemetry;
+use kvtide_control_base::api_keys::Keys;
+use kvtide_control_base::telemetry;
+use kvtide_control_base::tls::Trust;
 
 /// How often the file of keys is looked at.
 const KEYS_REFRESHED_EVERY: Duration = Duration::from_secs(2);

@@ -5,24 +5,24 @@
 
 mod args;
 mod caches;
-mod http;
 mod lease;
 pub(crate) mod schema;
 mod wiring;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kube::Client;
+use kvtide_control_base::health::{self, Health};
+use kvtide_control_base::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 pub use args::Args;
 
 use crate::reconcile::said;
-use crate::telemetry;
 use crate::webhook::{self, Source};
 use lease::{Lease, LeaseSettings};
 
@@ -49,15 +49,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     runtime.block_on(serve(args))
 }
 
-/// What the health endpoints tell.
-#[derive(Debug, Default)]
-pub struct Health {
-    /// This process does what its place asks for: it leads with full caches, or it waits to.
-    pub ready: AtomicBool,
-    /// It leads.
-    pub leads: AtomicBool,
-}
-
 async fn serve(args: Args) -> anyhow::Result<()> {
     let metrics = telemetry::init_metrics()?;
     let config = kube::Config::infer().await.context("finding the cluster")?;
@@ -71,7 +62,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     metrics::gauge!("kvtide_control_leader").set(0.0);
     let health = Arc::new(Health::default());
     let (stop, stopped) = watch::channel(false);
-    let mut server = tokio::spawn(http::serve(
+    let mut server = tokio::spawn(health::serve(
         args.listen,
         health.clone(),
         metrics,

@@ -34,7 +34,7 @@ use url::Url;
 use crate::batch::blobs::{BlobWriter, Blobs, ByteStream, Extent, PartWriter, Piece, parts_of};
 use crate::batch::error::Failure;
 use crate::batch::store::{Fence, Stream};
-use crate::batch::tls::Trust;
+use kvtide_control_base::tls::Trust;
 use transfer::Transfer;
 
 pub use transfer::TRANSFER_BYTES;

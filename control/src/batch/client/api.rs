@@ -15,7 +15,7 @@ use crate::batch::client::input::Input;
 use crate::batch::client::sending::{Patience, Sending};
 use crate::batch::client::{ClientArgs, ClientError};
 use crate::batch::credentials;
-use crate::batch::tls::Trust;
+use kvtide_control_base::tls::Trust;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// How long a server may send nothing.

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
-use crate::batch::tls::TrustError;
 use api::Api;
 use input::Input;
+use kvtide_control_base::tls::TrustError;
 
 /// How often a batch is looked at while it is watched.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -131,7 +131,7 @@ pub enum ClientError {
     Trust(#[from] TrustError),
     /// No key could be made.
     #[error(transparent)]
-    Keys(#[from] crate::keys::KeysError),
+    Keys(#[from] kvtide_control_base::api_keys::KeysError),
 }
 
 type Done = Result<ExitCode, ClientError>;

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use crate::batch::http::origin::{self, Names};
 use crate::batch::http::{ApiError, App};
 use crate::batch::id;
-use crate::keys::Keys;
+use kvtide_control_base::api_keys::Keys;
 
 /// The tenant of whoever calls a server that has no keys.
 pub const ONLY_TENANT: &str = "default";

@@ -37,7 +37,7 @@ use crate::batch::store::{Metadata, Places};
 
 pub use admission::{Admission, Bounds};
 pub use auth::{Access, ONLY_TENANT};
-pub use error::ApiError;
+pub use kvtide_control_base::openai::ApiError;
 pub use listen::{CONNECTION_BYTES, listen};
 pub use refusals::Refusals;
 pub use reserve::Reservations;

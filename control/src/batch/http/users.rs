@@ -11,7 +11,7 @@ use crate::batch::http::auth::Caller;
 use crate::batch::http::extract::{Id, Whole};
 use crate::batch::http::{ApiError, App};
 use crate::batch::store::User;
-use crate::keys::is_tenant_name;
+use kvtide_control_base::api_keys::is_tenant_name;
 
 /// `POST /CreateUser`, `/ReadUser`, `/UpdateUser`, `/DeleteUser`.
 pub(super) async fn manage(

@@ -22,7 +22,7 @@ use crate::batch::endpoint::Endpoint;
 use crate::batch::error::Failure;
 use crate::batch::run::pace::Absence;
 use crate::batch::run::retry::Verdict;
-use crate::batch::tls::Trust;
+use kvtide_control_base::tls::Trust;
 
 /// How long a connection may take to be made.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);

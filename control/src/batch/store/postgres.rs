@@ -31,7 +31,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::batch::error::Failure;
 use crate::batch::store::Metadata;
-use crate::batch::tls::Trust;
+use kvtide_control_base::tls::Trust;
 use rows::failed;
 use watch::Watch;
 

@@ -12,7 +12,7 @@ use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::Upstream;
 use crate::batch::state::{Order, Usage};
 use crate::batch::store::{Create, Places, Sqlite};
-use crate::batch::tls::Trust;
+use kvtide_control_base::tls::Trust;
 
 const LEASE: Duration = Duration::from_secs(60);
 const TOTAL: u64 = 2;

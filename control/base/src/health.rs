@@ -1,8 +1,8 @@
-//! Health, readiness and metrics.
+//! Health, readiness and metrics of a process of which one leads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use axum::Router;
@@ -13,10 +13,21 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::Health;
+/// What the health endpoints tell.
+#[derive(Debug, Default)]
+pub struct Health {
+    /// This process does what its place asks for: it leads with full caches, or it waits to.
+    pub ready: AtomicBool,
+    /// It leads.
+    pub leads: AtomicBool,
+}
 
-/// Serves until `stopped`.
-pub(super) async fn serve(
+/// Serves `/healthz`, `/readyz` and `/metrics` until `stopped`.
+///
+/// # Errors
+///
+/// When the port is taken, or the server breaks.
+pub async fn serve(
     address: SocketAddr,
     health: Arc<Health>,
     metrics: PrometheusHandle,
