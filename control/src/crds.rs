@@ -4,9 +4,8 @@ use std::io::Write;
 
 use anyhow::Context;
 use clap::Args as ClapArgs;
+use kvtide_control_api::crds::definitions;
 use serde_json::{Value, json};
-
-use crate::api::crds::definitions;
 
 /// Arguments of `kvtide-control crds`.
 #[derive(Clone, Copy, Debug, ClapArgs)]

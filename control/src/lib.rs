@@ -7,13 +7,12 @@
 //!      └── Service (headless)                       names of its pods in DNS
 //! ```
 //!
-//! [`api`] is what is stored, [`core`] decides and does no I/O, [`reconcile`] reads and writes, and
+//! [`kvtide_control_api`] is what is stored, [`core`] decides and does no I/O, [`reconcile`] reads and writes, and
 //! [`controller`] is the process around it, and [`install`] checks and removes an installation.
 //! [`batch`] stands beside them and needs no Kubernetes;
 //! its callers are known by their [`kvtide_control_base::api_keys`].
 #![forbid(unsafe_code)]
 
-pub mod api;
 pub mod batch;
 pub mod controller;
 pub mod core;

@@ -37,7 +37,11 @@ fn every_crate_imports_only_what_lies_below_it() {
             &["kvtide-model", "kvtide-segment", "kvtide-engine"][..],
         ),
         ("kvtide-control-base", &[][..]),
-        ("kvtide-control", &["kvtide-control-base"][..]),
+        ("kvtide-control-api", &[][..]),
+        (
+            "kvtide-control",
+            &["kvtide-control-api", "kvtide-control-base"][..],
+        ),
         (
             "kvtide-bench",
             &[
@@ -80,7 +84,7 @@ const CONFINED: &[(&str, &[&str])] = &[
         &["kvtide-control", "kvtide-control-base", "kvtide-server"],
     ),
     ("kube", &["kvtide-control"]),
-    ("k8s-openapi", &["kvtide-control"]),
+    ("k8s-openapi", &["kvtide-control", "kvtide-control-api"]),
 ];
 
 #[test]

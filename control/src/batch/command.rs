@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use kvtide_control_base::api_keys;
 
 use crate::batch::client::{self, Fetch, Named, Submit};
 use crate::batch::serve::{self, ServeArgs};
-use kvtide_control_base::api_keys;
 
 /// The batch API.
 #[derive(Debug, clap::Args)]

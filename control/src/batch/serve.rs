@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvtide_control_base::api_keys::Keys;
+use kvtide_control_base::telemetry;
+use kvtide_control_base::tls::Trust;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -29,9 +32,6 @@ use crate::batch::run::{
 };
 use crate::batch::store::{Metadata, Places, Postgres, Sqlite};
 use crate::batch::variables;
-use kvtide_control_base::api_keys::Keys;
-use kvtide_control_base::telemetry;
-use kvtide_control_base::tls::Trust;
 
 /// How often the file of keys is looked at.
 const KEYS_REFRESHED_EVERY: Duration = Duration::from_secs(2);

@@ -10,10 +10,10 @@ use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Client, Resource, ResourceExt};
+use kvtide_control_api::{PodSet, RoleSet, StormService, keys};
 use serde::de::DeserializeOwned;
 
 use super::Args;
-use crate::api::{PodSet, RoleSet, StormService, keys};
 use crate::reconcile::informer::{
     Informer, Route, key_of, owner_key, owner_uid, route_owner, route_self,
 };

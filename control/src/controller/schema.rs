@@ -6,10 +6,10 @@ use std::time::Duration;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
+use kvtide_control_api::crds::definitions;
 use serde_json::Value;
 
 use super::explained;
-use crate::api::crds::definitions;
 use crate::reconcile::Context;
 use crate::reconcile::Trigger;
 use crate::reconcile::informer::key_of;
@@ -169,7 +169,7 @@ fn served_schema(definition: &CustomResourceDefinition) -> Value {
         .spec
         .versions
         .iter()
-        .find(|version| version.name == crate::api::VERSION);
+        .find(|version| version.name == kvtide_control_api::VERSION);
     let schema = version
         .and_then(|version| version.schema.as_ref())
         .and_then(|schema| schema.open_api_v3_schema.as_ref());

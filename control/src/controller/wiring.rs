@@ -20,13 +20,13 @@ use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, Resource};
+use kvtide_control_api::Scheduler;
 use kvtide_control_base::health::Health;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::caches::{Triggers, caches};
 use super::{Args, schema};
-use crate::api::Scheduler;
 use crate::reconcile::apply::{FIELD_MANAGER, Writer};
 use crate::reconcile::gangs::Gangs;
 use crate::reconcile::informer::key_of;

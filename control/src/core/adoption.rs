@@ -6,9 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use kvtide_control_api::RoleStatus;
 use serde::{Deserialize, Serialize};
-
-use crate::api::RoleStatus;
 
 /// A foreign hash that stands for a template.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,9 +1,8 @@
 //! `maxSurge` and `maxUnavailable` as numbers.
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kvtide_control_api::RolloutBudget;
 use thiserror::Error;
-
-use crate::api::RolloutBudget;
 
 /// Children that one look at an object asks for at most; the rest follow at the next look. It bounds
 /// memory and the time of a look whatever number was written, also one written by mistake.

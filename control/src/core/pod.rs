@@ -4,9 +4,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kvtide_control_api::{PodTemplate, Scheduler, keys};
 use serde_json::{Map, Value, json};
-
-use crate::api::{PodTemplate, Scheduler, keys};
 
 /// What a pod or PodSet belongs to; names the environment and labels.
 #[derive(Clone, Debug)]

@@ -1,8 +1,7 @@
 //! PodGroups: one for a RoleSet or one for each PodSet, in the shape of the scheduler that is meant.
 
+use kvtide_control_api::{RoleSetSpec, Scheduler, SchedulingStrategy};
 use serde_json::{Map, Value, json};
-
-use crate::api::{RoleSetSpec, Scheduler, SchedulingStrategy};
 
 /// Pods of a whole RoleSet: what must fit at once where the user gives no number.
 #[must_use]

@@ -1,10 +1,10 @@
 //! The pods of a PodSet.
 
+use kvtide_control_api::{PodSet, PodSetSpec, keys};
 use serde_json::{Value, json};
 
 use super::names;
 use super::pod::{self, Gang, Marks};
-use crate::api::{PodSet, PodSetSpec, keys};
 
 /// The pod at an index. What the PodSet carries is passed on; the template's own labels come first.
 #[must_use]
@@ -76,7 +76,7 @@ pub fn build_pod(set: &PodSet, index: i32, gang: Option<&Gang<'_>>, owner: &Valu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Scheduler;
+    use kvtide_control_api::Scheduler;
 
     fn set() -> PodSet {
         let object = json!({

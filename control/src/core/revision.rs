@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 
+use kvtide_control_api::{RoleSetTemplate, RoleSpec, SchedulingStrategy};
 use serde_json::{Map, Value, json};
 
 use super::canonical::{canonical, hash_text};
-use crate::api::{RoleSetTemplate, RoleSpec, SchedulingStrategy};
 
 /// Letters of a revision's hash.
 const HASH_LENGTH: usize = 10;
@@ -184,7 +184,7 @@ mod tests {
     fn a_role_that_aibrix_wrote_is_the_one_of_the_manifest() {
         let (written, made) = recorded();
         let spec = of_kind(&made, "RoleSet")["spec"].clone();
-        let stored: crate::api::RoleSetSpec = serde_json::from_value(spec).unwrap();
+        let stored: kvtide_control_api::RoleSetSpec = serde_json::from_value(spec).unwrap();
         let written = written.spec.unwrap();
         assert_eq!(stored.roles.len(), 2);
         for (stored, written) in stored.roles.iter().zip(&written.roles) {

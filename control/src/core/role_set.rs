@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int;
+use kvtide_control_api::{
+    RoleSet, RoleSetSpec, RoleSetTemplate, RoleSpec, RolloutBudget, StormService, UpdateType, keys,
+};
 use serde_json::{Value, json};
 
 use super::budget::Budget;
 use super::canonical::canonical;
-use crate::api::{
-    RoleSet, RoleSetSpec, RoleSetTemplate, RoleSpec, RolloutBudget, StormService, UpdateType, keys,
-};
 
 /// Labels or annotations.
 pub type Marks = BTreeMap<String, String>;

@@ -1,7 +1,8 @@
 //! The roles of a RoleSet together: who waits for whom.
 
+use kvtide_control_api::RoleUpdateOrder;
+
 use super::role_plan::{RolePlan, RoleView};
-use crate::api::RoleUpdateOrder;
 
 /// One role and its place in the order.
 #[derive(Clone, Debug)]

@@ -10,11 +10,11 @@ use clap::Args as ClapArgs;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
+use kvtide_control_api::crds::definitions;
+use kvtide_control_api::{ConditionStatus, StormService, find_condition};
 
 use super::heartbeat::{Heartbeat, Pulse};
 use super::{LOOK_EVERY, say};
-use crate::api::crds::definitions;
-use crate::api::{ConditionStatus, StormService, find_condition};
 use crate::controller::{explained, schema};
 use crate::reconcile::conditions;
 

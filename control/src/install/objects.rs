@@ -9,9 +9,9 @@ use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::core::PartialObjectMeta;
+use kvtide_control_api::{PodSet, RoleSet, Scheduler, StormService, keys};
 use serde_json::json;
 
-use crate::api::{PodSet, RoleSet, Scheduler, StormService, keys};
 use crate::reconcile::apply::resource;
 use crate::reconcile::informer::owner_key;
 

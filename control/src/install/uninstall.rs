@@ -14,11 +14,11 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, DynamicObject};
 use kube::{Client, ResourceExt};
+use kvtide_control_api::crds::definitions;
 
 use super::heartbeat::{Heartbeat, Pulse};
 use super::objects::{self, Found};
 use super::{LOOK_EVERY, manifests, say};
-use crate::api::crds::definitions;
 use crate::reconcile::said;
 use crate::webhook::SECRET;
 

@@ -9,6 +9,7 @@ use kube::api::{Api, PostParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::events::EventType;
 use kube::{Client, Resource};
+use kvtide_control_api::{PodSet, RoleSet, StormService};
 
 use super::apply::Writer;
 use super::error::said;
@@ -18,7 +19,6 @@ use super::informer::Informer;
 use super::ledger::Ledger;
 use super::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 use super::schema::Schema;
-use crate::api::{PodSet, RoleSet, StormService};
 use crate::core::recovery::Backoff;
 
 /// What can be set from the command line.

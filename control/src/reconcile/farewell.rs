@@ -2,12 +2,12 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
+use kvtide_control_api::SchedulingStrategy;
 
 use super::apply::resource;
 use super::context::Context;
 use super::error::Error;
 use super::meta::{names_of, uid_of};
-use crate::api::SchedulingStrategy;
 
 /// Garbage collection's finalizer of an object whose children are to stay: `kubectl delete
 /// --cascade=orphan` sets it together with the deletion time.

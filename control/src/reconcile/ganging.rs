@@ -5,12 +5,12 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use kube::runtime::events::EventType;
+use kvtide_control_api::{Condition, Scheduler, SchedulingStrategy, set_condition};
 
 use super::conditions::POD_GROUP_UNAVAILABLE;
 use super::context::Context;
 use super::error::Error;
 use super::gangs;
-use crate::api::{Condition, Scheduler, SchedulingStrategy, set_condition};
 use crate::core::pod::Gang;
 use crate::core::pod_group::Asks;
 

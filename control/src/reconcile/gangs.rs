@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use kube::Client;
 use kube::api::ApiResource;
+use kvtide_control_api::{Scheduler, SchedulingStrategy, keys};
 use serde_json::{Value, json};
 
 use super::apply::{Creation, Doomed, Writer};
@@ -14,7 +15,6 @@ use super::informer::owner_uid;
 use super::ledger::Ledger;
 use super::pod_groups::{Known, PodGroups};
 use super::trigger::Key;
-use crate::api::{Scheduler, SchedulingStrategy, keys};
 use crate::core::canonical::hash_name;
 use crate::core::pod_group::{self, Asks};
 

@@ -54,7 +54,7 @@ pub fn owner_key(meta: &ObjectMeta, kind: &str) -> Option<Key> {
     let owner = references
         .iter()
         .find(|owner| owner.controller == Some(true))?;
-    let ours = owner.kind == kind && owner.api_version.starts_with(crate::api::GROUP);
+    let ours = owner.kind == kind && owner.api_version.starts_with(kvtide_control_api::GROUP);
     ours.then(|| Key {
         namespace: meta.namespace.clone().unwrap_or_default(),
         name: owner.name.clone(),

@@ -268,7 +268,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{PodSet, PodSetStatus};
+    use kvtide_control_api::{PodSet, PodSetStatus};
 
     #[test]
     fn what_was_created_counts_until_it_is_seen() {

@@ -2,9 +2,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
+use kvtide_control_api::{StormService, keys};
 use serde_json::{Value, json};
-
-use crate::api::{StormService, keys};
 
 /// Namespace and name.
 pub(super) fn names_of(meta: &ObjectMeta) -> (&str, &str) {

@@ -384,7 +384,7 @@ mod tests {
 
     #[test]
     fn only_revisions_of_storm_services_keep_their_data() {
-        let group = crate::api::GROUP;
+        let group = kvtide_control_api::GROUP;
         let table = [
             ("StormService", format!("{group}/v1alpha1"), true),
             ("StatefulSet", "apps/v1".to_owned(), false),

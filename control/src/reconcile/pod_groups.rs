@@ -11,6 +11,7 @@ use kube::api::{Api, DynamicObject, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
+use kvtide_control_api::{Scheduler, keys};
 use tokio::sync::watch;
 
 use super::error::said;
@@ -18,7 +19,6 @@ use super::gangs::{PURPOSE, resource};
 use super::informer::{owner_key, owner_uid};
 use super::ledger::Ledger;
 use super::trigger::{Key, Trigger};
-use crate::api::{Scheduler, keys};
 
 /// A first list takes well below a second; without it PodGroups are asked for one by one.
 const FIRST_LIST_MAX: Duration = Duration::from_secs(5);

@@ -4,9 +4,9 @@
 use std::sync::{PoisonError, RwLock};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kvtide_control_api::{Condition, find_condition, set_condition};
 
 use super::conditions::OBSERVED;
-use crate::api::{Condition, find_condition, set_condition};
 
 /// Fields that are dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use kube::Resource;
 use kube::core::object::HasStatus;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
+use kvtide_control_api::{Condition, ConditionStatus, find_condition, set_condition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -12,7 +13,6 @@ use super::apply::resource;
 use super::conditions::{INVALID, REPLICA_FAILURE};
 use super::context::Context;
 use super::error::{self, Error};
-use crate::api::{Condition, ConditionStatus, find_condition, set_condition};
 
 /// Tells of the last write that was refused, or that none was; in one sentence.
 pub(super) fn note_failure(all: &mut Vec<Condition>, failure: Option<String>, now: &Time) {

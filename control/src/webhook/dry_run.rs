@@ -12,11 +12,11 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::admission::{AdmissionRequest, Operation};
 use kube::{Client, Resource};
+use kvtide_control_api::{RoleSpec, keys};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::review::{Verdict, Written, written};
-use crate::api::{RoleSpec, keys};
 use crate::core::pod::{Marks, Place};
 use crate::core::validate::Violation;
 use crate::core::{names, revision};

@@ -2,10 +2,10 @@
 
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, Operation};
+use kvtide_control_api::{RoleSetSpec, StormServiceSpec, keys};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::api::{RoleSetSpec, StormServiceSpec, keys};
 use crate::core::validate::{self, Violation};
 
 /// What is said to a request.

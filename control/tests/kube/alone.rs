@@ -1,7 +1,7 @@
 //! RoleSets and PodSets that a user makes without a StormService.
 
 use kube::ResourceExt;
-use kvtide_control::api::PodSetPhase;
+use kvtide_control_api::PodSetPhase;
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;

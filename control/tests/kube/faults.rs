@@ -12,7 +12,7 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Resource, ResourceExt};
-use kvtide_control::api::RoleSet;
+use kvtide_control_api::RoleSet;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 

@@ -28,7 +28,7 @@ async fn make_ready(world: &World) {
 async fn until_paused(world: &World, name: &str) {
     world
         .until("the pause is told of", || async {
-            let told = |conditions: &[kvtide_control::api::Condition]| {
+            let told = |conditions: &[kvtide_control_api::Condition]| {
                 conditions
                     .iter()
                     .any(|found| found.kind == "Progressing" && found.reason == "Paused")

@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use kvtide_control::api::PodSetPhase;
+use kvtide_control_api::PodSetPhase;
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;

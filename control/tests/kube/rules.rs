@@ -2,7 +2,7 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, PostParams};
-use kvtide_control::api::PodSet;
+use kvtide_control_api::PodSet;
 use serde_json::{Value, json};
 
 use crate::cluster_or_skip;

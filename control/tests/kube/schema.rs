@@ -103,7 +103,7 @@ async fn with_the_definitions_of_aibrix_rollouts_wait_and_nothing_is_written_in_
     world
         .until("the field is used", || async {
             let sets = world.all(&world.role_sets()).await;
-            let observed = |set: &kvtide_control::api::RoleSet| {
+            let observed = |set: &kvtide_control_api::RoleSet| {
                 let status = set.status.as_ref();
                 status.is_some_and(|status| status.observed_generation == set.metadata.generation)
             };

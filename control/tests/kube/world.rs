@@ -14,7 +14,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Client, Resource, ResourceExt};
-use kvtide_control::api::{PodSet, RoleSet, StormService, find_condition};
+use kvtide_control_api::{PodSet, RoleSet, StormService, find_condition};
 use serde_json::{Value, json};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -353,9 +353,9 @@ fn identify(object: &Value) -> (String, ApiResource) {
 }
 
 /// Whether a condition holds; none where it is not there.
-pub(crate) fn condition(conditions: &[kvtide_control::api::Condition], kind: &str) -> Option<bool> {
+pub(crate) fn condition(conditions: &[kvtide_control_api::Condition], kind: &str) -> Option<bool> {
     let found = conditions.iter().find(|condition| condition.kind == kind)?;
-    Some(found.status == kvtide_control::api::ConditionStatus::True)
+    Some(found.status == kvtide_control_api::ConditionStatus::True)
 }
 
 /// Uids, sorted: the same before and after means that nothing was replaced.
@@ -470,7 +470,7 @@ pub(crate) async fn with_definitions<T>(
 ) -> T {
     let install = async |change: &dyn Fn(&mut CustomResourceDefinition)| {
         let api: Api<CustomResourceDefinition> = Api::all(world.client.clone());
-        for mut definition in kvtide_control::api::crds::definitions().unwrap() {
+        for mut definition in kvtide_control_api::crds::definitions().unwrap() {
             change(&mut definition);
             let name = definition.name_any();
             let stored = api.get(&name).await.unwrap();

@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
+use kvtide_control_base::tls::Trust;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
@@ -34,7 +35,6 @@ use url::Url;
 use crate::batch::blobs::{BlobWriter, Blobs, ByteStream, Extent, PartWriter, Piece, parts_of};
 use crate::batch::error::Failure;
 use crate::batch::store::{Fence, Stream};
-use kvtide_control_base::tls::Trust;
 use transfer::Transfer;
 
 pub use transfer::TRANSFER_BYTES;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use kvtide_control_base::tls::Trust;
 use reqwest::multipart::Form;
 use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, Response};
 use serde_json::{Map, Value, json};
@@ -15,7 +16,6 @@ use crate::batch::client::input::Input;
 use crate::batch::client::sending::{Patience, Sending};
 use crate::batch::client::{ClientArgs, ClientError};
 use crate::batch::credentials;
-use kvtide_control_base::tls::Trust;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// How long a server may send nothing.

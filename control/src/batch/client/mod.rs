@@ -11,11 +11,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kvtide_control_base::tls::TrustError;
 use serde_json::Value;
 
 use api::Api;
 use input::Input;
-use kvtide_control_base::tls::TrustError;
 
 /// How often a batch is looked at while it is watched.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

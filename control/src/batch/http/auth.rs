@@ -9,11 +9,11 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use kvtide_control_base::api_keys::Keys;
 
 use crate::batch::http::origin::{self, Names};
 use crate::batch::http::{ApiError, App};
 use crate::batch::id;
-use kvtide_control_base::api_keys::Keys;
 
 /// The tenant of whoever calls a server that has no keys.
 pub const ONLY_TENANT: &str = "default";

@@ -28,6 +28,7 @@ use axum::Router;
 use axum::http::{HeaderMap, Method, Uri};
 use axum::middleware;
 use axum::routing::{get, post};
+pub use kvtide_control_base::openai::ApiError;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +38,6 @@ use crate::batch::store::{Metadata, Places};
 
 pub use admission::{Admission, Bounds};
 pub use auth::{Access, ONLY_TENANT};
-pub use kvtide_control_base::openai::ApiError;
 pub use listen::{CONNECTION_BYTES, listen};
 pub use refusals::Refusals;
 pub use reserve::Reservations;

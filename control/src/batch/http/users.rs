@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Extension, State};
+use kvtide_control_base::api_keys::is_tenant_name;
 use serde_json::{Value, json};
 
 use crate::batch::http::auth::Caller;
 use crate::batch::http::extract::{Id, Whole};
 use crate::batch::http::{ApiError, App};
 use crate::batch::store::User;
-use kvtide_control_base::api_keys::is_tenant_name;
 
 /// `POST /CreateUser`, `/ReadUser`, `/UpdateUser`, `/DeleteUser`.
 pub(super) async fn manage(

@@ -1,13 +1,14 @@
 use std::path::Path;
 use std::time::Instant;
 
+use kvtide_control_base::tls::Trust;
+
 use super::*;
 use crate::batch::blobs::Local;
 use crate::batch::clock;
 use crate::batch::endpoint::Endpoint;
 use crate::batch::state::{Order, Status};
 use crate::batch::store::{Create, Places, Sqlite};
-use kvtide_control_base::tls::Trust;
 
 const LINES: &str = r#"{"custom_id":"a","method":"POST","url":"/v1/completions","body":{"model":"m"}}
 {"custom_id":"b","method":"POST","url":"/v1/completions","body":{"model":"m"}}"#;

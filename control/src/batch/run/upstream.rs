@@ -13,6 +13,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use kvtide_control_base::tls::Trust;
 use rustix::io::Errno;
 use serde::Deserialize;
 use serde_json::Value;
@@ -22,7 +23,6 @@ use crate::batch::endpoint::Endpoint;
 use crate::batch::error::Failure;
 use crate::batch::run::pace::Absence;
 use crate::batch::run::retry::Verdict;
-use kvtide_control_base::tls::Trust;
 
 /// How long a connection may take to be made.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);

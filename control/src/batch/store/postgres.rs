@@ -25,13 +25,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool};
 use deadpool_postgres::{RecyclingMethod, Runtime, Timeouts};
+use kvtide_control_base::tls::Trust;
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::batch::error::Failure;
 use crate::batch::store::Metadata;
-use kvtide_control_base::tls::Trust;
 use rows::failed;
 use watch::Watch;
 

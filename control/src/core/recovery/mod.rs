@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::api::RecoveryPolicy;
+use kvtide_control_api::RecoveryPolicy;
 
 /// How often and how far apart recovery is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,9 @@ mod scale;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use kvtide_control_api::RoleStatus;
+
 use super::budget::{Allowance, Budget, CREATIONS_MAX, Presence};
-use crate::api::RoleStatus;
 
 /// Where a replica is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! What a StormService needs next: which RoleSets to create, to delete, and to bring to the present
 //! revision in place.
 
+use kvtide_control_api::UpdateType;
+
 use super::budget::{Allowance, Budget, CREATIONS_MAX, Presence};
-use crate::api::UpdateType;
 
 /// A RoleSet as its StormService sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kvtide_control_api::crds::{DEPENDENCIES_MAX, POD_SET_SUFFIX_LENGTH_MAX, ROLES_MAX};
+use kvtide_control_api::{RoleSetSpec, RoleSpec, SchedulingStrategy, StormServiceSpec};
 
 use super::budget::Budget;
 use super::names::NAME_LENGTH_MAX;
 use super::pod_group::role_set_members;
-use crate::api::crds::{DEPENDENCIES_MAX, POD_SET_SUFFIX_LENGTH_MAX, ROLES_MAX};
-use crate::api::{RoleSetSpec, RoleSpec, SchedulingStrategy, StormServiceSpec};
 
 /// What is said to an annotation that asks for AIBrix's sidecar.
 pub const SIDECAR_NOT_INJECTED: &str = "metadata.annotations[model.aibrix.ai/sidecar-injection] is \

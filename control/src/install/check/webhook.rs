@@ -5,9 +5,9 @@ use anyhow::{Context, bail};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
+use kvtide_control_api::StormService;
 use serde_json::json;
 
-use crate::api::StormService;
 use crate::install::manifests;
 use crate::reconcile::said;
 

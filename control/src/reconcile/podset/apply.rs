@@ -2,9 +2,9 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
+use kvtide_control_api::{PodSet, keys};
 
 use super::observe::Observed;
-use crate::api::{PodSet, keys};
 use crate::core::pod_set::build_pod;
 use crate::core::recovery::RecoveryPlan;
 use crate::reconcile::apply::{Doomed, owner_reference, resource};

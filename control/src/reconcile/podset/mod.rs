@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
+use kvtide_control_api::PodSet;
 
-use crate::api::PodSet;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
 use crate::reconcile::ganging::Ganging;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kvtide_control_api::{PodSet, PodSetSpec, keys};
 
 use super::status::attempts;
-use crate::api::{PodSet, PodSetSpec, keys};
 use crate::core::recovery::{PodView, SetView};
 use crate::core::restarts::Baseline;
 use crate::reconcile::Key;

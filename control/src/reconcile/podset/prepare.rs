@@ -1,9 +1,9 @@
 //! Finalizer and marks of a PodSet.
 
+use kvtide_control_api::{PodSet, keys};
 use serde_json::{Map, Value, json};
 
 use super::observe::baseline;
-use crate::api::{PodSet, keys};
 use crate::core::restarts::Baseline;
 use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
+use kvtide_control_api::{PodSet, PodSetSpec, RecoveryPolicy, RoleSet, RoleSpec, keys};
 use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit, is_group};
 use super::scaling_target::unmark;
-use crate::api::{PodSet, PodSetSpec, RecoveryPolicy, RoleSet, RoleSpec, keys};
 use crate::core::pod::{Marks, Place};
 use crate::core::restarts::Baseline;
 use crate::core::role_plan::{ReplicaState, RolePlan};
@@ -312,7 +312,7 @@ fn build_group(
         source,
     })?;
     Ok(json!({
-        "apiVersion": format!("{}/{}", crate::api::GROUP, crate::api::VERSION),
+        "apiVersion": format!("{}/{}", kvtide_control_api::GROUP, kvtide_control_api::VERSION),
         "kind": "PodSet",
         "metadata": {
             "name": name,

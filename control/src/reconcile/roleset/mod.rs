@@ -12,8 +12,8 @@ use std::sync::Arc;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
+use kvtide_control_api::{RoleSet, set_condition};
 
-use crate::api::{RoleSet, set_condition};
 use crate::core::budget::CREATIONS_MAX;
 use crate::core::role_plan::{ReplicaState, RolePlan};
 use crate::core::rollout::{self};

@@ -7,8 +7,10 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use kube::core::DeserializeGuard;
+use kvtide_control_api::{
+    PodSet, PodSetPhase, RoleSet, RoleSpec, StormService, find_condition, keys,
+};
 
-use crate::api::{PodSet, PodSetPhase, RoleSet, RoleSpec, StormService, find_condition, keys};
 use crate::core::adoption::{self};
 use crate::core::budget::Budget;
 use crate::core::early_ends::EarlyEnds;

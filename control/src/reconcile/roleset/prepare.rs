@@ -1,10 +1,10 @@
 //! Finalizer and marks of a RoleSet: one that a user or AIBrix made lacks them.
 
 use kube::runtime::events::EventType;
+use kvtide_control_api::{RoleSet, RoleUpdateOrder, keys};
 use serde_json::json;
 
 use super::observe::{Observed, is_group};
-use crate::api::{RoleSet, RoleUpdateOrder, keys};
 use crate::core::adoption::{self, Adopted, AdoptedHashes};
 use crate::core::revision;
 use crate::core::rollout::RoleEntry;

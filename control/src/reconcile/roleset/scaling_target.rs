@@ -3,10 +3,10 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kvtide_control_api::{RoleSet, keys};
 use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit};
-use crate::api::{RoleSet, keys};
 use crate::core::role_plan::ReplicaState;
 use crate::core::scaling_target::{Candidate, choose};
 use crate::reconcile::apply::resource;

@@ -1,7 +1,8 @@
 //! The status of a RoleSet: counts, no writes.
 
+use kvtide_control_api::{RoleSet, RoleSetStatus, RoleStatus, RoleUpdateOrder, set_condition};
+
 use super::observe::Observed;
-use crate::api::{RoleSet, RoleSetStatus, RoleStatus, RoleUpdateOrder, set_condition};
 use crate::core::rollout::{self, RoleEntry};
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;

@@ -6,9 +6,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::api::{Api, ApiResource};
 use kube::runtime::events::EventType;
+use kvtide_control_api::{RoleSet, StormService, keys};
 use serde_json::json;
 
-use crate::api::{RoleSet, StormService, keys};
 use crate::core::{revision, validate};
 use crate::reconcile::apply::{owner_reference, resource};
 use crate::reconcile::context::Context;

@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 
+use kvtide_control_api::{RoleSet, RoleSetTemplate, StormService, keys};
 use serde_json::{Value, json};
 
 use super::events::tell_of_plan;
 use super::observe::Observed;
 use super::revisions::Revisions;
-use crate::api::{RoleSet, RoleSetTemplate, StormService, keys};
 use crate::core::names;
 use crate::core::role_set::{differs, renew, set_marks, set_spec, with_scaled_replicas};
 use crate::core::service_plan::{Revision, ServicePlan};
@@ -41,7 +41,7 @@ fn build_set(
             source,
         })?;
     Ok(json!({
-        "apiVersion": format!("{}/{}", crate::api::GROUP, crate::api::VERSION),
+        "apiVersion": format!("{}/{}", kvtide_control_api::GROUP, kvtide_control_api::VERSION),
         "kind": "RoleSet",
         "metadata": {
             "name": name,

@@ -4,10 +4,10 @@
 //! same revisions from being taken for the first one told again.
 
 use kube::runtime::events::EventType;
+use kvtide_control_api::{StormService, StormServiceStatus};
 
 use super::observe::Observed;
 use super::revisions::Revisions;
-use crate::api::{StormService, StormServiceStatus};
 use crate::core::service_plan::ServicePlan;
 use crate::reconcile::context::Context;
 

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::controller::Action;
+use kvtide_control_api::{RoleSet, StormService, keys};
 
-use crate::api::{RoleSet, StormService, keys};
 use crate::reconcile::Key;
 use crate::reconcile::apply::{Doomed, resource};
 use crate::reconcile::context::Context;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::runtime::events::EventType;
+use kvtide_control_api::{StormService, keys};
 use serde_json::{Value, json};
 
 use super::adopt::stays;
-use crate::api::{StormService, keys};
 use crate::reconcile::Key;
 use crate::reconcile::apply::{owner_reference, resource};
 use crate::reconcile::context::Context;

@@ -15,8 +15,8 @@ use std::time::Duration;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
+use kvtide_control_api::{RoleSetSpec, StormService, StormServiceStatus, keys, set_condition};
 
-use crate::api::{RoleSetSpec, StormService, StormServiceStatus, keys, set_condition};
 use crate::core::budget::CREATIONS_MAX;
 use crate::core::validate::{self, Violation};
 use crate::reconcile::apply::resource;

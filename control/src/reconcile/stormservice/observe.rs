@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
+use kvtide_control_api::{RoleSet, RoleSetSpec, StormService, TemplateMeta, find_condition, keys};
 
 use super::revisions::Revisions;
-use crate::api::{RoleSet, RoleSetSpec, StormService, TemplateMeta, find_condition, keys};
 use crate::core::budget::Budget;
 use crate::core::service_plan::{ServiceView, SetView};
 use crate::core::{adoption, revision};
@@ -71,7 +71,7 @@ fn observe_set(set: &RoleSet, context: &Context) -> Owned {
     let generation = context.ledger.generation(uid_of(meta), cached);
     let observed = is_observed(status.observed_generation, &status.conditions, generation);
     let ready = find_condition(&status.conditions, conditions::READY)
-        .is_some_and(|ready| ready.status == crate::api::ConditionStatus::True);
+        .is_some_and(|ready| ready.status == kvtide_control_api::ConditionStatus::True);
     let rolled = set.spec.roles.iter().all(|role| {
         let wanted = role.replicas.unwrap_or(1);
         status.roles.iter().any(|counted| {

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::runtime::events::EventType;
+use kvtide_control_api::{RoleSetTemplate, StormService, keys};
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use crate::api::{RoleSetTemplate, StormService, keys};
 use crate::core::role_set::{ReplicaCounts, replica_counts, still_waiting};
 use crate::core::{names, revision};
 use crate::reconcile::apply::{Doomed, owner_reference, resource};

@@ -1,13 +1,13 @@
 //! The status of a StormService: counts, no writes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kvtide_control_api::{
+    Condition, RoleSet, RoleStatus, StormService, StormServiceStatus, keys, set_condition,
+};
 
 use super::headless::Headless;
 use super::observe::{Observed, Owned};
 use super::revisions::Revisions;
-use crate::api::{
-    Condition, RoleSet, RoleStatus, StormService, StormServiceStatus, keys, set_condition,
-};
 use crate::core::validate;
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use kvtide_control_base::tls::Trust;
 use tempfile::TempDir;
 
 use super::*;
@@ -12,7 +13,6 @@ use crate::batch::run::storage::Storage;
 use crate::batch::run::upstream::Upstream;
 use crate::batch::state::{Order, Usage};
 use crate::batch::store::{Create, Places, Sqlite};
-use kvtide_control_base::tls::Trust;
 
 const LEASE: Duration = Duration::from_secs(60);
 const TOTAL: u64 = 2;

@@ -1,7 +1,7 @@
 //! RoleSet: one complete copy of a service, made of roles.
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::CustomResource;
+use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,7 @@ use super::{Condition, PodTemplate, RecoveryPolicy, SchedulingStrategy};
     kind = "RoleSet",
     plural = "rolesets",
     namespaced,
+    crates(kube_core = "kube_core"),
     status = "RoleSetStatus",
     derive = "PartialEq",
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::CustomResource;
+use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,7 @@ use super::{Condition, DisruptionTolerance, RoleSetSpec, RoleStatus, RolloutBudg
     plural = "stormservices",
     shortname = "stsvc",
     namespaced,
+    crates(kube_core = "kube_core"),
     status = "StormServiceStatus",
     derive = "PartialEq",
     scale(

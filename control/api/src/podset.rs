@@ -1,6 +1,6 @@
 //! PodSet: several pods that live and die as one replica of a role.
 
-use kube::CustomResource;
+use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,7 @@ use super::{Condition, PodTemplate, SchedulingStrategy};
     kind = "PodSet",
     plural = "podsets",
     namespaced,
+    crates(kube_core = "kube_core"),
     status = "PodSetStatus",
     derive = "PartialEq",
     printcolumn = r#"{"name":"ReadyPods","type":"integer","jsonPath":".status.readyPods"}"#,

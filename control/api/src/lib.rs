@@ -2,7 +2,9 @@
 //! `v1alpha1`, field for field as AIBrix v0.5.0 defines them, and the keys it puts on objects.
 //!
 //! Types here only carry what a user wrote. Defaults that would change a meaning are not filled in
-//! (`core::defaults` reads a nil at the place that knows what it means), and nothing here does I/O.
+//! (whoever decides reads a nil at the place that knows what it means), and nothing here does I/O. Of kube it uses the
+//! types alone, and no client.
+#![forbid(unsafe_code)]
 
 mod condition;
 pub mod crds;
