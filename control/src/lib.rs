@@ -7,7 +7,7 @@
 //!      └── Service (headless)                       names of its pods in DNS
 //! ```
 //!
-//! [`kvtide_control_api`] is what is stored, [`core`] decides and does no I/O, [`reconcile`] reads and writes, and
+//! [`kvtide_control_api`] is what is stored, [`kvtide_control_core`] decides and does no I/O, [`reconcile`] reads and writes, and
 //! [`controller`] is the process around it, and [`install`] checks and removes an installation.
 //! [`batch`] stands beside them and needs no Kubernetes;
 //! its callers are known by their [`kvtide_control_base::api_keys`].
@@ -15,7 +15,6 @@
 
 pub mod batch;
 pub mod controller;
-pub mod core;
 pub mod crds;
 pub mod install;
 pub mod reconcile;

@@ -38,9 +38,14 @@ fn every_crate_imports_only_what_lies_below_it() {
         ),
         ("kvtide-control-base", &[][..]),
         ("kvtide-control-api", &[][..]),
+        ("kvtide-control-core", &["kvtide-control-api"][..]),
         (
             "kvtide-control",
-            &["kvtide-control-api", "kvtide-control-base"][..],
+            &[
+                "kvtide-control-api",
+                "kvtide-control-base",
+                "kvtide-control-core",
+            ][..],
         ),
         (
             "kvtide-bench",
@@ -84,7 +89,14 @@ const CONFINED: &[(&str, &[&str])] = &[
         &["kvtide-control", "kvtide-control-base", "kvtide-server"],
     ),
     ("kube", &["kvtide-control"]),
-    ("k8s-openapi", &["kvtide-control", "kvtide-control-api"]),
+    (
+        "k8s-openapi",
+        &[
+            "kvtide-control",
+            "kvtide-control-api",
+            "kvtide-control-core",
+        ],
+    ),
 ];
 
 #[test]

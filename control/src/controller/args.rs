@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
+use kvtide_control_core::recovery::Backoff;
 
-use crate::core::recovery::Backoff;
 use crate::reconcile::Settings;
 
 /// Arguments of `kvtide-control controller`.

@@ -10,6 +10,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::events::EventType;
 use kube::{Client, Resource};
 use kvtide_control_api::{PodSet, RoleSet, StormService};
+use kvtide_control_core::recovery::Backoff;
 
 use super::apply::Writer;
 use super::error::said;
@@ -19,7 +20,6 @@ use super::informer::Informer;
 use super::ledger::Ledger;
 use super::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 use super::schema::Schema;
-use crate::core::recovery::Backoff;
 
 /// What can be set from the command line.
 #[derive(Clone, Debug, Default)]

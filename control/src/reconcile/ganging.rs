@@ -6,13 +6,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use kube::runtime::events::EventType;
 use kvtide_control_api::{Condition, Scheduler, SchedulingStrategy, set_condition};
+use kvtide_control_core::pod::Gang;
+use kvtide_control_core::pod_group::Asks;
 
 use super::conditions::POD_GROUP_UNAVAILABLE;
 use super::context::Context;
 use super::error::Error;
 use super::gangs;
-use crate::core::pod::Gang;
-use crate::core::pod_group::Asks;
 
 /// When to ask again whether a PodGroup kind was installed.
 const ASK_AGAIN: Duration = Duration::from_secs(15);

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use kube::api::ApiResource;
 use kvtide_control_api::{Scheduler, SchedulingStrategy, keys};
+use kvtide_control_core::canonical::hash_name;
+use kvtide_control_core::pod_group::{self, Asks};
 use serde_json::{Value, json};
 
 use super::apply::{Creation, Doomed, Writer};
@@ -15,8 +17,6 @@ use super::informer::owner_uid;
 use super::ledger::Ledger;
 use super::pod_groups::{Known, PodGroups};
 use super::trigger::Key;
-use crate::core::canonical::hash_name;
-use crate::core::pod_group::{self, Asks};
 
 /// How long an answer about an installed kind is believed.
 const BELIEVE_PRESENT: Duration = Duration::from_secs(60);

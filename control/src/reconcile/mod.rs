@@ -4,7 +4,7 @@
 //! dereference (reads caches) → validate → plan → build → apply (writes) → status
 //! ```
 //!
-//! The middle three are pure and live in [`crate::core`]. Only `apply` and the status writer write,
+//! The middle three are pure and live in [`kvtide_control_core`]. Only `apply` and the status writer write,
 //! and only to objects whose controller reference is the object being reconciled. Reconcilers run
 //! on tokio's threads, one at a time for each object.
 

@@ -13,13 +13,13 @@ use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::admission::{AdmissionRequest, Operation};
 use kube::{Client, Resource};
 use kvtide_control_api::{RoleSpec, keys};
+use kvtide_control_core::pod::{Marks, Place};
+use kvtide_control_core::validate::Violation;
+use kvtide_control_core::{names, revision};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::review::{Verdict, Written, written};
-use crate::core::pod::{Marks, Place};
-use crate::core::validate::Violation;
-use crate::core::{names, revision};
 use crate::reconcile::apply::resource;
 use crate::reconcile::said;
 

@@ -23,13 +23,13 @@ use hyper_util::service::TowerToHyperService;
 use kube::Client;
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
+use kvtide_control_core::validate;
 use rustls::ServerConfig;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use crate::core::validate;
 use dry_run::DryRuns;
 use review::Verdict;
 

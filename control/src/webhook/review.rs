@@ -3,10 +3,9 @@
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, Operation};
 use kvtide_control_api::{RoleSetSpec, StormServiceSpec, keys};
+use kvtide_control_core::validate::{self, Violation};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-
-use crate::core::validate::{self, Violation};
 
 /// What is said to a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

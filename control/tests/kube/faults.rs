@@ -262,10 +262,10 @@ async fn what_fails_before_anything_is_made_is_told_too() {
     let object = service("llm", 1, json!([role("a", 1, "i")]));
     // All names that its first revision could have are somebody else's.
     let template = serde_json::from_value(object["spec"]["template"].clone()).unwrap();
-    let data = kvtide_control::core::revision::data(&template);
+    let data = kvtide_control_core::revision::data(&template);
     for collisions in 0..8 {
-        let hash = kvtide_control::core::revision::hash(&data, collisions);
-        let name = kvtide_control::core::names::revision("llm", &hash);
+        let hash = kvtide_control_core::revision::hash(&data, collisions);
+        let name = kvtide_control_core::names::revision("llm", &hash);
         let taken = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision",
             "metadata": {"name": name}, "data": {}, "revision": 1});
         world.apply(taken).await;

@@ -170,7 +170,7 @@ async fn not_ours(world: &World) {
     none["spec"]["replicas"] = json!(0);
     world.apply(none).await;
     let uid = world.services().get("llm").await.unwrap().uid().unwrap();
-    let name = kvtide_control::core::names::role_set("llm", &uid, 0, 0);
+    let name = kvtide_control_core::names::role_set("llm", &uid, 0, 0);
     world
         .apply(json!({
             "apiVersion": "scheduling.x-k8s.io/v1alpha1", "kind": "PodGroup",

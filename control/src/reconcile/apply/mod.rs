@@ -12,6 +12,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, PostParams, Preconditions};
 use kube::{Client, Resource};
+use kvtide_control_core::canonical::hash_name;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -19,7 +20,6 @@ use tokio::sync::Semaphore;
 use super::error::{Error, is_already_exists, is_not_found};
 use super::informer::owner_uid;
 use super::ledger::Ledger;
-use crate::core::canonical::hash_name;
 
 /// Who writes, in managed fields and for server-side apply.
 pub const FIELD_MANAGER: &str = "kvtide-control";

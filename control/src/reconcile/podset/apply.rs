@@ -3,10 +3,10 @@
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
 use kvtide_control_api::{PodSet, keys};
+use kvtide_control_core::pod_set::build_pod;
+use kvtide_control_core::recovery::RecoveryPlan;
 
 use super::observe::Observed;
-use crate::core::pod_set::build_pod;
-use crate::core::recovery::RecoveryPlan;
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kvtide_control_api::{PodSet, PodSetSpec, keys};
+use kvtide_control_core::recovery::{PodView, SetView};
+use kvtide_control_core::restarts::Baseline;
 
 use super::status::attempts;
-use crate::core::recovery::{PodView, SetView};
-use crate::core::restarts::Baseline;
 use crate::reconcile::Key;
 use crate::reconcile::context::{Context, seconds};
 use crate::reconcile::meta::{group_index, uid_of};

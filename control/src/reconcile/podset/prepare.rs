@@ -1,10 +1,10 @@
 //! Finalizer and marks of a PodSet.
 
 use kvtide_control_api::{PodSet, keys};
+use kvtide_control_core::restarts::Baseline;
 use serde_json::{Map, Value, json};
 
 use super::observe::baseline;
-use crate::core::restarts::Baseline;
 use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;

@@ -5,10 +5,10 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::EventType;
 use kvtide_control_api::{PodSet, PodSetPhase, PodSetStatus, find_condition, set_condition};
+use kvtide_control_core::recovery::{Backoff, PodView, RecoveryPlan};
 
 use super::apply::why;
 use super::observe::Observed;
-use crate::core::recovery::{Backoff, PodView, RecoveryPlan};
 use crate::reconcile::apply::resource;
 use crate::reconcile::conditions;
 use crate::reconcile::context::{Context, seconds};

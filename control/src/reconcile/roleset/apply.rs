@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
 use kvtide_control_api::{PodSet, PodSetSpec, RecoveryPolicy, RoleSet, RoleSpec, keys};
+use kvtide_control_core::pod::{Marks, Place};
+use kvtide_control_core::restarts::Baseline;
+use kvtide_control_core::role_plan::{ReplicaState, RolePlan};
+use kvtide_control_core::{names, pod_group};
 use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit, is_group};
 use super::scaling_target::unmark;
-use crate::core::pod::{Marks, Place};
-use crate::core::restarts::Baseline;
-use crate::core::role_plan::{ReplicaState, RolePlan};
-use crate::core::{names, pod_group};
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;

@@ -13,11 +13,11 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kvtide_control_api::{RoleSet, set_condition};
+use kvtide_control_core::budget::CREATIONS_MAX;
+use kvtide_control_core::role_plan::{ReplicaState, RolePlan};
+use kvtide_control_core::rollout::{self};
+use kvtide_control_core::validate::{self, Violation};
 
-use crate::core::budget::CREATIONS_MAX;
-use crate::core::role_plan::{ReplicaState, RolePlan};
-use crate::core::rollout::{self};
-use crate::core::validate::{self, Violation};
 use crate::reconcile::apply::resource;
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;

@@ -10,13 +10,13 @@ use kube::core::DeserializeGuard;
 use kvtide_control_api::{
     PodSet, PodSetPhase, RoleSet, RoleSpec, StormService, find_condition, keys,
 };
+use kvtide_control_core::adoption::{self};
+use kvtide_control_core::budget::Budget;
+use kvtide_control_core::early_ends::EarlyEnds;
+use kvtide_control_core::revision;
+use kvtide_control_core::role_plan::{Replica, ReplicaState, RoleView};
+use kvtide_control_core::rollout::RoleEntry;
 
-use crate::core::adoption::{self};
-use crate::core::budget::Budget;
-use crate::core::early_ends::EarlyEnds;
-use crate::core::revision;
-use crate::core::role_plan::{Replica, ReplicaState, RoleView};
-use crate::core::rollout::RoleEntry;
 use crate::reconcile::conditions;
 use crate::reconcile::context::{Context, seconds};
 use crate::reconcile::informer::{owner_key, owner_uid};

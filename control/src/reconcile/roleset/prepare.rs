@@ -2,12 +2,12 @@
 
 use kube::runtime::events::EventType;
 use kvtide_control_api::{RoleSet, RoleUpdateOrder, keys};
+use kvtide_control_core::adoption::{self, Adopted, AdoptedHashes};
+use kvtide_control_core::revision;
+use kvtide_control_core::rollout::RoleEntry;
 use serde_json::json;
 
 use super::observe::{Observed, is_group};
-use crate::core::adoption::{self, Adopted, AdoptedHashes};
-use crate::core::revision;
-use crate::core::rollout::RoleEntry;
 use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;

@@ -4,11 +4,11 @@
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kvtide_control_api::{RoleSet, keys};
+use kvtide_control_core::role_plan::ReplicaState;
+use kvtide_control_core::scaling_target::{Candidate, choose};
 use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit};
-use crate::core::role_plan::ReplicaState;
-use crate::core::scaling_target::{Candidate, choose};
 use crate::reconcile::apply::resource;
 use crate::reconcile::context::{Context, seconds};
 use crate::reconcile::error::Error;

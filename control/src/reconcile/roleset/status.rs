@@ -1,9 +1,9 @@
 //! The status of a RoleSet: counts, no writes.
 
 use kvtide_control_api::{RoleSet, RoleSetStatus, RoleStatus, RoleUpdateOrder, set_condition};
+use kvtide_control_core::rollout::{self, RoleEntry};
 
 use super::observe::Observed;
-use crate::core::rollout::{self, RoleEntry};
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;

@@ -7,9 +7,9 @@ use kube::Resource;
 use kube::api::{Api, ApiResource};
 use kube::runtime::events::EventType;
 use kvtide_control_api::{RoleSet, StormService, keys};
+use kvtide_control_core::{revision, validate};
 use serde_json::json;
 
-use crate::core::{revision, validate};
 use crate::reconcile::apply::{owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;

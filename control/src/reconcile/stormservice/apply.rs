@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 
 use kvtide_control_api::{RoleSet, RoleSetTemplate, StormService, keys};
+use kvtide_control_core::names;
+use kvtide_control_core::role_set::{differs, renew, set_marks, set_spec, with_scaled_replicas};
+use kvtide_control_core::service_plan::{Revision, ServicePlan};
 use serde_json::{Value, json};
 
 use super::events::tell_of_plan;
 use super::observe::Observed;
 use super::revisions::Revisions;
-use crate::core::names;
-use crate::core::role_set::{differs, renew, set_marks, set_spec, with_scaled_replicas};
-use crate::core::service_plan::{Revision, ServicePlan};
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;

@@ -5,10 +5,10 @@
 
 use kube::runtime::events::EventType;
 use kvtide_control_api::{StormService, StormServiceStatus};
+use kvtide_control_core::service_plan::ServicePlan;
 
 use super::observe::Observed;
 use super::revisions::Revisions;
-use crate::core::service_plan::ServicePlan;
 use crate::reconcile::context::Context;
 
 /// Names in one event; of more, only the number is told.

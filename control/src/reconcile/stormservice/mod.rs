@@ -16,9 +16,9 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kvtide_control_api::{RoleSetSpec, StormService, StormServiceStatus, keys, set_condition};
+use kvtide_control_core::budget::CREATIONS_MAX;
+use kvtide_control_core::validate::{self, Violation};
 
-use crate::core::budget::CREATIONS_MAX;
-use crate::core::validate::{self, Violation};
 use crate::reconcile::apply::resource;
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kvtide_control_api::{RoleSet, RoleSetSpec, StormService, TemplateMeta, find_condition, keys};
+use kvtide_control_core::budget::Budget;
+use kvtide_control_core::service_plan::{ServiceView, SetView};
+use kvtide_control_core::{adoption, revision};
 
 use super::revisions::Revisions;
-use crate::core::budget::Budget;
-use crate::core::service_plan::{ServiceView, SetView};
-use crate::core::{adoption, revision};
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::meta::uid_of;

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::runtime::events::EventType;
 use kvtide_control_api::{RoleSetTemplate, StormService, keys};
+use kvtide_control_core::role_set::{ReplicaCounts, replica_counts, still_waiting};
+use kvtide_control_core::{names, revision};
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use crate::core::role_set::{ReplicaCounts, replica_counts, still_waiting};
-use crate::core::{names, revision};
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;

@@ -4,11 +4,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kvtide_control_api::{
     Condition, RoleSet, RoleStatus, StormService, StormServiceStatus, keys, set_condition,
 };
+use kvtide_control_core::validate;
 
 use super::headless::Headless;
 use super::observe::{Observed, Owned};
 use super::revisions::Revisions;
-use crate::core::validate;
 use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;

@@ -1,5 +1,6 @@
 //! What the controllers decide, as pure functions over values: no I/O, no clock, no randomness. The
 //! present time and everything observed are arguments, so each rule has a table test beside it.
+#![forbid(unsafe_code)]
 
 pub mod adoption;
 pub mod budget;

@@ -102,8 +102,8 @@ fn upgrade_sequence(roles: &[RoleEntry]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::budget::Budget;
-    use crate::core::role_plan::{Replica, ReplicaState};
+    use crate::budget::Budget;
+    use crate::role_plan::{Replica, ReplicaState};
 
     fn role(
         upgrade_order: Option<i32>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{RolePlan, RoleView, count, number};
-use crate::core::budget::Budget;
+use crate::budget::Budget;
 
 impl RoleView {
     /// Moves the role towards its present template, within the budget and at most to the end of

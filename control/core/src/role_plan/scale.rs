@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use super::{Replica, ReplicaState, RolePlan, RoleView, count, number};
-use crate::core::budget::CREATIONS_MAX;
+use crate::budget::CREATIONS_MAX;
 
 impl RoleView {
     /// Brings the number of replicas to the wanted one, whatever they are made from.
