@@ -7,15 +7,21 @@
 //!      └── Service (headless)                       names of its pods in DNS
 //! ```
 //!
-//! [`kvtide_control_api`] is what is stored, [`kvtide_control_core`] decides and does no I/O, [`reconcile`] reads and writes, and
-//! [`controller`] is the process around it, and [`install`] checks and removes an installation.
-//! [`batch`] stands beside them and needs no Kubernetes;
-//! its callers are known by their [`kvtide_control_base::api_keys`].
+//! `kvtide_control_api` is what is stored, `kvtide_control_core` decides and does no I/O, [`reconcile`]
+//! reads and writes, [`controller`] is the process around it, and [`install`] checks and removes an
+//! installation. `kvtide_control_batch` stands beside them and needs no Kubernetes.
 #![forbid(unsafe_code)]
 
-pub mod batch;
+#[cfg(not(any(feature = "batch", feature = "controller")))]
+compile_error!("nothing to build: name a feature, batch or controller");
+
+#[cfg(feature = "controller")]
 pub mod controller;
+#[cfg(feature = "controller")]
 pub mod crds;
+#[cfg(feature = "controller")]
 pub mod install;
+#[cfg(feature = "controller")]
 pub mod reconcile;
+#[cfg(feature = "controller")]
 pub mod webhook;

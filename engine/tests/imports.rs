@@ -39,11 +39,13 @@ fn every_crate_imports_only_what_lies_below_it() {
         ("kvtide-control-base", &[][..]),
         ("kvtide-control-api", &[][..]),
         ("kvtide-control-core", &["kvtide-control-api"][..]),
+        ("kvtide-control-batch", &["kvtide-control-base"][..]),
         (
             "kvtide-control",
             &[
                 "kvtide-control-api",
                 "kvtide-control-base",
+                "kvtide-control-batch",
                 "kvtide-control-core",
             ][..],
         ),
@@ -86,7 +88,12 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("pyo3", &["kvtide-connector"]),
     (
         "tokio",
-        &["kvtide-control", "kvtide-control-base", "kvtide-server"],
+        &[
+            "kvtide-control",
+            "kvtide-control-base",
+            "kvtide-control-batch",
+            "kvtide-server",
+        ],
     ),
     ("kube", &["kvtide-control"]),
     (

@@ -37,7 +37,7 @@ pub struct LogArgs {
         env = "KVTIDE_LOG_FORMAT"
     )]
     pub log_format: LogFormat,
-    /// What is logged: a level, or a list such as `info,kvtide_control::batch=debug`.
+    /// What is logged: a level, or a list such as `info,kvtide_control_batch=debug`.
     #[arg(long, global = true, default_value = "info", env = "KVTIDE_LOG")]
     pub log: String,
 }
