@@ -116,7 +116,9 @@ BATCH_PYTEST = KVTIDE_CONTROL_BINARIES=$(abspath $(TARGET))/debug KVTIDE_BATCH_K
 
 .PHONY: test-batch
 test-batch: ## The batch API: OpenAI's client, faults, kills
-	$(CARGO) test --locked --workspace --lib batch::
+	# As the workspace builds it: with the features of one crate alone, much would be compiled twice.
+	tests=$$($(CARGO) test --locked --workspace --lib --no-run 2>&1 | tee /dev/stderr \
+		| sed -n 's/^ *Executable .*(\(.*kvtide_control_batch-[^)]*\))$$/\1/p') && "$$tests"
 	$(CARGO) build $(CONTROL_BINARIES)
 	$(BATCH_PYTEST) control/tests/batch
 
@@ -211,7 +213,7 @@ bench: build ## Measure, and write the results into docs/benchmarks.md
 
 .PHONY: bench-batch
 bench-batch: ## Measure the batch API alone, and write the results into docs/benchmarks.md
-	cargo build --locked --release -p kvtide-control --bins --examples
+	cargo build --locked --release -p kvtide-control -p kvtide-control-batch --bins --examples
 	PYTHONPATH=$(CURDIR) $(call venv,batch)/bin/python -m bench.batch
 
 .PHONY: bench-kube

@@ -1,6 +1,6 @@
 """Interactive traffic beside a batch, on a mock engine with a stated capacity and priorities.
 
-The engine (`control/examples/mock_upstream/engine.rs`) batches continuously: a step takes 20 ms,
+The engine (`control/batch/examples/mock_upstream/engine.rs`) batches continuously: a step takes 20 ms,
 30 µs for each prompt token and 20 µs for each sequence in it; it has 1,024 tokens a step, 128 seats
 and a cache for 65,536 tokens. It schedules by priority, and what arrives waits for the end of the
 step that runs. Interactive requests arrive at random moments, 40 a second, with some 128 tokens of

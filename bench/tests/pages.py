@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+CONTROL = ("control/src/**/*.rs", "control/*/src/**/*.rs")
+"""Sources of the control plane: of its binary, and of its crates."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 

@@ -148,7 +148,7 @@ def test_crates_and_tests_that_cargo_is_told_to_run_exist() -> None:
 
 def own_flags() -> set[str]:
     """Of `kvtide-control`, of `kvtide`, and of our Python programs."""
-    rust = pages.text_of("control/src/**/*.rs", "engine/server/src/**/*.rs")
+    rust = pages.text_of(*pages.CONTROL, "engine/server/src/**/*.rs")
     named = re.findall(r"#\[arg\(\s*long\b(?:[^\]]|\](?!\n))*\]\n\s*(?:pub )?(\w+):", rust)
     parsers = pages.sources("bench/**/*.py", "python/env/*.py").values()
     python = "\n".join(text for text in parsers if PARSER in text)

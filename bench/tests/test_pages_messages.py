@@ -39,8 +39,9 @@ def fixed_parts() -> tuple[str, ...]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and node not in documentation:
                 found.update(pieces(str(node.value)))
-    crates = ("connector", "control", "engine", "engine/model", "engine/server", "kernels")
-    rust = pages.text_of(*(f"{crate}/src/**/*.rs" for crate in (*crates, "transport/segment")))
+    crates = ("connector", "engine", "engine/model", "engine/server", "kernels")
+    engine = (f"{crate}/src/**/*.rs" for crate in (*crates, "transport/segment"))
+    rust = pages.text_of(*engine, *pages.CONTROL)
     # Neither comments nor a quote as a character begin a text.
     rust = re.sub(r"^\s*//.*|'\"'", "", rust, flags=re.MULTILINE)
     for text in RUST_TEXT.findall(rust):

@@ -10,7 +10,7 @@ from bench.tests.pages import PAGES, ROOT
 
 RUST = re.compile(r'metrics::(?:counter|gauge|histogram)!\(\s*"(\w+)"')
 STATS = (ROOT / "python" / "kvtide" / "stats.py").read_text()
-NO_METRICS = {"kvtide_control", "kvtide_server"}
+NO_METRICS = {"kvtide_control", "kvtide_control_batch", "kvtide_server"}
 """Names of crates and log targets."""
 
 
@@ -37,7 +37,7 @@ def of_the_engine() -> set[str]:
 
 def of_the_control_plane(prefix: str) -> set[str]:
     """Of one part of it."""
-    return {name for name in RUST.findall(pages.text_of("control/src/**/*.rs")) if prefix in name}
+    return {name for name in RUST.findall(pages.text_of(*pages.CONTROL)) if prefix in name}
 
 
 def of_the_daemon() -> set[str]:

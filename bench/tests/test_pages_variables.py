@@ -62,7 +62,7 @@ def test_every_variable_of_ours_that_is_documented_is_read() -> None:
 
 def options() -> dict[str, tuple[str, str]]:
     """Option of `kvtide-control` with a variable → its variable, and its default or nothing."""
-    source = pages.text_of("control/src/**/*.rs")
+    source = pages.text_of(*pages.CONTROL)
     attributes = re.findall(r"#\[arg\((.*?)\)\]\n\s*(?:pub )?(\w+):", source, re.DOTALL)
     found = {}
     for attribute, field in attributes:
