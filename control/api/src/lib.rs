@@ -7,8 +7,12 @@
 #![forbid(unsafe_code)]
 
 mod condition;
+pub mod conditions;
+pub mod crd_gap;
 pub mod crds;
 pub mod keys;
+pub mod meta;
+pub mod observed;
 mod pod_template;
 mod podset;
 mod roleset;

@@ -10,17 +10,15 @@ use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Client, Resource, ResourceExt};
+use kvtide_control_api::meta::{Key, is_paused, key_of, owner_key, owner_uid, scaling_role};
+use kvtide_control_api::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 use kvtide_control_api::{PodSet, RoleSet, StormService, keys};
 use serde::de::DeserializeOwned;
 
 use super::Args;
-use crate::reconcile::informer::{
-    Informer, Route, key_of, owner_key, owner_uid, route_owner, route_self,
-};
+use crate::reconcile::Trigger;
+use crate::reconcile::informer::{Informer, Route, route_owner, route_self};
 use crate::reconcile::ledger::Ledger;
-use crate::reconcile::meta::{is_paused, scaling_role};
-use crate::reconcile::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
-use crate::reconcile::{Key, Trigger};
 
 /// Feeds a cache for as long as it is polled.
 type Feed = BoxFuture<'static, ()>;

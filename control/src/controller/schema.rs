@@ -6,14 +6,14 @@ use std::time::Duration;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
+use kvtide_control_api::crd_gap::Gap;
 use kvtide_control_api::crds::definitions;
+use kvtide_control_api::meta::key_of;
 use serde_json::Value;
 
 use super::explained;
 use crate::reconcile::Context;
 use crate::reconcile::Trigger;
-use crate::reconcile::informer::key_of;
-use crate::reconcile::schema::Gap;
 
 const GENERATION_OF_ROLE_SETS: &str = "observedGeneration of RoleSets";
 const GENERATION_OF_POD_SETS: &str = "observedGeneration of PodSets";

@@ -21,6 +21,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, Resource};
 use kvtide_control_api::Scheduler;
+use kvtide_control_api::meta::{Key, key_of};
 use kvtide_control_base::health::Health;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -29,10 +30,9 @@ use super::caches::{Triggers, caches};
 use super::{Args, schema};
 use crate::reconcile::apply::{FIELD_MANAGER, Writer};
 use crate::reconcile::gangs::Gangs;
-use crate::reconcile::informer::key_of;
 use crate::reconcile::ledger::Ledger;
 use crate::reconcile::schema::Schema;
-use crate::reconcile::{Context, Error, Key, Trigger, podset, roleset, stormservice};
+use crate::reconcile::{Context, Error, Trigger, podset, roleset, stormservice};
 
 /// Bursts of events for one object are looked at once in this time. A StormService is told of each
 /// of its RoleSets, so it waits longest.

@@ -11,12 +11,11 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 use kvtide_control_api::crds::definitions;
-use kvtide_control_api::{ConditionStatus, StormService, find_condition};
+use kvtide_control_api::{ConditionStatus, StormService, conditions, find_condition};
 
 use super::heartbeat::{Heartbeat, Pulse};
 use super::{LOOK_EVERY, say};
 use crate::controller::{explained, schema};
-use crate::reconcile::conditions;
 
 /// The CRDs need `optionalOldSelf` and ratcheting.
 const MINOR_MIN: u32 = 30;

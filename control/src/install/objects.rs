@@ -9,11 +9,11 @@ use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::core::PartialObjectMeta;
+use kvtide_control_api::meta::owner_key;
 use kvtide_control_api::{PodSet, RoleSet, Scheduler, StormService, keys};
 use serde_json::json;
 
 use crate::reconcile::apply::resource;
-use crate::reconcile::informer::owner_key;
 
 /// Objects in one page of a list.
 const PAGE: u32 = 500;

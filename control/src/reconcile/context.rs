@@ -9,6 +9,7 @@ use kube::api::{Api, PostParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::events::EventType;
 use kube::{Client, Resource};
+use kvtide_control_api::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 use kvtide_control_api::{PodSet, RoleSet, StormService};
 use kvtide_control_core::recovery::Backoff;
 
@@ -18,7 +19,6 @@ use super::event::{Told, shortened};
 use super::gangs::Gangs;
 use super::informer::Informer;
 use super::ledger::Ledger;
-use super::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 use super::schema::Schema;
 
 /// What can be set from the command line.
@@ -117,10 +117,4 @@ impl Context {
             tracing::warn!(error = said(&error), reason, "an event could not be told");
         }
     }
-}
-
-/// Seconds since the epoch; 0 for none.
-#[must_use]
-pub fn seconds(time: Option<&Time>) -> i64 {
-    time.map_or(0, |time| time.0.as_second())
 }

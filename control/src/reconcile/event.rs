@@ -7,9 +7,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use kube::runtime::events::EventType;
+use kvtide_control_api::meta::names_of;
 
 use super::apply::FIELD_MANAGER;
-use super::meta::names_of;
 
 /// Longest note of an event, in bytes; the API server refuses a longer one.
 const NOTE_MAX: usize = 1024;

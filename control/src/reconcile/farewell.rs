@@ -3,11 +3,11 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kvtide_control_api::SchedulingStrategy;
+use kvtide_control_api::meta::{names_of, uid_of};
 
 use super::apply::resource;
 use super::context::Context;
 use super::error::Error;
-use super::meta::{names_of, uid_of};
 
 /// Garbage collection's finalizer of an object whose children are to stay: `kubectl delete
 /// --cascade=orphan` sets it together with the deletion time.

@@ -10,13 +10,11 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kvtide_control_api::keys;
+use kvtide_control_api::meta::{Key, label, names_of, owner_uid, uid_of};
+use kvtide_control_api::observed::ObservedPod;
 use kvtide_control_core::names;
 
 use super::context::Context;
-use super::informer::owner_uid;
-use super::meta::{label, names_of, uid_of};
-use super::observed::ObservedPod;
-use super::trigger::Key;
 
 /// Names of RoleSets that pods and PodSets carry whose RoleSet is gone.
 pub(super) fn left_behind(namespace: &str, context: &Context) -> HashSet<String> {

@@ -5,11 +5,11 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use kube::runtime::events::EventType;
+use kvtide_control_api::conditions::POD_GROUP_UNAVAILABLE;
 use kvtide_control_api::{Condition, Scheduler, SchedulingStrategy, set_condition};
 use kvtide_control_core::pod::Gang;
 use kvtide_control_core::pod_group::Asks;
 
-use super::conditions::POD_GROUP_UNAVAILABLE;
 use super::context::Context;
 use super::error::Error;
 use super::gangs;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use kube::Client;
 use kube::api::ApiResource;
+use kvtide_control_api::meta::{Key, owner_uid};
 use kvtide_control_api::{Scheduler, SchedulingStrategy, keys};
 use kvtide_control_core::canonical::hash_name;
 use kvtide_control_core::pod_group::{self, Asks};
@@ -13,10 +14,8 @@ use serde_json::{Value, json};
 
 use super::apply::{Creation, Doomed, Writer};
 use super::error::Error;
-use super::informer::owner_uid;
 use super::ledger::Ledger;
 use super::pod_groups::{Known, PodGroups};
-use super::trigger::Key;
 
 /// How long an answer about an installed kind is believed.
 const BELIEVE_PRESENT: Duration = Duration::from_secs(60);

@@ -9,14 +9,14 @@ use std::hash::Hash;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
 use kube::runtime::reflector::{self, ObjectRef, Store, store::Writer};
 use kube::runtime::watcher::{self, Event};
-use kube::{Resource, ResourceExt};
+use kvtide_control_api::meta::{Key, key_of, owner_key, owner_uid, version_of};
 
 use super::error::said;
 use super::ledger::Ledger;
-use super::trigger::{Key, Trigger};
+use super::trigger::Trigger;
 
 /// Which object to reconcile when one changed: told the object as it was and as it is.
 pub type Route<K> = Box<dyn Fn(Option<&K>, &K) -> Option<Key> + Send + Sync>;
@@ -34,39 +34,6 @@ impl<K: Resource<DynamicType = ()> + 'static> Clone for Informer<K> {
             store: self.store.clone(),
             owners: self.owners.clone(),
         }
-    }
-}
-
-/// Uid of the controller of an object.
-#[must_use]
-pub fn owner_uid(meta: &ObjectMeta) -> Option<&str> {
-    let references = meta.owner_references.as_deref().unwrap_or_default();
-    references
-        .iter()
-        .find(|owner| owner.controller == Some(true))
-        .map(|owner| owner.uid.as_str())
-}
-
-/// Key of the controller of an object, where that is of `kind`.
-#[must_use]
-pub fn owner_key(meta: &ObjectMeta, kind: &str) -> Option<Key> {
-    let references = meta.owner_references.as_deref().unwrap_or_default();
-    let owner = references
-        .iter()
-        .find(|owner| owner.controller == Some(true))?;
-    let ours = owner.kind == kind && owner.api_version.starts_with(kvtide_control_api::GROUP);
-    ours.then(|| Key {
-        namespace: meta.namespace.clone().unwrap_or_default(),
-        name: owner.name.clone(),
-    })
-}
-
-/// The key of an object.
-#[must_use]
-pub fn key_of<K: Resource>(object: &K) -> Key {
-    Key {
-        namespace: object.namespace().unwrap_or_default(),
-        name: object.name_any(),
     }
 }
 
@@ -277,24 +244,15 @@ fn note_seen<K: Resource>(object: &K, ledger: &Ledger) {
     }
 }
 
-/// An object's resource version as a number, by which versions of one object compare.
-#[must_use]
-pub fn version_of(meta: &ObjectMeta) -> u64 {
-    meta.resource_version
-        .as_deref()
-        .and_then(|version| version.parse().ok())
-        .unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use futures::stream;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
     use super::*;
-    use crate::reconcile::observed::ObservedPod;
+    use kvtide_control_api::observed::ObservedPod;
 
     fn pod(nth: usize) -> ObservedPod {
         let owner = OwnerReference {

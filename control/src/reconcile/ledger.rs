@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::core::object::HasStatus;
+use kvtide_control_api::meta::version_of;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-
-use super::informer::version_of;
 
 /// Longer than a watch that works is ever behind. An entry that outlives it belongs to an object
 /// that came and went unseen.

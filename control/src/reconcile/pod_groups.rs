@@ -11,14 +11,14 @@ use kube::api::{Api, DynamicObject, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
+use kvtide_control_api::meta::{Key, owner_key, owner_uid};
 use kvtide_control_api::{Scheduler, keys};
 use tokio::sync::watch;
 
 use super::error::said;
 use super::gangs::{PURPOSE, resource};
-use super::informer::{owner_key, owner_uid};
 use super::ledger::Ledger;
-use super::trigger::{Key, Trigger};
+use super::trigger::Trigger;
 
 /// A first list takes well below a second; without it PodGroups are asked for one by one.
 const FIRST_LIST_MAX: Duration = Duration::from_secs(5);

@@ -5,12 +5,12 @@ use kube::Resource;
 use kube::core::object::HasStatus;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
+use kvtide_control_api::conditions::{INVALID, REPLICA_FAILURE};
 use kvtide_control_api::{Condition, ConditionStatus, find_condition, set_condition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::apply::resource;
-use super::conditions::{INVALID, REPLICA_FAILURE};
 use super::context::Context;
 use super::error::{self, Error};
 

@@ -6,15 +6,7 @@ use std::time::Duration;
 
 use futures::channel::mpsc;
 use futures::{SinkExt, Stream};
-
-/// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// Namespace; empty for what has none.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-}
+use kvtide_control_api::meta::Key;
 
 /// Requests waiting for the controller to take them; beyond that, senders wait.
 const REQUESTS_MAX: usize = 256;

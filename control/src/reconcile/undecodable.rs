@@ -4,13 +4,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::Action;
+use kvtide_control_api::conditions;
+use kvtide_control_api::meta::{names_of, uid_of};
 use serde_json::json;
 
 use super::apply::resource;
-use super::conditions;
 use super::context::Context;
 use super::error::Error;
-use super::meta::{names_of, uid_of};
 
 /// In the ledger: what an object was told.
 const PURPOSE: &str = "not readable";

@@ -12,13 +12,13 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, PostParams, Preconditions};
 use kube::{Client, Resource};
+use kvtide_control_api::meta::owner_uid;
 use kvtide_control_core::canonical::hash_name;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::error::{Error, is_already_exists, is_not_found};
-use super::informer::owner_uid;
 use super::ledger::Ledger;
 
 /// Who writes, in managed fields and for server-side apply.

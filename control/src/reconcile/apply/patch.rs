@@ -2,13 +2,12 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, Patch, PatchParams};
+use kvtide_control_api::meta::{names_of, uid_of, version_of};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{FIELD_MANAGER, Writer};
 use crate::reconcile::error::{Error, is_not_found};
-use crate::reconcile::informer::version_of;
-use crate::reconcile::meta::{names_of, uid_of};
 
 fn ours() -> PatchParams {
     PatchParams {

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
+use kvtide_control_api::meta::{names_of, uid_of};
 use kvtide_control_api::{PodSet, keys};
 use kvtide_control_core::pod_set::build_pod;
 use kvtide_control_core::recovery::RecoveryPlan;
@@ -12,7 +13,6 @@ use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::gangs::Wanted;
-use crate::reconcile::meta::{names_of, uid_of};
 
 pub(super) async fn apply(
     set: &PodSet,

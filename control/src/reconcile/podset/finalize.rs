@@ -5,6 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::controller::Action;
+use kvtide_control_api::meta::{names_of, uid_of};
 use kvtide_control_api::{PodSet, PodSetSpec, keys};
 
 use super::observe::{Terms, views_of};
@@ -12,7 +13,6 @@ use crate::reconcile::apply::{Doomed, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
 use crate::reconcile::farewell::{take_group, takes_children};
-use crate::reconcile::meta::{names_of, uid_of};
 
 /// Lets a deleted PodSet go once its pods are gone. One that cannot be decoded has no `spec`: what
 /// that would name besides follows by its owner references.

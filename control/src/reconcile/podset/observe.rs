@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kvtide_control_api::meta::{Key, group_index, seconds, uid_of};
+use kvtide_control_api::observed::ObservedPod;
 use kvtide_control_api::{PodSet, PodSetSpec, keys};
 use kvtide_control_core::recovery::{PodView, SetView};
 use kvtide_control_core::restarts::Baseline;
 
 use super::status::attempts;
-use crate::reconcile::Key;
-use crate::reconcile::context::{Context, seconds};
-use crate::reconcile::meta::{group_index, uid_of};
-use crate::reconcile::observed::ObservedPod;
+use crate::reconcile::context::Context;
 
 pub(super) fn baseline(meta: &ObjectMeta) -> Option<Baseline> {
     let annotation = meta.annotations.as_ref()?.get(keys::RESTARTS_BEFORE);

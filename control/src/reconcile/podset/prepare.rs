@@ -1,5 +1,6 @@
 //! Finalizer and marks of a PodSet.
 
+use kvtide_control_api::meta::{finalizer_patch, names_of, uid_of};
 use kvtide_control_api::{PodSet, keys};
 use kvtide_control_core::restarts::Baseline;
 use serde_json::{Map, Value, json};
@@ -8,7 +9,6 @@ use super::observe::baseline;
 use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::meta::{finalizer_patch, names_of, uid_of};
 
 /// Puts finalizer and marks on a PodSet that lacks them. Returns whether anything was written.
 pub(super) async fn prepare(set: &PodSet, context: &Context) -> Result<bool, Error> {

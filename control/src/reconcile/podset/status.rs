@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::EventType;
-use kvtide_control_api::{PodSet, PodSetPhase, PodSetStatus, find_condition, set_condition};
+use kvtide_control_api::meta::seconds;
+use kvtide_control_api::{
+    PodSet, PodSetPhase, PodSetStatus, conditions, find_condition, set_condition,
+};
 use kvtide_control_core::recovery::{Backoff, PodView, RecoveryPlan};
 
 use super::apply::why;
 use super::observe::Observed;
 use crate::reconcile::apply::resource;
-use crate::reconcile::conditions;
-use crate::reconcile::context::{Context, seconds};
+use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::status::note_failure;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
+use kvtide_control_api::meta::{annotation, label, names_of, uid_of};
 use kvtide_control_api::{PodSet, PodSetSpec, RecoveryPolicy, RoleSet, RoleSpec, keys};
 use kvtide_control_core::pod::{Marks, Place};
 use kvtide_control_core::restarts::Baseline;
@@ -19,7 +20,6 @@ use crate::reconcile::error::Error;
 use crate::reconcile::foreign::Foreign;
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::gangs::Wanted;
-use crate::reconcile::meta::{annotation, label, names_of, uid_of};
 
 /// Labels of a RoleSet that its pods inherit, as in AIBrix.
 const INHERITED_LABELS: [&str; 2] = ["name", "previous-owner"];

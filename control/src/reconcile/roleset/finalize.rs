@@ -5,13 +5,13 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::controller::Action;
+use kvtide_control_api::meta::{names_of, uid_of};
 use kvtide_control_api::{PodSet, RoleSet, SchedulingStrategy, keys};
 
 use crate::reconcile::apply::{Doomed, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
 use crate::reconcile::farewell::{take_group, takes_children};
-use crate::reconcile::meta::{names_of, uid_of};
 
 /// Lets a deleted RoleSet go once its pods and PodSets are gone. Of one that cannot be decoded no
 /// `strategy` is known: its PodGroup follows by its owner reference.

@@ -7,21 +7,20 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use kube::core::DeserializeGuard;
-use kvtide_control_api::{
-    PodSet, PodSetPhase, RoleSet, RoleSpec, StormService, find_condition, keys,
+use kvtide_control_api::meta::{
+    annotation, is_paused, label, owner_key, owner_uid, scaling_role, seconds, uid_of,
 };
-use kvtide_control_core::adoption::{self};
+use kvtide_control_api::observed::ObservedPod;
+use kvtide_control_api::{
+    PodSet, PodSetPhase, RoleSet, RoleSpec, StormService, conditions, find_condition, keys,
+};
 use kvtide_control_core::budget::Budget;
 use kvtide_control_core::early_ends::EarlyEnds;
-use kvtide_control_core::revision;
 use kvtide_control_core::role_plan::{Replica, ReplicaState, RoleView};
 use kvtide_control_core::rollout::RoleEntry;
+use kvtide_control_core::{adoption, revision};
 
-use crate::reconcile::conditions;
-use crate::reconcile::context::{Context, seconds};
-use crate::reconcile::informer::{owner_key, owner_uid};
-use crate::reconcile::meta::{annotation, is_paused, label, scaling_role, uid_of};
-use crate::reconcile::observed::ObservedPod;
+use crate::reconcile::context::Context;
 
 /// One replica that is there.
 pub(super) struct Unit {

@@ -1,6 +1,7 @@
 //! Finalizer and marks of a RoleSet: one that a user or AIBrix made lacks them.
 
 use kube::runtime::events::EventType;
+use kvtide_control_api::meta::{annotation, finalizer_patch, names_of};
 use kvtide_control_api::{RoleSet, RoleUpdateOrder, keys};
 use kvtide_control_core::adoption::{self, Adopted, AdoptedHashes};
 use kvtide_control_core::revision;
@@ -11,7 +12,6 @@ use super::observe::{Observed, is_group};
 use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::meta::{annotation, finalizer_patch, names_of};
 
 /// Puts finalizer and marks on a RoleSet that lacks them: one that a user or AIBrix made. Returns
 /// whether anything was written.

@@ -3,6 +3,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kvtide_control_api::meta::{group_index, label, names_of, seconds, uid_of};
 use kvtide_control_api::{RoleSet, keys};
 use kvtide_control_core::role_plan::ReplicaState;
 use kvtide_control_core::scaling_target::{Candidate, choose};
@@ -10,9 +11,8 @@ use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit};
 use crate::reconcile::apply::resource;
-use crate::reconcile::context::{Context, seconds};
+use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::meta::{group_index, label, names_of, uid_of};
 
 /// See the module. The new pod is marked before the old one no longer is.
 pub(super) async fn mark_scaling_target(

@@ -1,15 +1,16 @@
 //! The status of a RoleSet: counts, no writes.
 
-use kvtide_control_api::{RoleSet, RoleSetStatus, RoleStatus, RoleUpdateOrder, set_condition};
+use kvtide_control_api::crd_gap::note_generation;
+use kvtide_control_api::meta::names_of;
+use kvtide_control_api::{
+    RoleSet, RoleSetStatus, RoleStatus, RoleUpdateOrder, conditions, set_condition,
+};
 use kvtide_control_core::rollout::{self, RoleEntry};
 
 use super::observe::Observed;
-use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
 use crate::reconcile::ganging::Ganging;
-use crate::reconcile::meta::names_of;
-use crate::reconcile::schema::note_generation;
 use crate::reconcile::status::{failure_below, note_failure};
 
 pub(super) fn note_observed(set: &RoleSet, status: &mut RoleSetStatus, context: &Context) {

@@ -6,6 +6,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::api::{Api, ApiResource};
 use kube::runtime::events::EventType;
+use kvtide_control_api::meta::{label, names_of, owner_key, owner_uid, uid_of};
+use kvtide_control_api::observed::ObservedRevision;
 use kvtide_control_api::{RoleSet, StormService, keys};
 use kvtide_control_core::{revision, validate};
 use serde_json::json;
@@ -13,9 +15,6 @@ use serde_json::json;
 use crate::reconcile::apply::{owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::informer::{owner_key, owner_uid};
-use crate::reconcile::meta::{label, names_of, uid_of};
-use crate::reconcile::observed::ObservedRevision;
 
 /// Whether the RoleSets that a predecessor left behind can be counted on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use kvtide_control_api::meta::{names_of, uid_of};
 use kvtide_control_api::{RoleSet, RoleSetTemplate, StormService, keys};
 use kvtide_control_core::names;
 use kvtide_control_core::role_set::{differs, renew, set_marks, set_spec, with_scaled_replicas};
@@ -15,7 +16,6 @@ use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
 use crate::reconcile::foreign::left_behind;
-use crate::reconcile::meta::{names_of, uid_of};
 
 /// Candidates for a RoleSet's name.
 const NAMES_MAX: u32 = 1 << 20;

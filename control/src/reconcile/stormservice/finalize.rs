@@ -7,15 +7,13 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::controller::Action;
+use kvtide_control_api::meta::{Key, names_of, owner_uid, uid_of};
 use kvtide_control_api::{RoleSet, StormService, keys};
 
-use crate::reconcile::Key;
 use crate::reconcile::apply::{Doomed, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
 use crate::reconcile::farewell::takes_children;
-use crate::reconcile::informer::owner_uid;
-use crate::reconcile::meta::{names_of, uid_of};
 
 /// Lets a deleted StormService go once its RoleSets are gone. Metadata is enough, so one that cannot
 /// be decoded goes as well.

@@ -4,17 +4,15 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::runtime::events::EventType;
+use kvtide_control_api::meta::{Key, names_of, owner_key, owner_uid, uid_of};
+use kvtide_control_api::observed::ObservedService;
 use kvtide_control_api::{StormService, keys};
 use serde_json::{Value, json};
 
 use super::adopt::stays;
-use crate::reconcile::Key;
 use crate::reconcile::apply::{owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::informer::{owner_key, owner_uid};
-use crate::reconcile::meta::{names_of, uid_of};
-use crate::reconcile::observed::ObservedService;
 
 /// Whether pods have names in DNS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,15 +15,16 @@ use std::time::Duration;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
-use kvtide_control_api::{RoleSetSpec, StormService, StormServiceStatus, keys, set_condition};
+use kvtide_control_api::meta::{finalizer_patch, names_of, scaling_role};
+use kvtide_control_api::{
+    RoleSetSpec, StormService, StormServiceStatus, conditions, keys, set_condition,
+};
 use kvtide_control_core::budget::CREATIONS_MAX;
 use kvtide_control_core::validate::{self, Violation};
 
 use crate::reconcile::apply::resource;
-use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::{self, Error};
-use crate::reconcile::meta::{finalizer_patch, names_of, scaling_role};
 use crate::reconcile::status::tell_failure;
 use crate::reconcile::undecodable::{readable, undecodable};
 use adopt::{Left, adopt};

@@ -4,17 +4,18 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use kvtide_control_api::{RoleSet, RoleSetSpec, StormService, TemplateMeta, find_condition, keys};
+use kvtide_control_api::crd_gap::is_observed;
+use kvtide_control_api::meta::uid_of;
+use kvtide_control_api::observed::ObservedRevision;
+use kvtide_control_api::{
+    RoleSet, RoleSetSpec, StormService, TemplateMeta, conditions, find_condition, keys,
+};
 use kvtide_control_core::budget::Budget;
 use kvtide_control_core::service_plan::{ServiceView, SetView};
 use kvtide_control_core::{adoption, revision};
 
 use super::revisions::Revisions;
-use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
-use crate::reconcile::meta::uid_of;
-use crate::reconcile::observed::ObservedRevision;
-use crate::reconcile::schema::is_observed;
 
 /// A RoleSet that is there.
 pub(super) struct Owned {

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::runtime::events::EventType;
+use kvtide_control_api::meta::{annotation, names_of, uid_of};
+use kvtide_control_api::observed::ObservedRevision;
 use kvtide_control_api::{RoleSetTemplate, StormService, keys};
 use kvtide_control_core::role_set::{ReplicaCounts, replica_counts, still_waiting};
 use kvtide_control_core::{names, revision};
@@ -13,8 +15,6 @@ use super::observe::Observed;
 use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::meta::{annotation, names_of, uid_of};
-use crate::reconcile::observed::ObservedRevision;
 
 /// Names tried when a revision's is taken by other data.
 const COLLISIONS_MAX: i32 = 5;

@@ -1,18 +1,18 @@
 //! The status of a StormService: counts, no writes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kvtide_control_api::meta::{annotation, names_of};
 use kvtide_control_api::{
-    Condition, RoleSet, RoleStatus, StormService, StormServiceStatus, keys, set_condition,
+    Condition, RoleSet, RoleStatus, StormService, StormServiceStatus, conditions, keys,
+    set_condition,
 };
 use kvtide_control_core::validate;
 
 use super::headless::Headless;
 use super::observe::{Observed, Owned};
 use super::revisions::Revisions;
-use crate::reconcile::conditions;
 use crate::reconcile::context::Context;
 use crate::reconcile::error::Error;
-use crate::reconcile::meta::{annotation, names_of};
 use crate::reconcile::status::{failure_below, note_failure};
 
 pub(super) fn status_of(

@@ -6,15 +6,14 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::Resource;
+use kube_derive::Resource;
 use serde::{Deserialize, Serialize};
 
-use super::context::seconds;
-use super::informer::owner_key;
+use crate::meta::{owner_key, seconds};
 
 /// A pod.
 #[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
-#[resource(inherit = Pod)]
+#[resource(inherit = Pod, crates(kube_core = "kube_core"))]
 pub struct ObservedPod {
     /// Metadata, less managed fields.
     pub metadata: ObjectMeta,
@@ -211,7 +210,7 @@ pub fn holds(conditions: &[ObservedCondition], kind: &str) -> bool {
 
 /// A node.
 #[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
-#[resource(inherit = Node)]
+#[resource(inherit = Node, crates(kube_core = "kube_core"))]
 pub struct ObservedNode {
     /// Metadata.
     pub metadata: ObjectMeta,
@@ -275,7 +274,7 @@ impl ObservedNode {
 
 /// A Service.
 #[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
-#[resource(inherit = Service)]
+#[resource(inherit = Service, crates(kube_core = "kube_core"))]
 pub struct ObservedService {
     /// Metadata.
     pub metadata: ObjectMeta,
@@ -299,7 +298,7 @@ pub struct ObservedServiceSpec {
 
 /// A ControllerRevision.
 #[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
-#[resource(inherit = ControllerRevision)]
+#[resource(inherit = ControllerRevision, crates(kube_core = "kube_core"))]
 pub struct ObservedRevision {
     /// Metadata.
     pub metadata: ObjectMeta,
@@ -384,7 +383,7 @@ mod tests {
 
     #[test]
     fn only_revisions_of_storm_services_keep_their_data() {
-        let group = kvtide_control_api::GROUP;
+        let group = crate::GROUP;
         let table = [
             ("StormService", format!("{group}/v1alpha1"), true),
             ("StatefulSet", "apps/v1".to_owned(), false),
