@@ -61,7 +61,7 @@ fn told(outcome: anyhow::Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", controller::explained(&error));
+            eprintln!("error: {}", kvtide_control_kube::error::explained(&error));
             ExitCode::FAILURE
         }
     }

@@ -39,6 +39,7 @@ fn every_crate_imports_only_what_lies_below_it() {
         ("kvtide-control-base", &[][..]),
         ("kvtide-control-api", &[][..]),
         ("kvtide-control-core", &["kvtide-control-api"][..]),
+        ("kvtide-control-kube", &["kvtide-control-api"][..]),
         ("kvtide-control-batch", &["kvtide-control-base"][..]),
         (
             "kvtide-control",
@@ -47,6 +48,7 @@ fn every_crate_imports_only_what_lies_below_it() {
                 "kvtide-control-base",
                 "kvtide-control-batch",
                 "kvtide-control-core",
+                "kvtide-control-kube",
             ][..],
         ),
         (
@@ -92,16 +94,18 @@ const CONFINED: &[(&str, &[&str])] = &[
             "kvtide-control",
             "kvtide-control-base",
             "kvtide-control-batch",
+            "kvtide-control-kube",
             "kvtide-server",
         ],
     ),
-    ("kube", &["kvtide-control"]),
+    ("kube", &["kvtide-control", "kvtide-control-kube"]),
     (
         "k8s-openapi",
         &[
             "kvtide-control",
             "kvtide-control-api",
             "kvtide-control-core",
+            "kvtide-control-kube",
         ],
     ),
 ];

@@ -13,12 +13,12 @@ use kube::{Client, Resource, ResourceExt};
 use kvtide_control_api::meta::{Key, is_paused, key_of, owner_key, owner_uid, scaling_role};
 use kvtide_control_api::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 use kvtide_control_api::{PodSet, RoleSet, StormService, keys};
+use kvtide_control_kube::informer::{Informer, Route, route_owner, route_self};
+use kvtide_control_kube::ledger::Ledger;
+use kvtide_control_kube::trigger::Trigger;
 use serde::de::DeserializeOwned;
 
 use super::Args;
-use crate::reconcile::Trigger;
-use crate::reconcile::informer::{Informer, Route, route_owner, route_self};
-use crate::reconcile::ledger::Ledger;
 
 /// Feeds a cache for as long as it is polled.
 type Feed = BoxFuture<'static, ()>;

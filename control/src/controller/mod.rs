@@ -5,8 +5,7 @@
 
 mod args;
 mod caches;
-mod lease;
-pub(crate) mod schema;
+mod crd_gap;
 mod wiring;
 
 use std::sync::Arc;
@@ -17,14 +16,14 @@ use anyhow::{Context as _, bail};
 use kube::Client;
 use kvtide_control_base::health::{self, Health};
 use kvtide_control_base::telemetry;
+use kvtide_control_kube::error::explained;
+use kvtide_control_kube::lease::{Lease, LeaseSettings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 pub use args::Args;
 
-use crate::reconcile::said;
 use crate::webhook::{self, Source};
-use lease::{Lease, LeaseSettings};
 
 /// How long running reconciles may take to end at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
@@ -119,17 +118,6 @@ async fn webhook(args: Args, client: Client) -> anyhow::Result<()> {
     tokio::select! {
         served = webhook::serve(address, own.source, client) => served,
         () = trusted => bail!("the watch of the webhook configuration ended"),
-    }
-}
-
-/// An error with what caused it, in one line: of the API server its own words alone.
-#[must_use]
-pub fn explained(error: &anyhow::Error) -> String {
-    let (outer, inner) = (error.to_string(), said(error.as_ref()));
-    match error.chain().count() {
-        1 => inner,
-        _ if inner == outer => format!("{error:#}"),
-        _ => format!("{outer}: {inner}"),
     }
 }
 

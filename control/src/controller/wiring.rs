@@ -23,16 +23,18 @@ use kube::{Client, Resource};
 use kvtide_control_api::Scheduler;
 use kvtide_control_api::meta::{Key, key_of};
 use kvtide_control_base::health::Health;
+use kvtide_control_kube::crd_gap::{KnownGap, installed_gap};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::ledger::Ledger;
+use kvtide_control_kube::trigger::Trigger;
+use kvtide_control_kube::writer::{FIELD_MANAGER, Writer};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::caches::{Triggers, caches};
-use super::{Args, schema};
-use crate::reconcile::apply::{FIELD_MANAGER, Writer};
+use super::{Args, crd_gap};
 use crate::reconcile::gangs::Gangs;
-use crate::reconcile::ledger::Ledger;
-use crate::reconcile::schema::Schema;
-use crate::reconcile::{Context, Error, Trigger, podset, roleset, stormservice};
+use crate::reconcile::{Context, podset, roleset, stormservice};
 
 /// Bursts of events for one object are looked at once in this time. A StormService is told of each
 /// of its RoleSets, so it waits longest.
@@ -55,12 +57,12 @@ pub(super) async fn run(
     health: Arc<Health>,
     stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let gap = schema::gap(&client).await?;
+    let gap = installed_gap(&client).await?;
     if let Some(lost) = &gap.lost {
         tracing::warn!("{lost}");
     }
-    let schema = Schema::default();
-    schema.note(gap);
+    let known_gap = KnownGap::default();
+    known_gap.note(gap);
     let ledger = Arc::new(Ledger::default());
     let (services, service_requests) = Trigger::new(SERVICE_WINDOW);
     let (role_sets, role_set_requests) = Trigger::new(ROLE_SET_WINDOW);
@@ -90,7 +92,7 @@ pub(super) async fn run(
         ledger,
         gangs,
         instance,
-        schema,
+        crd_gap: known_gap,
         services: caches.services,
         role_sets: caches.role_sets,
         pod_sets: caches.pod_sets,
@@ -146,7 +148,7 @@ pub(super) async fn run(
             |object, context| podset::reconcile(object, context).boxed(),
         ),
     );
-    let definitions = schema::follow(&context, &triggers.services, &triggers.role_sets);
+    let definitions = crd_gap::follow(&context, &triggers.services, &triggers.role_sets);
     tokio::select! {
         _ = controllers => Ok(()),
         _ = feeds => anyhow::bail!("the watches ended"),

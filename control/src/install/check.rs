@@ -12,10 +12,11 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 use kvtide_control_api::crds::definitions;
 use kvtide_control_api::{ConditionStatus, StormService, conditions, find_condition};
+use kvtide_control_kube::crd_gap::installed_gap;
+use kvtide_control_kube::error::explained;
 
 use super::heartbeat::{Heartbeat, Pulse};
 use super::{LOOK_EVERY, say};
-use crate::controller::{explained, schema};
 
 /// The CRDs need `optionalOldSelf` and ratcheting.
 const MINOR_MIN: u32 = 30;
@@ -113,7 +114,7 @@ async fn version(client: &Client) -> anyhow::Result<String> {
 }
 
 async fn crds(client: &Client) -> anyhow::Result<String> {
-    let gap = schema::gap(client).await?;
+    let gap = installed_gap(client).await?;
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     for definition in definitions()? {
         let name = definition.name_any();

@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kube::Client;
-
-use crate::controller::explained;
+use kvtide_control_kube::error::explained;
 
 /// Between two looks at what is waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -11,9 +11,8 @@ use kube::core::GroupVersionKind;
 use kube::core::PartialObjectMeta;
 use kvtide_control_api::meta::owner_key;
 use kvtide_control_api::{PodSet, RoleSet, Scheduler, StormService, keys};
+use kvtide_control_kube::writer::resource;
 use serde_json::json;
-
-use crate::reconcile::apply::resource;
 
 /// Objects in one page of a list.
 const PAGE: u32 = 500;

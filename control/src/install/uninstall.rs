@@ -15,11 +15,11 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, DeleteParams, DynamicObject};
 use kube::{Client, ResourceExt};
 use kvtide_control_api::crds::definitions;
+use kvtide_control_kube::error::said;
 
 use super::heartbeat::{Heartbeat, Pulse};
 use super::objects::{self, Found};
 use super::{LOOK_EVERY, manifests, say};
-use crate::reconcile::said;
 use crate::webhook::SECRET;
 
 /// Names in one line; of more, only the number is told.

@@ -12,14 +12,14 @@ use kube::{Client, Resource};
 use kvtide_control_api::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 use kvtide_control_api::{PodSet, RoleSet, StormService};
 use kvtide_control_core::recovery::Backoff;
+use kvtide_control_kube::crd_gap::KnownGap;
+use kvtide_control_kube::error::said;
+use kvtide_control_kube::event::{Told, shortened};
+use kvtide_control_kube::informer::Informer;
+use kvtide_control_kube::ledger::Ledger;
+use kvtide_control_kube::writer::Writer;
 
-use super::apply::Writer;
-use super::error::said;
-use super::event::{Told, shortened};
 use super::gangs::Gangs;
-use super::informer::Informer;
-use super::ledger::Ledger;
-use super::schema::Schema;
 
 /// What can be set from the command line.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +47,7 @@ pub struct Context {
     /// Which process this is, for events.
     pub instance: String,
     /// What the installed CRDs keep.
-    pub schema: Schema,
+    pub crd_gap: KnownGap,
     /// StormServices.
     pub services: Informer<DeserializeGuard<StormService>>,
     /// RoleSets.

@@ -4,10 +4,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kvtide_control_api::SchedulingStrategy;
 use kvtide_control_api::meta::{names_of, uid_of};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::resource;
 
-use super::apply::resource;
 use super::context::Context;
-use super::error::Error;
 
 /// Garbage collection's finalizer of an object whose children are to stay: `kubectl delete
 /// --cascade=orphan` sets it together with the deletion time.

@@ -9,9 +9,9 @@ use kvtide_control_api::conditions::POD_GROUP_UNAVAILABLE;
 use kvtide_control_api::{Condition, Scheduler, SchedulingStrategy, set_condition};
 use kvtide_control_core::pod::Gang;
 use kvtide_control_core::pod_group::Asks;
+use kvtide_control_kube::error::Error;
 
 use super::context::Context;
-use super::error::Error;
 use super::gangs;
 
 /// When to ask again whether a PodGroup kind was installed.

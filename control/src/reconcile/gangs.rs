@@ -10,11 +10,11 @@ use kvtide_control_api::meta::{Key, owner_uid};
 use kvtide_control_api::{Scheduler, SchedulingStrategy, keys};
 use kvtide_control_core::canonical::hash_name;
 use kvtide_control_core::pod_group::{self, Asks};
+use kvtide_control_kube::error::{Error, is_not_found};
+use kvtide_control_kube::ledger::Ledger;
+use kvtide_control_kube::writer::{Creation, Doomed, Writer};
 use serde_json::{Value, json};
 
-use super::apply::{Creation, Doomed, Writer};
-use super::error::Error;
-use super::ledger::Ledger;
 use super::pod_groups::{Known, PodGroups};
 
 /// How long an answer about an installed kind is believed.
@@ -107,7 +107,7 @@ impl Gangs {
                 .resources
                 .iter()
                 .any(|resource| resource.kind == "PodGroup"),
-            Err(error) if super::error::is_not_found(&error) => false,
+            Err(error) if is_not_found(&error) => false,
             Err(source) => {
                 return Err(Error::Api {
                     action: "discover",

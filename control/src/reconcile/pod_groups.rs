@@ -13,12 +13,12 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
 use kvtide_control_api::meta::{Key, owner_key, owner_uid};
 use kvtide_control_api::{Scheduler, keys};
+use kvtide_control_kube::error::said;
+use kvtide_control_kube::ledger::Ledger;
+use kvtide_control_kube::trigger::Trigger;
 use tokio::sync::watch;
 
-use super::error::said;
 use super::gangs::{PURPOSE, resource};
-use super::ledger::Ledger;
-use super::trigger::Trigger;
 
 /// A first list takes well below a second; without it PodGroups are asked for one by one.
 const FIRST_LIST_MAX: Duration = Duration::from_secs(5);

@@ -7,12 +7,12 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kvtide_control_api::conditions::{INVALID, REPLICA_FAILURE};
 use kvtide_control_api::{Condition, ConditionStatus, find_condition, set_condition};
+use kvtide_control_kube::error::{self, Error};
+use kvtide_control_kube::writer::resource;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::apply::resource;
 use super::context::Context;
-use super::error::{self, Error};
 
 /// Tells of the last write that was refused, or that none was; in one sentence.
 pub(super) fn note_failure(all: &mut Vec<Condition>, failure: Option<String>, now: &Time) {

@@ -6,11 +6,11 @@ use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::Action;
 use kvtide_control_api::conditions;
 use kvtide_control_api::meta::{names_of, uid_of};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::resource;
 use serde_json::json;
 
-use super::apply::resource;
 use super::context::Context;
-use super::error::Error;
 
 /// In the ledger: what an object was told.
 const PURPOSE: &str = "not readable";

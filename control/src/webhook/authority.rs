@@ -17,9 +17,8 @@ use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
+use kvtide_control_kube::error::said;
 use serde_json::{Value, json};
-
-use crate::reconcile::said;
 
 /// After a write that was refused; doubles up to [`RETRY_LONGEST`].
 const RETRY_FIRST: Duration = Duration::from_secs(1);

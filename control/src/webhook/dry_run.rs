@@ -16,12 +16,12 @@ use kvtide_control_api::{RoleSpec, keys};
 use kvtide_control_core::pod::{Marks, Place};
 use kvtide_control_core::validate::Violation;
 use kvtide_control_core::{names, revision};
+use kvtide_control_kube::error::said;
+use kvtide_control_kube::writer::resource;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::review::{Verdict, Written, written};
-use crate::reconcile::apply::resource;
-use crate::reconcile::said;
 
 /// All tries of one request together; well below the 5 s that the API server waits for the webhook.
 const TRIES_MAX: Duration = Duration::from_secs(2);

@@ -6,10 +6,10 @@ use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
 use kvtide_control_api::StormService;
+use kvtide_control_kube::error::said;
 use serde_json::json;
 
 use crate::install::manifests;
-use crate::reconcile::said;
 
 /// Writes what nothing else refuses: roles that wait for each other.
 ///

@@ -6,11 +6,11 @@ use kvtide_control_api::meta::{names_of, uid_of};
 use kvtide_control_api::{PodSet, keys};
 use kvtide_control_core::pod_set::build_pod;
 use kvtide_control_core::recovery::RecoveryPlan;
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
 
 use super::observe::Observed;
-use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::gangs::Wanted;
 

@@ -7,11 +7,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::controller::Action;
 use kvtide_control_api::meta::{names_of, uid_of};
 use kvtide_control_api::{PodSet, PodSetSpec, keys};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::{Doomed, resource};
 
 use super::observe::{Terms, views_of};
-use crate::reconcile::apply::{Doomed, resource};
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 use crate::reconcile::farewell::{take_group, takes_children};
 
 /// Lets a deleted PodSet go once its pods are gone. One that cannot be decoded has no `spec`: what

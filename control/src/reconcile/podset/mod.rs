@@ -11,9 +11,9 @@ use std::sync::Arc;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kvtide_control_api::PodSet;
+use kvtide_control_kube::error::{self, Error};
 
 use crate::reconcile::context::Context;
-use crate::reconcile::error::{self, Error};
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::status::tell_failure;
 use crate::reconcile::undecodable::{readable, undecodable};

@@ -3,12 +3,12 @@
 use kvtide_control_api::meta::{finalizer_patch, names_of, uid_of};
 use kvtide_control_api::{PodSet, keys};
 use kvtide_control_core::restarts::Baseline;
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::resource;
 use serde_json::{Map, Value, json};
 
 use super::observe::baseline;
-use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 
 /// Puts finalizer and marks on a PodSet that lacks them. Returns whether anything was written.
 pub(super) async fn prepare(set: &PodSet, context: &Context) -> Result<bool, Error> {

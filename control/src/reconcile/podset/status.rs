@@ -9,12 +9,12 @@ use kvtide_control_api::{
     PodSet, PodSetPhase, PodSetStatus, conditions, find_condition, set_condition,
 };
 use kvtide_control_core::recovery::{Backoff, PodView, RecoveryPlan};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::resource;
 
 use super::apply::why;
 use super::observe::Observed;
-use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::status::note_failure;
 
@@ -83,7 +83,7 @@ fn status_of(
     let ready = count(here.iter().filter(|pod| pod.ready).count());
     let mut status = set.status.clone().unwrap_or_default();
     // Nobody waits for it, so there is no other place for it where the field would be dropped.
-    let is_kept = !context.schema.gap().pod_set_generation;
+    let is_kept = !context.crd_gap.gap().pod_set_generation;
     status.observed_generation = set.metadata.generation.filter(|_| is_kept);
     status.total_pods = total;
     status.ready_pods = ready;

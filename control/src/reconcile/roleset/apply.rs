@@ -10,13 +10,13 @@ use kvtide_control_core::pod::{Marks, Place};
 use kvtide_control_core::restarts::Baseline;
 use kvtide_control_core::role_plan::{ReplicaState, RolePlan};
 use kvtide_control_core::{names, pod_group};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
 use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit, is_group};
 use super::scaling_target::unmark;
-use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 use crate::reconcile::foreign::Foreign;
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::gangs::Wanted;
@@ -185,7 +185,7 @@ async fn update_groups(set: &RoleSet, observed: &Observed, context: &Context) ->
 /// How a PodSet of a role recovers, as the installed CRDs spell it.
 fn policy_of(role: &RoleSpec, context: &Context) -> RecoveryPolicy {
     let policy = role.recovery_policy.unwrap_or_default();
-    if policy.recreates_all() && context.schema.gap().full_recreate {
+    if policy.recreates_all() && context.crd_gap.gap().full_recreate {
         RecoveryPolicy::Recreate
     } else {
         policy

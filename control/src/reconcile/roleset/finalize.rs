@@ -7,10 +7,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::controller::Action;
 use kvtide_control_api::meta::{names_of, uid_of};
 use kvtide_control_api::{PodSet, RoleSet, SchedulingStrategy, keys};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::{Doomed, resource};
 
-use crate::reconcile::apply::{Doomed, resource};
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 use crate::reconcile::farewell::{take_group, takes_children};
 
 /// Lets a deleted RoleSet go once its pods and PodSets are gone. Of one that cannot be decoded no

@@ -18,10 +18,10 @@ use kvtide_control_core::budget::CREATIONS_MAX;
 use kvtide_control_core::role_plan::{ReplicaState, RolePlan};
 use kvtide_control_core::rollout;
 use kvtide_control_core::validate::{self, Violation};
+use kvtide_control_kube::error::{self, Error};
+use kvtide_control_kube::writer::resource;
 
-use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
-use crate::reconcile::error::{self, Error};
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::status::tell_failure;
 use crate::reconcile::undecodable::{readable, undecodable};

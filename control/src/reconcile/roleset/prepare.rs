@@ -6,12 +6,12 @@ use kvtide_control_api::{RoleSet, RoleUpdateOrder, keys};
 use kvtide_control_core::adoption::{self, Adopted, AdoptedHashes};
 use kvtide_control_core::revision;
 use kvtide_control_core::rollout::RoleEntry;
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::resource;
 use serde_json::json;
 
 use super::observe::{Observed, is_group};
-use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 
 /// Puts finalizer and marks on a RoleSet that lacks them: one that a user or AIBrix made. Returns
 /// whether anything was written.

@@ -7,12 +7,12 @@ use kvtide_control_api::meta::{group_index, label, names_of, seconds, uid_of};
 use kvtide_control_api::{RoleSet, keys};
 use kvtide_control_core::role_plan::ReplicaState;
 use kvtide_control_core::scaling_target::{Candidate, choose};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::resource;
 use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit};
-use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 
 /// See the module. The new pod is marked before the old one no longer is.
 pub(super) async fn mark_scaling_target(

@@ -6,10 +6,10 @@ use kvtide_control_api::{
     RoleSet, RoleSetStatus, RoleStatus, RoleUpdateOrder, conditions, set_condition,
 };
 use kvtide_control_core::rollout::{self, RoleEntry};
+use kvtide_control_kube::error::Error;
 
 use super::observe::Observed;
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 use crate::reconcile::ganging::Ganging;
 use crate::reconcile::status::{failure_below, note_failure};
 
@@ -18,7 +18,7 @@ pub(super) fn note_observed(set: &RoleSet, status: &mut RoleSetStatus, context: 
         &mut status.observed_generation,
         &mut status.conditions,
         set.metadata.generation,
-        context.schema.gap().role_set_generation,
+        context.crd_gap.gap().role_set_generation,
         &context.now(),
     );
 }

@@ -10,11 +10,11 @@ use kvtide_control_api::meta::{label, names_of, owner_key, owner_uid, uid_of};
 use kvtide_control_api::observed::ObservedRevision;
 use kvtide_control_api::{RoleSet, StormService, keys};
 use kvtide_control_core::{revision, validate};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::{owner_reference, resource};
 use serde_json::json;
 
-use crate::reconcile::apply::{owner_reference, resource};
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 
 /// Whether the RoleSets that a predecessor left behind can be counted on.
 #[derive(Clone, Debug, PartialEq, Eq)]

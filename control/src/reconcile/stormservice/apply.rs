@@ -7,14 +7,14 @@ use kvtide_control_api::{RoleSet, RoleSetTemplate, StormService, keys};
 use kvtide_control_core::names;
 use kvtide_control_core::role_set::{differs, renew, set_marks, set_spec, with_scaled_replicas};
 use kvtide_control_core::service_plan::{Revision, ServicePlan};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
 use serde_json::{Value, json};
 
 use super::events::tell_of_plan;
 use super::observe::Observed;
 use super::revisions::Revisions;
-use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 use crate::reconcile::foreign::left_behind;
 
 /// Candidates for a RoleSet's name.

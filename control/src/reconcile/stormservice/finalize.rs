@@ -9,10 +9,10 @@ use kube::Resource;
 use kube::runtime::controller::Action;
 use kvtide_control_api::meta::{Key, names_of, owner_uid, uid_of};
 use kvtide_control_api::{RoleSet, StormService, keys};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::{Doomed, resource};
 
-use crate::reconcile::apply::{Doomed, resource};
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 use crate::reconcile::farewell::takes_children;
 
 /// Lets a deleted StormService go once its RoleSets are gone. Metadata is enough, so one that cannot

@@ -7,12 +7,12 @@ use kube::runtime::events::EventType;
 use kvtide_control_api::meta::{Key, names_of, owner_key, owner_uid, uid_of};
 use kvtide_control_api::observed::ObservedService;
 use kvtide_control_api::{StormService, keys};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::{owner_reference, resource};
 use serde_json::{Value, json};
 
 use super::adopt::stays;
-use crate::reconcile::apply::{owner_reference, resource};
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 
 /// Whether pods have names in DNS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

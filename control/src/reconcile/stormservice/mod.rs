@@ -21,10 +21,10 @@ use kvtide_control_api::{
 };
 use kvtide_control_core::budget::CREATIONS_MAX;
 use kvtide_control_core::validate::{self, Violation};
+use kvtide_control_kube::error::{self, Error};
+use kvtide_control_kube::writer::resource;
 
-use crate::reconcile::apply::resource;
 use crate::reconcile::context::Context;
-use crate::reconcile::error::{self, Error};
 use crate::reconcile::status::tell_failure;
 use crate::reconcile::undecodable::{readable, undecodable};
 use adopt::{Left, adopt};

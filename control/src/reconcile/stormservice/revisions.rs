@@ -9,12 +9,12 @@ use kvtide_control_api::observed::ObservedRevision;
 use kvtide_control_api::{RoleSetTemplate, StormService, keys};
 use kvtide_control_core::role_set::{ReplicaCounts, replica_counts, still_waiting};
 use kvtide_control_core::{names, revision};
+use kvtide_control_kube::error::Error;
+use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use crate::reconcile::apply::{Doomed, owner_reference, resource};
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 
 /// Names tried when a revision's is taken by other data.
 const COLLISIONS_MAX: i32 = 5;

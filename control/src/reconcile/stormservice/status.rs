@@ -7,12 +7,12 @@ use kvtide_control_api::{
     set_condition,
 };
 use kvtide_control_core::validate;
+use kvtide_control_kube::error::Error;
 
 use super::headless::Headless;
 use super::observe::{Observed, Owned};
 use super::revisions::Revisions;
 use crate::reconcile::context::Context;
-use crate::reconcile::error::Error;
 use crate::reconcile::status::{failure_below, note_failure};
 
 pub(super) fn status_of(
@@ -103,7 +103,7 @@ fn unnamed(name: &str, headless: &Result<Headless, Error>) -> Option<String> {
 /// What a status says of CRDs that drop fields.
 fn note_schema(all: &mut Vec<Condition>, context: &Context, now: &Time) {
     let kind = conditions::SCHEMA_OUTDATED;
-    match context.schema.gap().lost {
+    match context.crd_gap.gap().lost {
         Some(gap) => set_condition(all, kind, true, "FieldsDropped", gap, now),
         None => all.retain(|condition| condition.kind != kind),
     }

@@ -9,27 +9,25 @@ use kube::Resource;
 use kube::runtime::events::EventType;
 use kvtide_control_api::meta::names_of;
 
-use super::apply::FIELD_MANAGER;
+use crate::writer::FIELD_MANAGER;
 
 /// Longest note of an event, in bytes; the API server refuses a longer one.
 const NOTE_MAX: usize = 1024;
 
 /// What is told about an object.
-pub(super) struct Told<'a> {
-    pub(super) type_: EventType,
+pub struct Told<'a> {
+    /// Normal or Warning.
+    pub type_: EventType,
     /// In one CamelCase word.
-    pub(super) reason: &'a str,
+    pub reason: &'a str,
     /// For a person.
-    pub(super) note: String,
+    pub note: String,
 }
 
 impl Told<'_> {
     /// The event. `instance` is the process that tells it.
-    pub(super) fn about<K: Resource<DynamicType = ()>>(
-        self,
-        meta: &ObjectMeta,
-        instance: &str,
-    ) -> Event {
+    #[must_use]
+    pub fn about<K: Resource<DynamicType = ()>>(self, meta: &ObjectMeta, instance: &str) -> Event {
         let now = Timestamp::now();
         let (_, name) = names_of(meta);
         let type_ = match self.type_ {
@@ -63,7 +61,8 @@ impl Told<'_> {
 }
 
 /// A note that the API server takes. What a pod template has wrong can be a long list.
-pub(super) fn shortened(mut note: String) -> String {
+#[must_use]
+pub fn shortened(mut note: String) -> String {
     const MORE: &str = "…";
     if note.len() > NOTE_MAX {
         let mut ends = (0..=NOTE_MAX - MORE.len()).rev();

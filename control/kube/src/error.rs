@@ -103,7 +103,7 @@ fn words_of(action: &'static str) -> &'static str {
 /// What the API server said to a request, in its own words; of any other error, what it says itself.
 /// `kube::Error` would add the whole answer once more, as a Rust structure.
 #[must_use]
-pub(crate) fn said(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn said(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = Some(error);
     while let Some(error) = cause {
         let boxed = error.downcast_ref::<Box<kube::Error>>().map(Box::as_ref);
@@ -119,24 +119,35 @@ pub(crate) fn said(error: &(dyn std::error::Error + 'static)) -> String {
     error.to_string()
 }
 
+/// An error with what caused it, in one line: of the API server its own words alone.
+#[must_use]
+pub fn explained(error: &anyhow::Error) -> String {
+    let (outer, inner) = (error.to_string(), said(error.as_ref()));
+    match error.chain().count() {
+        1 => inner,
+        _ if inner == outer => format!("{error:#}"),
+        _ => format!("{outer}: {inner}"),
+    }
+}
+
 /// The failure that a status tells of, if there is one. A lost race is none, nor is an API server that
 /// is away or has too much to do: that is over within moments, and a condition for it would come and
 /// go with every one, at the worst time for another write.
 #[must_use]
-pub(crate) fn failure<T>(outcome: &Result<T, Error>) -> Option<&Error> {
+pub fn failure<T>(outcome: &Result<T, Error>) -> Option<&Error> {
     let passes = |error: &Error| error.is_conflict() || error.is_about_the_server();
     outcome.as_ref().err().filter(|error| !passes(error))
 }
 
 /// Whether the API server says that the object is not there.
 #[must_use]
-pub(crate) fn is_not_found(error: &kube::Error) -> bool {
+pub fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 /// Whether the API server says that the name is taken.
 #[must_use]
-pub(crate) fn is_already_exists(error: &kube::Error) -> bool {
+pub fn is_already_exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409 && status.reason == "AlreadyExists")
 }
 

@@ -1,19 +1,14 @@
 //! Whether the installed CRDs keep what this version writes.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::{PoisonError, RwLock};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::Api;
 use kube::{Client, ResourceExt};
 use kvtide_control_api::crd_gap::Gap;
 use kvtide_control_api::crds::definitions;
-use kvtide_control_api::meta::key_of;
 use serde_json::Value;
-
-use super::explained;
-use crate::reconcile::Context;
-use crate::reconcile::Trigger;
 
 const GENERATION_OF_ROLE_SETS: &str = "observedGeneration of RoleSets";
 const GENERATION_OF_POD_SETS: &str = "observedGeneration of PodSets";
@@ -55,15 +50,35 @@ const FIELDS: [(&str, &str, &str); 6] = [
     ),
 ];
 
-/// How often the CRDs are looked at. Somebody who installs others waits this long for the condition.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// What the installed CRDs drop, as it is known at present.
+#[derive(Debug, Default)]
+pub struct KnownGap(RwLock<Gap>);
+
+impl KnownGap {
+    /// What is dropped at present.
+    #[must_use]
+    pub fn gap(&self) -> Gap {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Notes what is dropped. Returns whether that is news.
+    pub fn note(&self, gap: Gap) -> bool {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = *known != gap;
+        *known = gap;
+        changed
+    }
+}
 
 /// What the installed CRDs would drop.
 ///
 /// # Errors
 ///
 /// When a CRD is missing or the API server does not answer.
-pub(crate) async fn gap(client: &Client) -> anyhow::Result<Gap> {
+pub async fn installed_gap(client: &Client) -> anyhow::Result<Gap> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let mut lost = Vec::new();
     for wanted in definitions()? {
@@ -106,54 +121,16 @@ fn lost_in(name: &str, schema: &Value) -> Vec<&'static str> {
     lost
 }
 
-/// Looks at the CRDs from time to time for as long as it is polled, and at everything once more when
-/// others were installed. Between changes a look costs three small requests.
-pub(super) async fn follow(context: &Context, services: &Trigger, role_sets: &Trigger) {
-    let api: Api<CustomResourceDefinition> = Api::all(context.client.clone());
-    let mut known: Option<Generations> = None;
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        let looked = async {
-            let found = generations(&api).await?;
-            if known.as_ref() == Some(&found) {
-                return Ok(None);
-            }
-            anyhow::Ok(Some((gap(&context.client).await?, found)))
-        };
-        let (gap, found) = match looked.await {
-            Ok(Some(changed)) => changed,
-            Ok(None) => continue,
-            Err(error) => {
-                tracing::warn!(error = explained(&error), "could not look at the CRDs");
-                continue;
-            }
-        };
-        let lost = gap.lost.clone();
-        let other = context.schema.note(gap);
-        // The first look finds what was found at the start, unless others were installed since.
-        if known.replace(found).is_some() || other {
-            context.writer.try_again();
-        }
-        if !other {
-            continue;
-        }
-        match lost {
-            Some(lost) => tracing::warn!("{lost}"),
-            None => tracing::info!("the installed CRDs are of this version"),
-        }
-        let all = context.services.all();
-        all.iter()
-            .for_each(|object| services.fire(key_of(object.as_ref())));
-        let all = context.role_sets.all();
-        all.iter()
-            .for_each(|object| role_sets.fire(key_of(object.as_ref())));
-    }
-}
-
 /// CRD → its generation, if it is there.
-type Generations = HashMap<&'static str, Option<i64>>;
+pub type Generations = HashMap<&'static str, Option<i64>>;
 
-async fn generations(api: &Api<CustomResourceDefinition>) -> kube::Result<Generations> {
+/// The generations of the installed CRDs: they change when others are installed.
+///
+/// # Errors
+///
+/// When the API server does not answer.
+pub async fn generations(client: &Client) -> kube::Result<Generations> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let mut found = Generations::new();
     for (name, _, _) in FIELDS {
         if !found.contains_key(name) {
@@ -204,5 +181,17 @@ mod tests {
         let mut schema = served_schema(pod_sets);
         *schema.pointer_mut(path).unwrap() = json!(["ReplaceUnhealthy", "Recreate"]);
         assert_eq!(lost_in(POD_SETS, &schema), [FULL_RECREATE]);
+    }
+
+    #[test]
+    fn only_a_new_gap_is_news() {
+        let known = KnownGap::default();
+        let gap = Gap {
+            role_set_generation: true,
+            ..Gap::default()
+        };
+        assert!(!known.note(Gap::default()));
+        assert!(known.note(gap.clone()));
+        assert!(!known.note(gap));
     }
 }

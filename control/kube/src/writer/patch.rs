@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{FIELD_MANAGER, Writer};
-use crate::reconcile::error::{Error, is_not_found};
+use crate::error::{Error, is_not_found};
 
 fn ours() -> PatchParams {
     PatchParams {

@@ -13,18 +13,21 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
 
-use crate::reconcile::said;
+use crate::error::said;
 
 /// Which lease, and for how long.
 #[derive(Clone, Debug)]
-pub(super) struct LeaseSettings {
-    pub(super) namespace: String,
-    pub(super) name: String,
-    pub(super) duration: Duration,
+pub struct LeaseSettings {
+    /// Where it is.
+    pub namespace: String,
+    /// What it is called.
+    pub name: String,
+    /// How long it lasts without being renewed.
+    pub duration: Duration,
 }
 
 /// A lease that this process may hold.
-pub(super) struct Lease {
+pub struct Lease {
     api: Api<LeaseObject>,
     settings: LeaseSettings,
     identity: String,
@@ -33,7 +36,9 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    pub(super) fn new(client: Client, settings: LeaseSettings) -> Self {
+    /// A lease that nobody holds yet, as far as this process knows.
+    #[must_use]
+    pub fn new(client: Client, settings: LeaseSettings) -> Self {
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "kvtide-control".into());
         let started = Timestamp::now().as_nanosecond();
         let identity = format!("{host}-{}-{started:x}", std::process::id());
@@ -46,7 +51,9 @@ impl Lease {
         }
     }
 
-    pub(super) fn identity(&self) -> &str {
+    /// How the lease names this process while it holds it.
+    #[must_use]
+    pub fn identity(&self) -> &str {
         &self.identity
     }
 
@@ -61,7 +68,7 @@ impl Lease {
     }
 
     /// Returns once this process holds the lease, with the time from which that counts.
-    pub(super) async fn acquire(&self) -> Instant {
+    pub async fn acquire(&self) -> Instant {
         loop {
             let asked = Instant::now();
             // A lease that is answered for later than this would be over at once.
@@ -78,7 +85,7 @@ impl Lease {
     }
 
     /// Renews the lease that counts from `held_since`; returns once it is lost.
-    pub(super) async fn keep(&self, held_since: Instant) {
+    pub async fn keep(&self, held_since: Instant) {
         let give_up = self.trusted();
         let mut renewed = held_since;
         loop {
@@ -101,7 +108,7 @@ impl Lease {
     }
 
     /// Lets others lead at once.
-    pub(super) async fn release(&self) {
+    pub async fn release(&self) {
         let released = async {
             let mut lease = self.api.get(&self.settings.name).await?;
             let spec = lease.spec.get_or_insert_default();

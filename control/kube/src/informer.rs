@@ -14,9 +14,9 @@ use kube::runtime::reflector::{self, ObjectRef, Store, store::Writer};
 use kube::runtime::watcher::{self, Event};
 use kvtide_control_api::meta::{Key, key_of, owner_key, owner_uid, version_of};
 
-use super::error::said;
-use super::ledger::Ledger;
-use super::trigger::Trigger;
+use crate::error::said;
+use crate::ledger::Ledger;
+use crate::trigger::Trigger;
 
 /// Which object to reconcile when one changed: told the object as it was and as it is.
 pub type Route<K> = Box<dyn Fn(Option<&K>, &K) -> Option<Key> + Send + Sync>;

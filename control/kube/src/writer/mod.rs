@@ -13,13 +13,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, PostParams, Preconditions};
 use kube::{Client, Resource};
 use kvtide_control_api::meta::owner_uid;
-use kvtide_control_core::canonical::hash_name;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::error::{Error, is_already_exists, is_not_found};
-use super::ledger::Ledger;
+use crate::error::{Error, is_already_exists, is_not_found};
+use crate::ledger::Ledger;
 
 /// Who writes, in managed fields and for server-side apply.
 pub const FIELD_MANAGER: &str = "kvtide-control";
@@ -282,7 +281,7 @@ impl Writer {
         }
         let (uid, meant) = (
             object.meta().uid.clone().unwrap_or_default(),
-            hash_name(&meant, 16),
+            blake3::hash(meant.to_string().as_bytes()).to_string(),
         );
         if self.ledger.is_applied(&uid, IN_VAIN, &meant) {
             return Ok(false);
