@@ -7,7 +7,7 @@
 //!      └── Service (headless)                       names of its pods in DNS
 //! ```
 //!
-//! `kvtide_control_api` is what is stored, `kvtide_control_core` decides and does no I/O, [`reconcile`]
+//! `kvtide_control_api` is what is stored, `kvtide_control_core` decides and does no I/O, [`kvtide_control_reconcile`]
 //! reads and writes, [`controller`] is the process around it, and [`install`] checks and removes an
 //! installation. `kvtide_control_batch` stands beside them and needs no Kubernetes.
 #![forbid(unsafe_code)]
@@ -21,7 +21,5 @@ pub mod controller;
 pub mod crds;
 #[cfg(feature = "controller")]
 pub mod install;
-#[cfg(feature = "controller")]
-pub mod reconcile;
 #[cfg(feature = "controller")]
 pub mod webhook;

@@ -40,6 +40,14 @@ fn every_crate_imports_only_what_lies_below_it() {
         ("kvtide-control-api", &[][..]),
         ("kvtide-control-core", &["kvtide-control-api"][..]),
         ("kvtide-control-kube", &["kvtide-control-api"][..]),
+        (
+            "kvtide-control-reconcile",
+            &[
+                "kvtide-control-api",
+                "kvtide-control-core",
+                "kvtide-control-kube",
+            ][..],
+        ),
         ("kvtide-control-batch", &["kvtide-control-base"][..]),
         (
             "kvtide-control",
@@ -49,6 +57,7 @@ fn every_crate_imports_only_what_lies_below_it() {
                 "kvtide-control-batch",
                 "kvtide-control-core",
                 "kvtide-control-kube",
+                "kvtide-control-reconcile",
             ][..],
         ),
         (
@@ -95,10 +104,18 @@ const CONFINED: &[(&str, &[&str])] = &[
             "kvtide-control-base",
             "kvtide-control-batch",
             "kvtide-control-kube",
+            "kvtide-control-reconcile",
             "kvtide-server",
         ],
     ),
-    ("kube", &["kvtide-control", "kvtide-control-kube"]),
+    (
+        "kube",
+        &[
+            "kvtide-control",
+            "kvtide-control-kube",
+            "kvtide-control-reconcile",
+        ],
+    ),
     (
         "k8s-openapi",
         &[
@@ -106,6 +123,7 @@ const CONFINED: &[(&str, &[&str])] = &[
             "kvtide-control-api",
             "kvtide-control-core",
             "kvtide-control-kube",
+            "kvtide-control-reconcile",
         ],
     ),
 ];

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use kvtide_control_core::recovery::Backoff;
-
-use crate::reconcile::Settings;
+use kvtide_control_reconcile::Settings;
 
 /// Arguments of `kvtide-control controller`.
 #[derive(Clone, Debug, ClapArgs)]

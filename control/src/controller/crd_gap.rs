@@ -6,8 +6,7 @@ use kvtide_control_api::meta::key_of;
 use kvtide_control_kube::crd_gap::{Generations, generations, installed_gap};
 use kvtide_control_kube::error::explained;
 use kvtide_control_kube::trigger::Trigger;
-
-use crate::reconcile::Context;
+use kvtide_control_reconcile::Context;
 
 /// How often the CRDs are looked at. Somebody who installs others waits this long for the condition.
 const LOOK_EVERY: Duration = Duration::from_secs(30);

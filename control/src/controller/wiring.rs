@@ -28,13 +28,13 @@ use kvtide_control_kube::error::Error;
 use kvtide_control_kube::ledger::Ledger;
 use kvtide_control_kube::trigger::Trigger;
 use kvtide_control_kube::writer::{FIELD_MANAGER, Writer};
+use kvtide_control_reconcile::gangs::Gangs;
+use kvtide_control_reconcile::{Context, podset, roleset, stormservice};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::caches::{Triggers, caches};
 use super::{Args, crd_gap};
-use crate::reconcile::gangs::Gangs;
-use crate::reconcile::{Context, podset, roleset, stormservice};
 
 /// Bursts of events for one object are looked at once in this time. A StormService is told of each
 /// of its RoleSets, so it waits longest.

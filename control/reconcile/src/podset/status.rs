@@ -14,9 +14,9 @@ use kvtide_control_kube::writer::resource;
 
 use super::apply::why;
 use super::observe::Observed;
-use crate::reconcile::context::Context;
-use crate::reconcile::ganging::Ganging;
-use crate::reconcile::status::note_failure;
+use crate::context::Context;
+use crate::ganging::Ganging;
+use crate::status::note_failure;
 
 /// Counts recoveries in the condition Recovering's reason: `Attempt3`.
 const ATTEMPT: &str = "Attempt";

@@ -9,9 +9,9 @@ use kvtide_control_core::rollout::{self, RoleEntry};
 use kvtide_control_kube::error::Error;
 
 use super::observe::Observed;
-use crate::reconcile::context::Context;
-use crate::reconcile::ganging::Ganging;
-use crate::reconcile::status::{failure_below, note_failure};
+use crate::context::Context;
+use crate::ganging::Ganging;
+use crate::status::{failure_below, note_failure};
 
 pub(super) fn note_observed(set: &RoleSet, status: &mut RoleSetStatus, context: &Context) {
     note_generation(

@@ -9,7 +9,7 @@ use kvtide_control_core::service_plan::ServicePlan;
 
 use super::observe::Observed;
 use super::revisions::Revisions;
-use crate::reconcile::context::Context;
+use crate::context::Context;
 
 /// Names in one event; of more, only the number is told.
 const NAMES_MAX: usize = 5;

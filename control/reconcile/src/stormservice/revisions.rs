@@ -14,7 +14,7 @@ use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
 use serde_json::{Value, json};
 
 use super::observe::Observed;
-use crate::reconcile::context::Context;
+use crate::context::Context;
 
 /// Names tried when a revision's is taken by other data.
 const COLLISIONS_MAX: i32 = 5;

@@ -13,10 +13,10 @@ use kube::runtime::controller::Action;
 use kvtide_control_api::PodSet;
 use kvtide_control_kube::error::{self, Error};
 
-use crate::reconcile::context::Context;
-use crate::reconcile::ganging::Ganging;
-use crate::reconcile::status::tell_failure;
-use crate::reconcile::undecodable::{readable, undecodable};
+use crate::context::Context;
+use crate::ganging::Ganging;
+use crate::status::tell_failure;
+use crate::undecodable::{readable, undecodable};
 use apply::apply;
 use finalize::finalize;
 use observe::{Observed, dereference};

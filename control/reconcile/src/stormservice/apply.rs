@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use super::events::tell_of_plan;
 use super::observe::Observed;
 use super::revisions::Revisions;
-use crate::reconcile::context::Context;
-use crate::reconcile::foreign::left_behind;
+use crate::context::Context;
+use crate::foreign::left_behind;
 
 /// Candidates for a RoleSet's name.
 const NAMES_MAX: u32 = 1 << 20;

@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit, is_group};
 use super::scaling_target::unmark;
-use crate::reconcile::context::Context;
-use crate::reconcile::foreign::Foreign;
-use crate::reconcile::ganging::Ganging;
-use crate::reconcile::gangs::Wanted;
+use crate::context::Context;
+use crate::foreign::Foreign;
+use crate::ganging::Ganging;
+use crate::gangs::Wanted;
 
 /// Labels of a RoleSet that its pods inherit, as in AIBrix.
 const INHERITED_LABELS: [&str; 2] = ["name", "previous-owner"];

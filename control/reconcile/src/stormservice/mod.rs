@@ -24,9 +24,9 @@ use kvtide_control_core::validate::{self, Violation};
 use kvtide_control_kube::error::{self, Error};
 use kvtide_control_kube::writer::resource;
 
-use crate::reconcile::context::Context;
-use crate::reconcile::status::tell_failure;
-use crate::reconcile::undecodable::{readable, undecodable};
+use crate::context::Context;
+use crate::status::tell_failure;
+use crate::undecodable::{readable, undecodable};
 use adopt::{Left, adopt};
 use apply::apply;
 use events::tell_of_arrival;

@@ -12,7 +12,7 @@ use kvtide_control_kube::writer::{owner_reference, resource};
 use serde_json::{Value, json};
 
 use super::adopt::stays;
-use crate::reconcile::context::Context;
+use crate::context::Context;
 
 /// Whether pods have names in DNS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use kvtide_control_core::service_plan::{ServiceView, SetView};
 use kvtide_control_core::{adoption, revision};
 
 use super::revisions::Revisions;
-use crate::reconcile::context::Context;
+use crate::context::Context;
 
 /// A RoleSet that is there.
 pub(super) struct Owned {

@@ -11,7 +11,7 @@ use kvtide_control_kube::writer::resource;
 use serde_json::json;
 
 use super::observe::{Observed, is_group};
-use crate::reconcile::context::Context;
+use crate::context::Context;
 
 /// Puts finalizer and marks on a RoleSet that lacks them: one that a user or AIBrix made. Returns
 /// whether anything was written.

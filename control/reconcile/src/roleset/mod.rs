@@ -21,10 +21,10 @@ use kvtide_control_core::validate::{self, Violation};
 use kvtide_control_kube::error::{self, Error};
 use kvtide_control_kube::writer::resource;
 
-use crate::reconcile::context::Context;
-use crate::reconcile::ganging::Ganging;
-use crate::reconcile::status::tell_failure;
-use crate::reconcile::undecodable::{readable, undecodable};
+use crate::context::Context;
+use crate::ganging::Ganging;
+use crate::status::tell_failure;
+use crate::undecodable::{readable, undecodable};
 use apply::apply;
 use finalize::finalize;
 use observe::{Observed, Unit, build, dereference};

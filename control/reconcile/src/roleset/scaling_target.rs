@@ -12,7 +12,7 @@ use kvtide_control_kube::writer::resource;
 use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit};
-use crate::reconcile::context::Context;
+use crate::context::Context;
 
 /// See the module. The new pod is marked before the old one no longer is.
 pub(super) async fn mark_scaling_target(

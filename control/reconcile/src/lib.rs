@@ -7,6 +7,7 @@
 //! The middle three are pure and live in [`kvtide_control_core`]. Only `apply` and the status writer write,
 //! and only to objects whose controller reference is the object being reconciled. Reconcilers run
 //! on tokio's threads, one at a time for each object.
+#![forbid(unsafe_code)]
 
 pub mod context;
 mod farewell;

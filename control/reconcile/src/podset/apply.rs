@@ -10,9 +10,9 @@ use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
 
 use super::observe::Observed;
-use crate::reconcile::context::Context;
-use crate::reconcile::ganging::Ganging;
-use crate::reconcile::gangs::Wanted;
+use crate::context::Context;
+use crate::ganging::Ganging;
+use crate::gangs::Wanted;
 
 pub(super) async fn apply(
     set: &PodSet,

@@ -20,7 +20,7 @@ use kvtide_control_core::role_plan::{Replica, ReplicaState, RoleView};
 use kvtide_control_core::rollout::RoleEntry;
 use kvtide_control_core::{adoption, revision};
 
-use crate::reconcile::context::Context;
+use crate::context::Context;
 
 /// One replica that is there.
 pub(super) struct Unit {

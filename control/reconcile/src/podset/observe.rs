@@ -11,7 +11,7 @@ use kvtide_control_core::recovery::{PodView, SetView};
 use kvtide_control_core::restarts::Baseline;
 
 use super::status::attempts;
-use crate::reconcile::context::Context;
+use crate::context::Context;
 
 pub(super) fn baseline(meta: &ObjectMeta) -> Option<Baseline> {
     let annotation = meta.annotations.as_ref()?.get(keys::RESTARTS_BEFORE);

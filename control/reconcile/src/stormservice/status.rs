@@ -12,8 +12,8 @@ use kvtide_control_kube::error::Error;
 use super::headless::Headless;
 use super::observe::{Observed, Owned};
 use super::revisions::Revisions;
-use crate::reconcile::context::Context;
-use crate::reconcile::status::{failure_below, note_failure};
+use crate::context::Context;
+use crate::status::{failure_below, note_failure};
 
 pub(super) fn status_of(
     service: &StormService,

@@ -14,7 +14,7 @@ use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::{owner_reference, resource};
 use serde_json::json;
 
-use crate::reconcile::context::Context;
+use crate::context::Context;
 
 /// Whether the RoleSets that a predecessor left behind can be counted on.
 #[derive(Clone, Debug, PartialEq, Eq)]

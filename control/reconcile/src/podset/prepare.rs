@@ -8,7 +8,7 @@ use kvtide_control_kube::writer::resource;
 use serde_json::{Map, Value, json};
 
 use super::observe::baseline;
-use crate::reconcile::context::Context;
+use crate::context::Context;
 
 /// Puts finalizer and marks on a PodSet that lacks them. Returns whether anything was written.
 pub(super) async fn prepare(set: &PodSet, context: &Context) -> Result<bool, Error> {
