@@ -1,5 +1,5 @@
-//! Crates import one way: {model, segment} ← kernels ← engine ← {connector, server}, and
-//! model ← control.
+//! Crates import one way: {model, segment} ← kernels ← engine ← {connector, server}; in control
+//! api ← {core, kube} ← reconcile, and base ← every server.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -143,4 +143,73 @@ fn worlds_of_their_own_are_met_in_one_place_each() {
             .collect();
         assert_eq!(importers, users.iter().copied().collect(), "of {external}");
     }
+}
+
+/// What a crate of ours is built with, of its own and through the crates of ours below it.
+fn reached<'a>(metadata: &'a Metadata, from: &'a str) -> BTreeSet<&'a str> {
+    let (mut found, mut open) = (BTreeSet::new(), vec![from]);
+    while let Some(name) = open.pop() {
+        let package = metadata.packages.iter().find(|p| p.name.as_str() == name);
+        let dependencies = package.into_iter().flat_map(|p| &p.dependencies);
+        for dependency in dependencies.filter(|d| d.kind == DependencyKind::Normal) {
+            if found.insert(dependency.name.as_str()) {
+                open.push(&dependency.name);
+            }
+        }
+    }
+    found
+}
+
+/// What does I/O, on a network or a disk: tokio and all that is built on it.
+const INPUT_AND_OUTPUT: &[&str] = &[
+    "axum",
+    "futures",
+    "hyper",
+    "kube",
+    "object_store",
+    "reqwest",
+    "rusqlite",
+    "rustix",
+    "tokio",
+    "tokio-postgres",
+];
+/// Kubernetes, its types included.
+const KUBERNETES: &[&str] = &["k8s-openapi", "kube", "kube-core", "kube-derive"];
+
+/// What the crates of the control plane must not be built with, however they would come to it.
+const NEVER: &[(&str, &[&str])] = &[
+    ("kvtide-control-api", INPUT_AND_OUTPUT),
+    ("kvtide-control-core", INPUT_AND_OUTPUT),
+    ("kvtide-control-base", KUBERNETES),
+    ("kvtide-control-batch", KUBERNETES),
+    ("kvtide-control-kube", &["axum", "object_store", "rusqlite"]),
+    (
+        "kvtide-control-reconcile",
+        &["axum", "object_store", "rusqlite"],
+    ),
+];
+
+#[test]
+fn a_world_is_not_met_through_a_crate_in_between_either() {
+    let metadata = workspace();
+    for (name, never) in NEVER {
+        let reached = reached(&metadata, name);
+        assert!(!reached.is_empty(), "there is no crate {name}");
+        let met: Vec<_> = never.iter().filter(|n| reached.contains(**n)).collect();
+        assert!(met.is_empty(), "{name} is built with {met:?}");
+    }
+}
+
+#[test]
+fn the_control_plane_has_no_part_of_the_engine() {
+    let metadata = workspace();
+    let reached = reached(&metadata, "kvtide-control");
+    let engine = [
+        "kvtide-engine",
+        "kvtide-kernels",
+        "kvtide-segment",
+        "cudarc",
+    ];
+    let met: Vec<_> = engine.iter().filter(|n| reached.contains(**n)).collect();
+    assert!(met.is_empty(), "{met:?}");
 }
