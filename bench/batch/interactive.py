@@ -1,7 +1,7 @@
 """Interactive traffic beside a batch, on a mock engine with a stated capacity and priorities.
 
-The engine (`control/batch/examples/mock_upstream/engine.rs`) batches continuously: a step takes 20 ms,
-30 µs for each prompt token and 20 µs for each sequence in it; it has 1,024 tokens a step, 128 seats
+The engine (`control/batch/examples/mock_upstream/engine.rs`) batches continuously: a step takes
+20 ms, 30 µs for each prompt token and 20 µs for each sequence in it; it has 1,024 tokens a step, 128 seats
 and a cache for 65,536 tokens. It schedules by priority, and what arrives waits for the end of the
 step that runs. Interactive requests arrive at random moments, 40 a second, with some 128 tokens of
 prompt and 16 of answer; they are streamed, and what is timed is the first token. The batch's
@@ -13,7 +13,6 @@ its requests a second.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 import httpx
 from rig import ended, jsonl, line, mock_upstream, server, upload, wait_until
 
+from bench.percentile import percentile
 from bench.provenance import ROOT
 
 ENGINE = ["--forget", "--step-us", "20000", "--prompt-token-us", "30", "--sequence-us", "20"]
@@ -83,7 +83,7 @@ class Interference:
     @staticmethod
     def p99_ms(samples: list[float]) -> float:
         """The 99th percentile."""
-        return sorted(samples)[math.ceil(len(samples) * 0.99) - 1]
+        return percentile(samples, 99)
 
 
 async def traffic(url: str, run_s: float, seed: int) -> list[float]:

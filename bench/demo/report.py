@@ -5,7 +5,6 @@ Pure but for `describe_machine` and `describe_commit`. The shape of the JSON is 
 """
 
 import hashlib
-import math
 import os
 import platform
 import subprocess
@@ -15,16 +14,7 @@ from pathlib import Path
 
 from bench.demo.client import Answer
 from bench.demo.metrics import Counters
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear interpolation between closest ranks, as numpy does by default."""
-    if not values:
-        raise ValueError("percentile of no values")
-    ordered = sorted(values)
-    rank = (len(ordered) - 1) * percent / 100
-    low, high = math.floor(rank), math.ceil(rank)
-    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+from bench.percentile import percentile
 
 
 def spread_ms(seconds: Sequence[float]) -> dict[str, float]:

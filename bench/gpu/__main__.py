@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 from bench import provenance
 from bench.gpu.engine import POOL_TOKENS, PROMPT_TOKENS
 from bench.gpu.process import Engine
+from bench.percentile import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CLOSED_LOOP = {"users": 4, "new_tokens": 1024, "output": 64}
-CLOSED_LOOP_SHARES = (("ttft", 0.5), ("tpot", 0.5), ("itl", 0.99), ("shared", 0.5))
-"""What is kept of the closed loop: times, and which share of them lies below what is kept."""
+CLOSED_LOOP_PERCENTILES = (("ttft", 50), ("tpot", 50), ("itl", 99), ("shared", 50))
+"""What is kept of the closed loop: times, and which percentile of them."""
 CLOSED_LOOP_MODES = {"none": ("hit",), "kvtide": ("auto", "sync", "hit")}
 """Engine → in which ways it runs the closed loop, if not just as it is; see `closed_loop`."""
 OUTPUTS = (64, 16)
@@ -51,11 +52,6 @@ SETTLE_S = 0.3
 def ms(seconds: float) -> float:
     """In milliseconds."""
     return seconds * 1e3
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Of sorted values."""
-    return values[min(len(values) - 1, int(len(values) * share))]
 
 
 class Suite:
@@ -182,8 +178,8 @@ class Suite:
                 ttft, itl = sorted(ttft + result["ttft"]), sorted(itl + result["itl"])
             self.note(engine, "mixed_ttft_p50_ms", ms(median(ttft)))
             self.note(engine, "mixed_ttft_all_ms", [round(ms(t), 1) for t in ttft])
-            for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
-                self.note(engine, f"mixed_itl_{name}_ms", ms(percentile(itl, share)))
+            for name, percent in (("p50", 50), ("p99", 99), ("max", 100)):
+                self.note(engine, f"mixed_itl_{name}_ms", ms(percentile(itl, percent)))
             self.found[engine.name]["mixed_itl"] = itl
 
     def lengths(self) -> None:
@@ -266,11 +262,11 @@ class Suite:
                 rates = sorted(result["requests_s"] for result in results)
                 self.note(engine, f"{name}_requests_s", median(rates))
                 self.note(engine, f"{name}_requests_s_all", [round(rate, 2) for rate in rates])
-                for what, share in CLOSED_LOOP_SHARES:
-                    values = [ms(percentile(r[what], share)) for r in results if r[what]]
+                for what, percent in CLOSED_LOOP_PERCENTILES:
+                    values = [ms(percentile(r[what], percent)) for r in results if r[what]]
                     if not values:
                         continue
-                    self.note(engine, f"{name}_{what}_p{share * 100:.0f}_ms", median(values))
+                    self.note(engine, f"{name}_{what}_p{percent}_ms", median(values))
 
 
 def settings_of(name: str) -> dict[str, str]:

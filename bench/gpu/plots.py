@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from bench.percentile import percentile
 from bench.provenance import ROOT
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def inter_token_latency(data: dict[str, Any]) -> Figure:
     )
     for engine, (name, colour) in ENGINES.items():
         gaps = sorted(data["engines"][engine]["itl_ms"])
-        label = f"{name}: p99 {at(gaps, 0.99):.1f} ms (n = {len(gaps):,})"
+        label = f"{name}: p99 {percentile(gaps, 99):.1f} ms (n = {len(gaps):,})"
         longer = [1 - i / len(gaps) for i in range(len(gaps))]
         for axes in (close, whole):
             axes.step(gaps, longer, where="pre", color=colour, label=label)
@@ -124,11 +125,6 @@ def inter_token_latency(data: dict[str, Any]) -> Figure:
     load = "Inter-token latency of 8 decoders while an 8k-token prompt is reloaded every 250 ms"
     figure.suptitle(title(data, f"{load} (load: auto)"), fontsize=9)
     return figure
-
-
-def at(values: list[float], share: float) -> float:
-    """The value below which this share of sorted values lies."""
-    return values[min(len(values) - 1, int(len(values) * share))]
 
 
 def time_to_first_token(data: dict[str, Any]) -> Figure:

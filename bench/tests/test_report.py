@@ -10,6 +10,7 @@ from bench.demo import __main__ as cli
 from bench.demo import plot, report
 from bench.demo.client import Answer
 from bench.demo.metrics import Counters
+from bench.percentile import percentile
 
 
 def answer(
@@ -30,16 +31,16 @@ def run(name: str, *answers: Answer, measured: Counters | None = None) -> report
     ("percent", "expected"), [(0, 1.0), (25, 1.75), (50, 2.5), (99, 3.97), (100, 4.0)]
 )
 def test_percentile_interpolates_like_numpy(percent: float, expected: float) -> None:
-    assert report.percentile([4.0, 1.0, 3.0, 2.0], percent) == pytest.approx(expected)
+    assert percentile([4.0, 1.0, 3.0, 2.0], percent) == pytest.approx(expected)
 
 
 def test_percentile_of_one_value_is_that_value() -> None:
-    assert report.percentile([7.0], 99) == 7.0
+    assert percentile([7.0], 99) == 7.0
 
 
 def test_percentile_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no values"):
-        report.percentile([], 50)
+        percentile([], 50)
 
 
 def test_report_has_the_promised_shape() -> None:
