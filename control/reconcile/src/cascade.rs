@@ -15,7 +15,7 @@ const ORPHAN: &str = "orphan";
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Farewell {
+pub(super) enum Cascade {
     /// They go first.
     TakeChildren,
     /// They stay. Our finalizer goes at once: once garbage collection has taken its own, nothing says
@@ -25,7 +25,7 @@ pub(super) enum Farewell {
     Over,
 }
 
-impl Farewell {
+impl Cascade {
     /// Of an object that is being deleted.
     pub(super) fn of(meta: &ObjectMeta, finalizer: &str) -> Self {
         let finalizers = meta.finalizers.as_deref().unwrap_or_default();
@@ -48,14 +48,14 @@ pub(super) async fn takes_children<K: Resource<DynamicType = ()>>(
     finalizer: &str,
     context: &Context,
 ) -> Result<bool, Error> {
-    match Farewell::of(meta, finalizer) {
-        Farewell::Over => Ok(false),
-        Farewell::LeaveChildren => {
+    match Cascade::of(meta, finalizer) {
+        Cascade::Over => Ok(false),
+        Cascade::LeaveChildren => {
             let kind = resource::<K>();
             context.writer.release(&kind, meta, finalizer).await?;
             Ok(false)
         }
-        Farewell::TakeChildren => Ok(true),
+        Cascade::TakeChildren => Ok(true),
     }
 }
 
@@ -86,18 +86,18 @@ mod tests {
 
     #[test]
     fn children_stay_when_they_are_to_be_orphaned() {
-        let table: [(&[&str], Farewell); 4] = [
-            (&["ours"], Farewell::TakeChildren),
-            (&["ours", "somebody's"], Farewell::TakeChildren),
-            (&["orphan", "ours"], Farewell::LeaveChildren),
-            (&["orphan"], Farewell::Over),
+        let table: [(&[&str], Cascade); 4] = [
+            (&["ours"], Cascade::TakeChildren),
+            (&["ours", "somebody's"], Cascade::TakeChildren),
+            (&["orphan", "ours"], Cascade::LeaveChildren),
+            (&["orphan"], Cascade::Over),
         ];
         for (finalizers, expected) in table {
             let meta = ObjectMeta {
                 finalizers: Some(finalizers.iter().map(ToString::to_string).collect()),
                 ..ObjectMeta::default()
             };
-            assert_eq!(Farewell::of(&meta, "ours"), expected, "{finalizers:?}");
+            assert_eq!(Cascade::of(&meta, "ours"), expected, "{finalizers:?}");
         }
     }
 }

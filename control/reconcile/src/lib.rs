@@ -9,16 +9,14 @@
 //! on tokio's threads, one at a time for each object.
 #![forbid(unsafe_code)]
 
+mod cascade;
 pub mod context;
-mod farewell;
-mod foreign;
-mod ganging;
 pub mod gangs;
-pub mod pod_groups;
 pub mod podset;
 pub mod roleset;
 mod status;
 pub mod stormservice;
+mod taken_names;
 mod undecodable;
 
 pub use context::{Context, Settings};

@@ -36,12 +36,12 @@ pub(super) fn left_behind(namespace: &str, context: &Context) -> HashSet<String>
 }
 
 /// Among names of replicas of a RoleSet.
-pub(super) struct Foreign<'a> {
+pub(super) struct TakenNames<'a> {
     set: &'a ObjectMeta,
     context: &'a Context,
 }
 
-impl<'a> Foreign<'a> {
+impl<'a> TakenNames<'a> {
     /// Of the RoleSet with this metadata.
     pub(super) fn to(set: &'a ObjectMeta, context: &'a Context) -> Self {
         Self { set, context }

@@ -1,8 +1,8 @@
 //! An answer of the upstream, read as it arrives: short ones into memory, long ones into a scratch
 //! file; in one line ([`LineEnds`]).
 
-mod look;
 mod structure;
+mod usage;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -21,11 +21,11 @@ use crate::blobs::{Blobs, Piece};
 use crate::error::Failure;
 use crate::run::line_ends::{GROWTH_MAX, LineEnds, escaped};
 use crate::run::retry::{Verdict, retry_after};
-use crate::run::storage::Storage;
+use crate::run::shortage::Shortage;
 use crate::run::upstream::NoAnswer;
 use crate::state::Usage;
 
-use look::{Fault, Seen, look, look_at_file};
+use usage::{Fault, Seen, look, look_at_file};
 
 /// Bytes of an answer at most.
 pub(super) const ANSWER_BYTES_MAX: u64 = 32 << 20;
@@ -71,7 +71,7 @@ impl Patience {
 /// Where long answers are kept.
 pub(super) struct Keep<'a> {
     pub(super) blobs: &'a dyn Blobs,
-    pub(super) storage: &'a Storage,
+    pub(super) shortage: &'a Shortage,
     /// For the log.
     pub(super) batch: &'a str,
 }
@@ -95,7 +95,7 @@ impl Keep<'_> {
             match written {
                 Ok(()) => return Ok(()),
                 Err(failure) => {
-                    let trouble = trouble.get_or_insert_with(|| self.storage.trouble());
+                    let trouble = trouble.get_or_insert_with(|| self.shortage.of_room());
                     trouble.wait(self.batch, &failure).await;
                 }
             }

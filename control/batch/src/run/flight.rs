@@ -16,50 +16,32 @@ use crate::blobs::Blobs;
 use crate::endpoint::Endpoint;
 use crate::error::Failure;
 use crate::id;
-use crate::input::{Entry, LINE_BYTES_MAX, Request};
-use crate::run::answer::{self, Answer, Keep, MEMORY_BYTES, Patience};
+use crate::input::{Entry, Request};
+use crate::run::answer::{self, Answer, Keep, Patience};
 use crate::run::body::with_priority;
 use crate::run::lane::{Lane, Report, Step};
+use crate::run::memory::{ANSWER_UNITS_BYTES, Memory, keep, units};
 use crate::run::outcome::{Outcome, Unanswered};
 use crate::run::pace::{Paces, Turn};
 use crate::run::queue::Sending;
 use crate::run::remembered::Remembered;
 use crate::run::retry::RetryPolicy;
-use crate::run::storage::Storage;
-use crate::run::upstream::{NoAnswer, READ_BUFFER_BYTES, Upstream};
+use crate::run::shortage::Shortage;
+use crate::run::upstream::{NoAnswer, Upstream};
 use crate::state::Usage;
-
-/// Unit of the memory that requests in flight share.
-const MEMORY_UNIT: u64 = 1 << 10;
 
 /// What all requests of all jobs share.
 pub(super) struct Traffic {
     pub(super) upstream: Arc<Upstream>,
     pub(super) blobs: Arc<dyn Blobs>,
     pub(super) paces: Paces,
-    pub(super) storage: Storage,
+    pub(super) shortage: Shortage,
     pub(super) remembered: Remembered,
-    /// Memory for requests and answers, in units of [`MEMORY_UNIT`].
+    /// Memory for requests and answers, in [`units`].
     pub(super) memory: Arc<Semaphore>,
     pub(super) retry: RetryPolicy,
     pub(super) timeout: Duration,
     pub(super) priority: Option<i64>,
-}
-
-/// Memory that one request takes besides its line: its answer, the result that is made of it, and what
-/// the connection has read ahead. Longer answers go to scratch files.
-const ANSWER_UNITS_BYTES: u64 = 2 * MEMORY_BYTES as u64 + READ_BUFFER_BYTES as u64;
-
-/// Units of all `memory_bytes` that the requests for one model may take: half, so that a model that
-/// does not answer leaves room for others; though never less than the longest request.
-pub(super) fn memory_of_a_model(memory_bytes: u64) -> usize {
-    let longest = 2 * LINE_BYTES_MAX as u64 + ANSWER_UNITS_BYTES + MEMORY_UNIT;
-    memory_units((memory_bytes / 2).max(longest.min(memory_bytes))) as usize
-}
-
-/// Units of memory for so many bytes.
-pub(super) fn memory_units(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX)
 }
 
 /// The requests of one batch.
@@ -87,9 +69,6 @@ struct Ready {
     /// One of the batch's places for requests in flight.
     slot: OwnedSemaphorePermit,
 }
-
-/// A request's share of the memory.
-pub(super) type Memory = [OwnedSemaphorePermit; 2];
 
 impl Flight {
     /// Sends the requests for one model, and waits for their results.
@@ -140,16 +119,16 @@ impl Flight {
         while lane.has_more().await {
             let slot = Arc::clone(&self.slots).acquire_owned().await;
             let slot = slot.map_err(Failure::when(WHAT))?;
-            traffic.storage.well().await;
+            traffic.shortage.well().await;
             // Memory only with the turn: what waits for its turn, perhaps for hours, takes none. Whoever
             // has memory is being answered or recorded, and waits for no turn.
             let Some((sending, turn)) = lane.take().await else {
                 continue;
             };
-            let units = memory_units(self.bytes_of(sending.entry));
-            let of_model = Arc::clone(lane.pace.memory()).acquire_many_owned(units);
+            let needed = units(self.bytes_of(sending.entry));
+            let of_model = Arc::clone(lane.pace.memory()).acquire_many_owned(needed);
             let of_model = of_model.await.map_err(Failure::when(WHAT))?;
-            let of_all = Arc::clone(&traffic.memory).acquire_many_owned(units);
+            let of_all = Arc::clone(&traffic.memory).acquire_many_owned(needed);
             let of_all = of_all.await.map_err(Failure::when(WHAT))?;
             return Ok(Some(Ready {
                 line: read_line(&self.input, sending.entry).await?,
@@ -234,8 +213,8 @@ impl Flight {
         let line = sending.entry.line;
         let mut outcome = self.outcome(&id, &request.custom_id, line, result)?;
         // Until it is recorded, the result takes what it is long, not what it might have been.
-        let units = memory_units(outcome.memory_bytes());
-        outcome.memory = Some(memory.map(|share| keep(share, units)));
+        let needed = units(outcome.memory_bytes());
+        outcome.memory = Some(memory.map(|share| keep(share, needed)));
         Ok(Some(outcome))
     }
 
@@ -255,7 +234,7 @@ impl Flight {
             };
             let shortage = shortage.get_or_insert_with(|| {
                 turn.could_not_begin();
-                self.traffic.storage.shortage(&self.batch, error)
+                self.traffic.shortage.of_connections(&self.batch, error)
             });
             tokio::select! {
                 biased;
@@ -272,7 +251,7 @@ impl Flight {
         let response = patience.wait_for(asking).await??;
         let keep = Keep {
             blobs: traffic.blobs.as_ref(),
-            storage: &traffic.storage,
+            shortage: &traffic.shortage,
             batch: &self.batch,
         };
         answer::read(response, keep, &mut patience).await
@@ -310,11 +289,6 @@ impl Flight {
             }
         }
     }
-}
-
-/// So many units of a share of the memory, or all if it has fewer; the rest is given back.
-fn keep(mut share: OwnedSemaphorePermit, units: u32) -> OwnedSemaphorePermit {
-    share.split(units as usize).unwrap_or(share)
 }
 
 /// Reads one line of the input file.

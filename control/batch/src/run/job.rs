@@ -207,7 +207,7 @@ impl Job {
             self.blobs.part_writer(self.lease.fence()),
             Arc::clone(&self.lease),
             self.blobs.gather(),
-            self.traffic.storage.clone(),
+            self.traffic.shortage.clone(),
             self.drained.clone(),
         );
         let left = lanes.clone();

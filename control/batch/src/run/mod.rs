@@ -12,14 +12,15 @@ mod lane;
 mod lease;
 mod lenient;
 mod line_ends;
+mod memory;
 mod outcome;
 mod pace;
 mod queue;
 mod recorder;
 mod remembered;
 mod retry;
+mod shortage;
 mod sorter;
-mod storage;
 mod sweep;
 mod upstream;
 
@@ -42,7 +43,7 @@ use job::Job;
 use lease::Lease;
 use pace::Paces;
 use remembered::Remembered;
-use storage::Storage;
+use shortage::Shortage;
 
 pub use assemble::LineOrder;
 pub use bell::Bell;
@@ -146,15 +147,10 @@ impl Runner {
         let traffic = Traffic {
             upstream,
             blobs: Arc::clone(&blobs),
-            paces: Paces::new(
-                options.pace,
-                flight::memory_of_a_model(options.memory_bytes),
-            ),
-            storage: Storage::default(),
+            paces: Paces::new(options.pace, memory::of_a_model(options.memory_bytes)),
+            shortage: Shortage::default(),
             remembered: Remembered::default(),
-            memory: Arc::new(Semaphore::new(
-                flight::memory_units(options.memory_bytes) as usize
-            )),
+            memory: Arc::new(Semaphore::new(memory::units(options.memory_bytes) as usize)),
             retry: options.retry,
             timeout: options.request_timeout,
             priority: options.priority,

@@ -5,8 +5,8 @@ use serde_json::json;
 
 use crate::blobs::Piece;
 use crate::run::answer::Answer;
-use crate::run::flight::Memory;
 use crate::run::line_ends::escaped;
+use crate::run::memory::Memory;
 use crate::run::retry::Verdict;
 use crate::state::Usage;
 use crate::store::Stream;

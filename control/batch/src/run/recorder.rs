@@ -12,7 +12,7 @@ use crate::blobs::{PartWriter, Piece};
 use crate::error::Failure;
 use crate::run::lease::Lease;
 use crate::run::outcome::Outcome;
-use crate::run::storage::{Storage, Trouble};
+use crate::run::shortage::{Shortage, Trouble};
 use crate::state::{Change, Usage};
 use crate::store::{Part, Stream};
 
@@ -29,7 +29,7 @@ pub(super) struct Recorder {
     lease: Arc<Lease>,
     gather: Duration,
     /// While a write fails, nothing more is asked for.
-    storage: Storage,
+    shortage: Shortage,
     /// The server has shut down: what cannot be written now is asked for again by the next.
     drained: CancellationToken,
     /// Lines recorded.
@@ -41,14 +41,14 @@ impl Recorder {
         parts: Box<dyn PartWriter>,
         lease: Arc<Lease>,
         gather: Duration,
-        storage: Storage,
+        shortage: Shortage,
         drained: CancellationToken,
     ) -> Recorder {
         Recorder {
             parts,
             lease,
             gather,
-            storage,
+            shortage,
             drained,
             recorded: Vec::new(),
         }
@@ -153,7 +153,7 @@ impl Recorder {
     /// Waits before the next attempt, as long as the lease can be kept.
     async fn pause(&self, trouble: &mut Option<Trouble>, error: &Failure) -> Result<(), Failure> {
         let batch = &self.lease.fence().batch;
-        let trouble = trouble.get_or_insert_with(|| self.storage.trouble());
+        let trouble = trouble.get_or_insert_with(|| self.shortage.of_room());
         tokio::select! {
             () = trouble.wait(batch, error) => self.lease.check(),
             () = self.lease.lost().cancelled() => self.lease.check(),

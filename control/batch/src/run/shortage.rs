@@ -1,4 +1,4 @@
-//! Whether this server has what it needs. While somebody cannot write, because the disk is full, or
+//! What this server lacks. While somebody cannot write, because the disk is full, or
 //! cannot connect, because there are no file descriptors, no further requests are sent: their answers
 //! could not be kept either. What was answered already is held, and written when there is room.
 
@@ -17,7 +17,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Storage(Arc<watch::Sender<Troubled>>);
+pub(super) struct Shortage(Arc<watch::Sender<Troubled>>);
 
 /// How many are in trouble.
 #[derive(Debug, Default)]
@@ -45,12 +45,12 @@ enum Lack {
 /// Somebody lacks something; over when it is dropped.
 #[derive(Debug)]
 pub(super) struct Trouble {
-    storage: Storage,
+    shortage: Shortage,
     lack: Lack,
     pause: Duration,
 }
 
-impl Storage {
+impl Shortage {
     /// Waits until nobody is in trouble.
     pub(super) async fn well(&self) {
         // The channel is closed only with `self`.
@@ -59,13 +59,13 @@ impl Storage {
     }
 
     /// Somebody cannot write.
-    pub(super) fn trouble(&self) -> Trouble {
+    pub(super) fn of_room(&self) -> Trouble {
         self.begin(Lack::Room).0
     }
 
     /// Somebody cannot connect. Requests are many and are told the same, so it is said once, by the
     /// first, why.
-    pub(super) fn shortage(&self, batch: &str, error: &NoAnswer) -> Trouble {
+    pub(super) fn of_connections(&self, batch: &str, error: &NoAnswer) -> Trouble {
         let (trouble, is_first) = self.begin(Lack::Connections);
         if is_first {
             tracing::error!(batch, %error, "requests cannot be sent; trying again");
@@ -82,7 +82,7 @@ impl Storage {
             *count += 1;
         });
         let trouble = Trouble {
-            storage: self.clone(),
+            shortage: self.clone(),
             lack,
             pause: PAUSE_FIRST,
         };
@@ -118,7 +118,7 @@ impl Trouble {
 
 impl Drop for Trouble {
     fn drop(&mut self) {
-        self.storage.end(self.lack);
+        self.shortage.end(self.lack);
     }
 }
 
@@ -128,12 +128,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn all_wait_until_the_last_trouble_is_over() {
-        let storage = Storage::default();
-        storage.well().await;
-        let (one, other) = (storage.trouble(), storage.trouble());
+        let shortage = Shortage::default();
+        shortage.well().await;
+        let (one, other) = (shortage.of_room(), shortage.of_room());
         let waiting = tokio::spawn({
-            let storage = storage.clone();
-            async move { storage.well().await }
+            let shortage = shortage.clone();
+            async move { shortage.well().await }
         });
         drop(one);
         sleep(Duration::from_secs(60)).await;
@@ -144,9 +144,9 @@ mod tests {
 
     #[test]
     fn a_shortage_of_many_has_one_beginning() {
-        let storage = Storage::default();
-        let begin = || storage.begin(Lack::Connections);
-        let written = storage.trouble();
+        let shortage = Shortage::default();
+        let begin = || shortage.begin(Lack::Connections);
+        let written = shortage.of_room();
         let (one, first) = begin();
         assert!(first, "who cannot write lacks something else");
         let (other, second) = begin();

@@ -11,15 +11,15 @@ use kvtide_control_core::pod::Gang;
 use kvtide_control_core::pod_group::Asks;
 use kvtide_control_kube::error::Error;
 
-use super::context::Context;
-use super::gangs;
+use super::kind::scheduler_name;
+use crate::context::Context;
 
 /// When to ask again whether a PodGroup kind was installed.
 const ASK_AGAIN: Duration = Duration::from_secs(15);
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ganging {
+pub(crate) enum Ganging {
     /// No gang is asked for.
     None,
     /// One is asked for, and its kind is not installed.
@@ -34,7 +34,7 @@ pub(super) enum Ganging {
 impl Ganging {
     /// What holds for an object with this metadata; `siblings` are the pods, or PodSets, of the gang
     /// that are there and stay.
-    pub(super) async fn of<'a, K: Resource<DynamicType = ()>>(
+    pub(crate) async fn of<'a, K: Resource<DynamicType = ()>>(
         meta: &ObjectMeta,
         strategy: Option<&SchedulingStrategy>,
         mut siblings: impl Iterator<Item = &'a ObjectMeta>,
@@ -69,7 +69,7 @@ impl Ganging {
     }
 
     /// The gang that new pods join.
-    pub(super) fn gang<'a>(self, name: &'a str, context: &'a Context) -> Option<Gang<'a>> {
+    pub(crate) fn gang<'a>(self, name: &'a str, context: &'a Context) -> Option<Gang<'a>> {
         let (Self::Of(scheduler) | Self::Joining(scheduler)) = self else {
             return None;
         };
@@ -77,12 +77,12 @@ impl Ganging {
         Some(Gang {
             scheduler,
             name,
-            scheduler_name: gangs::scheduler_name(scheduler, coscheduling),
+            scheduler_name: scheduler_name(scheduler, coscheduling),
         })
     }
 
     /// What its PodGroup asks for, where there is one; `members` where the user gives no number.
-    pub(super) fn asks(self, members: i32) -> Option<Asks> {
+    pub(crate) fn asks(self, members: i32) -> Option<Asks> {
         match self {
             Self::None | Self::Unavailable(_) => None,
             Self::Joining(_) => Some(Asks::ForEach),
@@ -91,7 +91,7 @@ impl Ganging {
     }
 
     /// When to ask again.
-    pub(super) fn look_again(self) -> Option<Duration> {
+    pub(crate) fn look_again(self) -> Option<Duration> {
         matches!(self, Self::Unavailable(_)).then_some(ASK_AGAIN)
     }
 
@@ -119,7 +119,7 @@ impl Ganging {
     }
 
     /// Says so.
-    pub(super) fn set_condition(self, all: &mut Vec<Condition>, now: &Time) {
+    pub(crate) fn set_condition(self, all: &mut Vec<Condition>, now: &Time) {
         match self.excuse() {
             Some((reason, message)) => {
                 set_condition(all, POD_GROUP_UNAVAILABLE, true, reason, message, now);

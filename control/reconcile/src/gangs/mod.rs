@@ -1,11 +1,14 @@
 //! PodGroups: whether their kind is installed, and applying them when they changed.
 
+mod ganging;
+mod kind;
+mod pod_groups;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use kube::api::ApiResource;
 use kvtide_control_api::meta::{Key, owner_uid};
 use kvtide_control_api::{Scheduler, SchedulingStrategy, keys};
 use kvtide_control_core::canonical::hash_name;
@@ -15,15 +18,16 @@ use kvtide_control_kube::ledger::Ledger;
 use kvtide_control_kube::writer::{Creation, Doomed, Writer};
 use serde_json::{Value, json};
 
-use super::pod_groups::{Known, PodGroups};
+use pod_groups::Known;
+
+pub(crate) use ganging::Ganging;
+use kind::{PURPOSE, resource};
+pub use pod_groups::PodGroups;
 
 /// How long an answer about an installed kind is believed.
 const BELIEVE_PRESENT: Duration = Duration::from_secs(60);
 /// And about one that is not: somebody may be installing it.
 const BELIEVE_ABSENT: Duration = Duration::from_secs(10);
-
-/// The kind, in the ledger and in errors.
-pub(super) const PURPOSE: &str = "PodGroup";
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -31,29 +35,6 @@ pub struct Gangs {
     /// Those that are there.
     pub groups: Arc<PodGroups>,
     installed: Mutex<HashMap<Scheduler, (bool, Instant)>>,
-}
-
-/// The kind of a scheduler's PodGroup.
-#[must_use]
-pub fn resource(scheduler: Scheduler) -> ApiResource {
-    let (group, version) = scheduler.api_version();
-    ApiResource {
-        group: group.into(),
-        version: version.into(),
-        api_version: format!("{group}/{version}"),
-        kind: "PodGroup".into(),
-        plural: "podgroups".into(),
-    }
-}
-
-/// The scheduler to name in pods that name none.
-#[must_use]
-pub fn scheduler_name(scheduler: Scheduler, coscheduling: Option<&str>) -> Option<&str> {
-    match scheduler {
-        Scheduler::Volcano => Some("volcano"),
-        Scheduler::Godel => Some("godel-scheduler"),
-        Scheduler::Coscheduling => coscheduling,
-    }
 }
 
 /// A PodGroup that is wanted.

@@ -18,7 +18,7 @@ use kvtide_control_kube::ledger::Ledger;
 use kvtide_control_kube::trigger::Trigger;
 use tokio::sync::watch;
 
-use super::gangs::{PURPOSE, resource};
+use super::kind::{PURPOSE, resource};
 
 /// A first list takes well below a second; without it PodGroups are asked for one by one.
 const FIRST_LIST_MAX: Duration = Duration::from_secs(5);

@@ -11,7 +11,7 @@ use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
 
 use super::observe::Observed;
 use crate::context::Context;
-use crate::ganging::Ganging;
+use crate::gangs::Ganging;
 use crate::gangs::Wanted;
 
 pub(super) async fn apply(

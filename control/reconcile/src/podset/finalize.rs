@@ -11,8 +11,8 @@ use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::{Doomed, resource};
 
 use super::observe::{Terms, views_of};
+use crate::cascade::{take_group, takes_children};
 use crate::context::Context;
-use crate::farewell::{take_group, takes_children};
 
 /// Lets a deleted PodSet go once its pods are gone. One that cannot be decoded has no `spec`: what
 /// that would name besides follows by its owner references.

@@ -15,7 +15,7 @@ use kvtide_control_kube::writer::resource;
 use super::apply::why;
 use super::observe::Observed;
 use crate::context::Context;
-use crate::ganging::Ganging;
+use crate::gangs::Ganging;
 use crate::status::note_failure;
 
 /// Counts recoveries in the condition Recovering's reason: `Attempt3`.

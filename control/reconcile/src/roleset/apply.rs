@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use super::observe::{Observed, Unit, is_group};
 use super::scaling_target::unmark;
 use crate::context::Context;
-use crate::foreign::Foreign;
-use crate::ganging::Ganging;
+use crate::gangs::Ganging;
 use crate::gangs::Wanted;
+use crate::taken_names::TakenNames;
 
 /// Labels of a RoleSet that its pods inherit, as in AIBrix.
 const INHERITED_LABELS: [&str; 2] = ["name", "previous-owner"];
@@ -238,7 +238,7 @@ async fn create(
     let released: BTreeSet<&str> = released
         .filter_map(|unit| unit.meta.name.as_deref())
         .collect();
-    let foreign = Foreign::to(&set.metadata, context);
+    let foreign = TakenNames::to(&set.metadata, context);
     let is_foreign_pod = |name: &str| released.contains(name) || foreign.has_pod(name);
     let (role_name, hash) = (&role.name, &units.hash);
     let mut plain = (0..NAMES_MAX)

@@ -10,8 +10,8 @@ use kvtide_control_api::{PodSet, RoleSet, SchedulingStrategy, keys};
 use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::{Doomed, resource};
 
+use crate::cascade::{take_group, takes_children};
 use crate::context::Context;
-use crate::farewell::{take_group, takes_children};
 
 /// Lets a deleted RoleSet go once its pods and PodSets are gone. Of one that cannot be decoded no
 /// `strategy` is known: its PodGroup follows by its owner reference.

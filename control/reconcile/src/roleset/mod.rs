@@ -22,7 +22,7 @@ use kvtide_control_kube::error::{self, Error};
 use kvtide_control_kube::writer::resource;
 
 use crate::context::Context;
-use crate::ganging::Ganging;
+use crate::gangs::Ganging;
 use crate::status::tell_failure;
 use crate::undecodable::{readable, undecodable};
 use apply::apply;

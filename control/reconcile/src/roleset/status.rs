@@ -10,7 +10,7 @@ use kvtide_control_kube::error::Error;
 
 use super::observe::Observed;
 use crate::context::Context;
-use crate::ganging::Ganging;
+use crate::gangs::Ganging;
 use crate::status::{failure_below, note_failure};
 
 pub(super) fn note_observed(set: &RoleSet, status: &mut RoleSetStatus, context: &Context) {

@@ -15,7 +15,7 @@ use super::events::tell_of_plan;
 use super::observe::Observed;
 use super::revisions::Revisions;
 use crate::context::Context;
-use crate::foreign::left_behind;
+use crate::taken_names::left_behind;
 
 /// Candidates for a RoleSet's name.
 const NAMES_MAX: u32 = 1 << 20;

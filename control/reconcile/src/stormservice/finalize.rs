@@ -12,8 +12,8 @@ use kvtide_control_api::{RoleSet, StormService, keys};
 use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::{Doomed, resource};
 
+use crate::cascade::takes_children;
 use crate::context::Context;
-use crate::farewell::takes_children;
 
 /// Lets a deleted StormService go once its RoleSets are gone. Metadata is enough, so one that cannot
 /// be decoded goes as well.

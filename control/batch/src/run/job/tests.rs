@@ -9,7 +9,7 @@ use crate::endpoint::Endpoint;
 use crate::run::pace::{PaceOptions, Paces};
 use crate::run::remembered::Remembered;
 use crate::run::retry::RetryPolicy;
-use crate::run::storage::Storage;
+use crate::run::shortage::Shortage;
 use crate::run::upstream::Upstream;
 use crate::state::{Order, Usage};
 use crate::store::{Create, Places, Sqlite};
@@ -87,7 +87,7 @@ async fn world() -> World {
         upstream: Arc::new(Upstream::new("http://127.0.0.1:9", None, &trust).unwrap()),
         blobs: Arc::clone(&blobs),
         paces: Paces::new(pace, 1024),
-        storage: Storage::default(),
+        shortage: Shortage::default(),
         remembered: Remembered::default(),
         memory: Arc::new(Semaphore::new(1024)),
         retry: RetryPolicy {
