@@ -1,7 +1,8 @@
 """`python -m bench.batch`: measures the batch API on release builds; rows go to results/batch.json.
 
-Everything runs on this machine: the server, the mock upstream (`control/batch/examples/mock_upstream`)
-and this driver. Run it in the environment of `provision.py batch`.
+Everything runs on this machine: the server, the mock upstream
+(`control/batch/examples/mock_upstream`) and this driver. Run it in the environment of
+`provision.py batch`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Interactive traffic beside a batch, on a mock engine with a stated capacity and priorities.
 
-The engine (`control/batch/examples/mock_upstream/engine.rs`) batches continuously: a step takes
-20 ms, 30 µs for each prompt token and 20 µs for each sequence in it; it has 1,024 tokens a step, 128 seats
-and a cache for 65,536 tokens. It schedules by priority, and what arrives waits for the end of the
-step that runs. Interactive requests arrive at random moments, 40 a second, with some 128 tokens of
-prompt and 16 of answer; they are streamed, and what is timed is the first token. The batch's
-requests have some 128 tokens of prompt and 128 of answer, and where priorities are used the
-priority 100. With all seats taken by the batch a step takes 26 ms, so that the engine can do 38 of
-its requests a second.
+The engine (`control/batch/examples/mock_upstream/engine.rs`) batches continuously: a step takes 20
+ms, 30 µs for each prompt token and 20 µs for each sequence in it; it has 1,024 tokens a step, 128
+seats and a cache for 65,536 tokens. It schedules by priority, and what arrives waits for the end
+of the step that runs. Interactive requests arrive at random moments, 40 a second, with some 128
+tokens of prompt and 16 of answer; they are streamed, and what is timed is the first token. The
+batch's requests have some 128 tokens of prompt and 128 of answer, and where priorities are used
+the priority 100. With all seats taken by the batch a step takes 26 ms, so that the engine can do
+38 of its requests a second.
 """
 
 from __future__ import annotations
