@@ -18,6 +18,7 @@ mod podset;
 mod roleset;
 mod scheduling;
 mod stormservice;
+pub mod target;
 
 pub use condition::{Condition, ConditionStatus, find_condition, set_condition};
 pub use pod_template::PodTemplate;

@@ -1,15 +1,21 @@
 //! A RoleSet as its StormService wants it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int;
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{
-    RoleSet, RoleSetSpec, RoleSetTemplate, RoleSpec, RolloutBudget, StormService, UpdateType, keys,
+    GROUP, RoleSet, RoleSetSpec, RoleSetTemplate, RoleSpec, RolloutBudget, StormService,
+    UpdateType, VERSION, keys,
 };
 use serde_json::{Value, json};
 
 use super::budget::Budget;
 use super::canonical::canonical;
+use super::names;
+
+/// Candidates for a RoleSet's name.
+const NAMES_MAX: u32 = 1 << 20;
 
 /// Labels or annotations.
 pub type Marks = BTreeMap<String, String>;
@@ -122,6 +128,40 @@ pub fn set_marks(
     let mut annotations = metadata.annotations.unwrap_or_default();
     annotations.insert(keys::ROLE_SET_REVISION.into(), revision.to_owned());
     (labels, annotations)
+}
+
+/// A new RoleSet at an index. `taken` are names that it cannot have.
+///
+/// # Errors
+///
+/// When the template cannot be written as JSON.
+pub fn build(
+    service: &StormService,
+    target: &Target,
+    index: i32,
+    taken: &HashSet<String>,
+    template: &RoleSetTemplate,
+    revision: &str,
+) -> serde_json::Result<Value> {
+    let name = (0..NAMES_MAX)
+        .map(|nth| names::role_set(&target.name, &target.uid, index, nth))
+        .find(|candidate| !taken.contains(candidate));
+    let (labels, mut annotations) = set_marks(service, template, revision);
+    annotations.insert(keys::ROLE_SET_INDEX.into(), index.to_string());
+    annotations.insert(keys::ADOPTED_HASHES.into(), "{}".into());
+    let spec = serde_json::to_value(set_spec(service, template))?;
+    Ok(json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": "RoleSet",
+        "metadata": {
+            "name": name,
+            "labels": labels,
+            "annotations": annotations,
+            "ownerReferences": [target.owner_ref],
+            "finalizers": [keys::ROLE_SET_FINALIZER],
+        },
+        "spec": spec,
+    }))
 }
 
 /// Whether one has to be written for the other: not for what the API server fills in, nor for what

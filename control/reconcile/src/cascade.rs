@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kvtide_control_api::SchedulingStrategy;
-use kvtide_control_api::meta::{names_of, uid_of};
+use kvtide_control_api::target::Target;
 use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::resource;
 
@@ -65,7 +65,7 @@ pub(super) async fn takes_children<K: Resource<DynamicType = ()>>(
 ///
 /// When the API server refuses.
 pub(super) async fn take_group(
-    meta: &ObjectMeta,
+    target: &Target,
     strategy: Option<&SchedulingStrategy>,
     context: &Context,
 ) -> Result<(), Error> {
@@ -73,10 +73,9 @@ pub(super) async fn take_group(
         return Ok(());
     };
     let (client, writer) = (&context.client, &context.writer);
-    let (group, parent) = (names_of(meta), uid_of(meta));
     context
         .gangs
-        .remove(client, writer, group, parent, scheduler)
+        .remove(client, writer, target, scheduler)
         .await
 }
 

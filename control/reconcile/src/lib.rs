@@ -11,6 +11,7 @@
 
 mod cascade;
 pub mod context;
+mod frame;
 pub mod gangs;
 pub mod podset;
 pub mod roleset;

@@ -1,18 +1,15 @@
 //! What all kinds say in their status.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::Resource;
-use kube::core::object::HasStatus;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kvtide_control_api::conditions::{INVALID, REPLICA_FAILURE};
 use kvtide_control_api::{Condition, ConditionStatus, find_condition, set_condition};
 use kvtide_control_kube::error::{self, Error};
 use kvtide_control_kube::writer::resource;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::context::Context;
+use super::frame::Kind;
 
 /// Tells of the last write that was refused, or that none was; in one sentence.
 pub(super) fn note_failure(all: &mut Vec<Condition>, failure: Option<String>, now: &Time) {
@@ -45,23 +42,23 @@ pub(super) fn failure_below<'a>(
 }
 
 /// Tells of a failure wherever a look at an object ended, so that nobody has to read the log to see
-/// why nothing happens: in its conditions, and as an event. `conditions` finds them in a status.
-pub(super) async fn tell_failure<K>(
+/// why nothing happens: in its conditions, and as an event.
+pub(super) async fn tell_failure<K: Kind>(
     object: &K,
     outcome: &Result<Action, Error>,
-    conditions: impl FnOnce(&mut K::Status) -> &mut Vec<Condition>,
     context: &Context,
-) where
-    K: Resource<DynamicType = ()> + HasStatus + Clone,
-    K::Status: Clone + Default + Serialize + DeserializeOwned,
-{
+) {
     let Some(failure) = error::failure(outcome) else {
         return;
     };
     let newest = context.ledger.with_newest_status(object);
     let mut status = newest.status().cloned().unwrap_or_default();
     let (kind, meta, said) = (resource::<K>(), object.meta(), failure.to_string());
-    note_failure(conditions(&mut status), Some(said.clone()), &context.now());
+    note_failure(
+        K::conditions(&mut status),
+        Some(said.clone()),
+        &context.now(),
+    );
     let written = context
         .writer
         .status(&kind, meta, newest.status(), &status)

@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use kvtide_control_api::RecoveryPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kvtide_control_api::meta::seconds;
+use kvtide_control_api::{PodSetPhase, PodSetStatus, RecoveryPolicy, conditions, find_condition};
 
 /// How often and how far apart recovery is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +93,44 @@ impl PodView {
             None
         }
     }
+}
+
+/// Counts recoveries in the condition Recovering's reason: `Attempt3`.
+const ATTEMPT: &str = "Attempt";
+
+/// How often recovery was tried, and when last.
+#[must_use]
+pub fn attempts(status: &PodSetStatus) -> (u32, Option<Time>) {
+    let condition = find_condition(&status.conditions, conditions::RECOVERING);
+    let Some(condition) = condition else {
+        return (0, None);
+    };
+    let attempts = condition
+        .reason
+        .strip_prefix(ATTEMPT)
+        .and_then(|number| number.parse().ok());
+    (attempts.unwrap_or(0), condition.last_update_time.clone())
+}
+
+/// The reason of the condition for the recovery with this number.
+#[must_use]
+pub fn attempt(number: u32) -> String {
+    format!("{ATTEMPT}{number}")
+}
+
+/// How long the set must stay as healthy as it is until its recoveries are forgotten; none where it
+/// is not, or there were none.
+#[must_use]
+pub fn forget_in(status: &PodSetStatus, backoff: Backoff, now: &Time) -> Option<Duration> {
+    if status.phase != Some(PodSetPhase::Ready) {
+        return None;
+    }
+    let (attempts, last) = attempts(status);
+    let ready = find_condition(&status.conditions, conditions::READY)?;
+    let since = seconds(ready.last_transition_time.as_ref()).max(seconds(last.as_ref()));
+    let healthy = now.0.as_second().saturating_sub(since);
+    let healthy = Duration::from_secs(healthy.try_into().unwrap_or(0));
+    backoff.forgotten_in(attempts, healthy)
 }
 
 /// What is wanted and what is there.

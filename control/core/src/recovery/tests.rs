@@ -1,5 +1,8 @@
 //! What a PodSet needs next, as tables.
 
+use k8s_openapi::jiff::Timestamp;
+use kvtide_control_api::set_condition;
+
 use super::*;
 
 fn pod(index: i32, flags: &str) -> PodView {
@@ -178,4 +181,43 @@ fn only_stuck_pods_are_forced() {
     let plan = set(ONE, &[(0, "gs"), (1, "g"), (2, "")]).plan(Backoff::default());
     assert_eq!(plan.force, [0]);
     assert!(plan.delete.is_empty());
+}
+
+fn at(second: i64) -> Time {
+    Time(Timestamp::from_second(second).unwrap())
+}
+
+#[test]
+fn recoveries_are_forgotten_at_a_time_that_is_known_ahead() {
+    let backoff = Backoff::default();
+    let mut status = PodSetStatus {
+        phase: Some(PodSetPhase::Ready),
+        ..PodSetStatus::default()
+    };
+    let all = &mut status.conditions;
+    set_condition(all, conditions::READY, true, "AllPodsReady", "", &at(1000));
+    assert_eq!(forget_in(&status, backoff, &at(1100)), None, "none counted");
+    let all = &mut status.conditions;
+    set_condition(all, conditions::RECOVERING, true, "Attempt7", "", &at(990));
+    let left = |status: &PodSetStatus, now: i64| {
+        forget_in(status, backoff, &at(now)).map(|left| left.as_secs())
+    };
+    assert_eq!(left(&status, 1100), Some(200));
+    assert_eq!(left(&status, 1300), Some(0));
+    status.phase = Some(PodSetPhase::Running);
+    assert_eq!(left(&status, 1300), None, "not healthy");
+    status.phase = Some(PodSetPhase::Ready);
+    let all = &mut status.conditions;
+    set_condition(all, conditions::RECOVERING, true, "Attempt8", "", &at(1200));
+    assert_eq!(left(&status, 1300), Some(200), "healthy since the last one");
+    let all = &mut status.conditions;
+    set_condition(
+        all,
+        conditions::RECOVERING,
+        false,
+        "Recovered",
+        "",
+        &at(1500),
+    );
+    assert_eq!(left(&status, 1500), None);
 }

@@ -54,19 +54,6 @@ pub fn resource<K: Resource<DynamicType = ()>>() -> ApiResource {
     ApiResource::erase::<K>(&())
 }
 
-/// The reference that makes an object the controller of another.
-#[must_use]
-pub fn owner_reference<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Value {
-    json!({
-        "apiVersion": K::api_version(&()),
-        "kind": K::kind(&()),
-        "name": meta.name,
-        "uid": meta.uid,
-        "controller": true,
-        "blockOwnerDeletion": true,
-    })
-}
-
 /// An object to delete.
 #[derive(Clone, Debug)]
 pub struct Doomed {

@@ -9,14 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use kvtide_control_api::meta::{Key, owner_uid};
+use kvtide_control_api::meta::owner_uid;
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{Scheduler, SchedulingStrategy, keys};
 use kvtide_control_core::canonical::hash_name;
 use kvtide_control_core::pod_group::{self, Asks};
 use kvtide_control_kube::error::{Error, is_not_found};
 use kvtide_control_kube::ledger::Ledger;
 use kvtide_control_kube::writer::{Creation, Doomed, Writer};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use pod_groups::Known;
 
@@ -40,16 +41,10 @@ pub struct Gangs {
 /// A PodGroup that is wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
-    /// Uid of the RoleSet or PodSet.
-    pub parent: &'a str,
-    /// Where.
-    pub namespace: &'a str,
-    /// Its name, the same as the parent's.
-    pub name: &'a str,
-    /// The label by which it is found.
-    pub label: (&'a str, &'a str),
-    /// The reference to the parent.
-    pub owner: &'a Value,
+    /// The RoleSet or PodSet. The PodGroup has its name.
+    pub target: &'a Target,
+    /// The label by which the PodGroup is found; its value is the name.
+    pub label: &'a str,
     /// What the user gave.
     pub strategy: &'a SchedulingStrategy,
     /// What to ask for.
@@ -117,43 +112,40 @@ impl Gangs {
         ledger: &Ledger,
         wanted: Wanted<'_>,
     ) -> Result<bool, Error> {
+        let (namespace, name) = wanted.target.names();
+        let parent = wanted.target.uid.as_str();
         let group = pod_group::build(
             wanted.strategy,
             wanted.asks,
-            wanted.name,
-            wanted.label,
-            wanted.owner,
+            name,
+            (wanted.label, name),
+            &wanted.target.owner_ref,
         );
         let (Some(mut group), Some(scheduler)) = (group, wanted.strategy.scheduler()) else {
             return Ok(false);
         };
         let hash = hash_name(&group, 16);
         group["metadata"]["annotations"] = json!({keys::APPLIED_HASH: hash});
-        let key = Key {
-            namespace: wanted.namespace.to_owned(),
-            name: wanted.name.to_owned(),
-        };
-        let mut known = self.groups.get(scheduler, &key).await;
-        let is_ours = |known: &Known| known.owner.as_deref() == Some(wanted.parent);
+        let mut known = self.groups.get(scheduler, &wanted.target.key()).await;
+        let is_ours = |known: &Known| known.owner.as_deref() == Some(parent);
         if known.as_ref().is_some_and(|known| !is_ours(known)) {
             return Err(Error::NameTaken {
                 kind: PURPOSE.into(),
-                name: wanted.name.to_owned(),
+                name: name.to_owned(),
             });
         }
-        if ledger.is_applied(wanted.parent, PURPOSE, &hash) {
+        if ledger.is_applied(parent, PURPOSE, &hash) {
             return Ok(false);
         }
         let resource = resource(scheduler);
         if known.is_none() {
             // A POST first: applying would take over a PodGroup of somebody else's.
-            let (parent, namespace) = (wanted.parent, wanted.namespace);
             let made = writer
                 .create(parent, PURPOSE, &resource, namespace, group.clone())
                 .await?;
             match made {
                 Creation::Made => {
-                    ledger.applied(wanted.parent, PURPOSE, hash);
+                    ledger.applied(parent, PURPOSE, hash);
                     return Ok(true);
                 }
                 Creation::Waiting => return Ok(false),
@@ -165,20 +157,12 @@ impl Gangs {
             // With the uid: if it is another's by now, the API server says so.
             let uid = &known.uid;
             writer
-                .replace_spec(
-                    &resource,
-                    wanted.namespace,
-                    wanted.name,
-                    uid,
-                    &group["spec"],
-                )
+                .replace_spec(&resource, namespace, name, uid, &group["spec"])
                 .await?;
             group["metadata"]["uid"] = json!(uid);
-            writer
-                .apply(&resource, wanted.namespace, wanted.name, &group)
-                .await?;
+            writer.apply(&resource, namespace, name, &group).await?;
         }
-        ledger.applied(wanted.parent, PURPOSE, hash);
+        ledger.applied(parent, PURPOSE, hash);
         Ok(known.is_some())
     }
 
@@ -191,10 +175,10 @@ impl Gangs {
         &self,
         client: &Client,
         writer: &Writer,
-        (namespace, name): (&str, &str),
-        parent: &str,
+        target: &Target,
         scheduler: Scheduler,
     ) -> Result<(), Error> {
+        let (namespace, name) = target.names();
         if !self.is_installed(client, scheduler).await? {
             return Ok(());
         }
@@ -214,7 +198,7 @@ impl Gangs {
                 source: Box::new(source),
             })?;
         match found {
-            Some(found) if owner_uid(&found.metadata) == Some(parent) => {
+            Some(found) if owner_uid(&found.metadata) == Some(target.uid.as_str()) => {
                 writer
                     .delete(&resource, namespace, &Doomed::of(&found.metadata), false)
                     .await

@@ -2,12 +2,12 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
-use kvtide_control_api::meta::{names_of, uid_of};
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{PodSet, keys};
 use kvtide_control_core::pod_set::build_pod;
 use kvtide_control_core::recovery::RecoveryPlan;
 use kvtide_control_kube::error::Error;
-use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
+use kvtide_control_kube::writer::{Doomed, resource};
 
 use super::observe::Observed;
 use crate::context::Context;
@@ -16,23 +16,19 @@ use crate::gangs::Wanted;
 
 pub(super) async fn apply(
     set: &PodSet,
+    target: &Target,
     observed: &Observed,
     plan: &RecoveryPlan,
     gang: &Ganging,
     context: &Context,
 ) -> Result<(), Error> {
-    let (namespace, name) = names_of(&set.metadata);
-    let uid = uid_of(&set.metadata);
-    let owner = owner_reference::<PodSet>(&set.metadata);
+    let (namespace, name) = target.names();
     // The PodGroup first: a pod that is seen before its group is scheduled alone.
     let asks = gang.asks(set.spec.pod_group_size);
     if let (Some(asks), Some(strategy)) = (asks, &set.spec.scheduling_strategy) {
         let wanted = Wanted {
-            parent: uid,
-            namespace,
-            name,
-            label: (keys::POD_SET_NAME, name),
-            owner: &owner,
+            target,
+            label: keys::POD_SET_NAME,
             strategy,
             asks,
         };
@@ -70,7 +66,7 @@ pub(super) async fn apply(
                 &set.metadata,
                 EventType::Warning,
                 "Recovering",
-                why(observed),
+                observed.ailments(),
             )
             .await;
     }
@@ -79,25 +75,10 @@ pub(super) async fn apply(
     let objects = plan
         .create
         .iter()
-        .map(|&index| build_pod(set, index, gang.as_ref(), &owner))
+        .map(|&index| build_pod(set, index, gang.as_ref(), &target.owner_ref))
         .collect();
     context
         .writer
-        .create_all(uid, "Pod", &pods, namespace, objects)
+        .create_all(&target.uid, "Pod", &pods, namespace, objects)
         .await
-}
-
-/// Which pods are ill and with what.
-pub(super) fn why(observed: &Observed) -> String {
-    let policy = observed.view.policy;
-    let ill = observed
-        .pods
-        .iter()
-        .zip(&observed.view.pods)
-        .filter_map(|(pod, view)| {
-            let name = pod.metadata.name.as_deref().unwrap_or_default();
-            view.ailment(policy)
-                .map(|ailment| format!("pod {name} {ailment}"))
-        });
-    ill.collect::<Vec<_>>().join("; ")
 }

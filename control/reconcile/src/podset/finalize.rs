@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::controller::Action;
-use kvtide_control_api::meta::{names_of, uid_of};
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{PodSet, PodSetSpec, keys};
 use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::{Doomed, resource};
@@ -17,6 +17,7 @@ use crate::context::Context;
 /// Lets a deleted PodSet go once its pods are gone. One that cannot be decoded has no `spec`: what
 /// that would name besides follows by its owner references.
 pub(super) async fn finalize(
+    target: &Target,
     meta: &ObjectMeta,
     spec: Option<&PodSetSpec>,
     context: &Context,
@@ -25,8 +26,7 @@ pub(super) async fn finalize(
     if !takes_children::<PodSet>(meta, keys::POD_SET_FINALIZER, context).await? {
         return Ok(Action::await_change());
     }
-    let (namespace, _) = names_of(meta);
-    let uid = uid_of(meta);
+    let (namespace, uid) = (&target.namespace, &target.uid);
     let pods = context.pods_of(uid);
     let cached = |uid: &str| {
         pods.iter()
@@ -60,7 +60,7 @@ pub(super) async fn finalize(
         ));
     }
     let strategy = spec.and_then(|spec| spec.scheduling_strategy.as_ref());
-    take_group(meta, strategy, context).await?;
+    take_group(target, strategy, context).await?;
     context
         .writer
         .release(&kind, meta, keys::POD_SET_FINALIZER)

@@ -6,11 +6,11 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kvtide_control_api::meta::{Key, group_index, seconds, uid_of};
 use kvtide_control_api::observed::ObservedPod;
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{PodSet, PodSetSpec, keys};
-use kvtide_control_core::recovery::{PodView, SetView};
+use kvtide_control_core::recovery::{self, PodView, SetView};
 use kvtide_control_core::restarts::Baseline;
 
-use super::status::attempts;
 use crate::context::Context;
 
 pub(super) fn baseline(meta: &ObjectMeta) -> Option<Baseline> {
@@ -22,6 +22,23 @@ pub(super) struct Observed {
     pub(super) pods: Vec<Arc<ObservedPod>>,
     pub(super) view: SetView,
     pub(super) look_again: Option<Duration>,
+}
+
+impl Observed {
+    /// Which pods are ill and with what.
+    pub(super) fn ailments(&self) -> String {
+        let policy = self.view.policy;
+        let ill = self
+            .pods
+            .iter()
+            .zip(&self.view.pods)
+            .filter_map(|(pod, view)| {
+                let name = pod.metadata.name.as_deref().unwrap_or_default();
+                view.ailment(policy)
+                    .map(|ailment| format!("pod {name} {ailment}"))
+            });
+        ill.collect::<Vec<_>>().join("; ")
+    }
 }
 
 /// What pods are judged by besides their own state.
@@ -61,12 +78,16 @@ pub(super) fn views_of(
     (views, look_again)
 }
 
-pub(super) fn dereference(set: &PodSet, context: &Context) -> Observed {
-    let uid = uid_of(&set.metadata);
-    let now = context.now();
+pub(super) fn dereference(
+    set: &PodSet,
+    target: &Target,
+    now: &Time,
+    context: &Context,
+) -> Observed {
+    let uid = &target.uid;
     let pods = context.pods_of(uid);
     let terms = Terms::of(&set.metadata, Some(&set.spec));
-    let (mut views, look_again) = views_of(&pods, &terms, &now, context);
+    let (mut views, look_again) = views_of(&pods, &terms, now, context);
     let cached = |uid: &str| {
         pods.iter()
             .any(|pod| pod.metadata.uid.as_deref() == Some(uid))
@@ -78,7 +99,7 @@ pub(super) fn dereference(set: &PodSet, context: &Context) -> Observed {
         });
     }
     let status = set.status.clone().unwrap_or_default();
-    let (attempts, last_attempt) = attempts(&status);
+    let (attempts, last_attempt) = recovery::attempts(&status);
     let since_last = now.0.as_second() - seconds(last_attempt.as_ref());
     let view = SetView {
         size: set.spec.pod_group_size,

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
-use kvtide_control_api::meta::{annotation, label, names_of, uid_of};
+use kvtide_control_api::meta::{annotation, label, names_of};
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{PodSet, PodSetSpec, RecoveryPolicy, RoleSet, RoleSpec, keys};
 use kvtide_control_core::pod::{Marks, Place};
 use kvtide_control_core::restarts::Baseline;
 use kvtide_control_core::role_plan::{ReplicaState, RolePlan};
 use kvtide_control_core::{names, pod_group};
 use kvtide_control_kube::error::Error;
-use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
+use kvtide_control_kube::writer::{Doomed, resource};
 use serde_json::{Value, json};
 
 use super::observe::{Observed, Unit, is_group};
@@ -29,22 +30,19 @@ const NAMES_MAX: u32 = 1 << 20;
 
 pub(super) async fn apply(
     set: &RoleSet,
+    target: &Target,
     observed: &Observed,
     plans: &[RolePlan],
     gang: &Ganging,
     context: &Context,
 ) -> Result<(), Error> {
-    let (namespace, name) = names_of(&set.metadata);
-    let owner = owner_reference::<RoleSet>(&set.metadata);
+    let (namespace, name) = target.names();
     // The PodGroup first: a pod that is seen before its group is scheduled alone.
     let asks = gang.asks(pod_group::role_set_members(&set.spec));
     if let (Some(asks), Some(strategy)) = (asks, &set.spec.scheduling_strategy) {
         let wanted = Wanted {
-            parent: uid_of(&set.metadata),
-            namespace,
-            name,
-            label: (keys::ROLE_SET_NAME, name),
-            owner: &owner,
+            target,
+            label: keys::ROLE_SET_NAME,
             strategy,
             asks,
         };
@@ -85,11 +83,11 @@ pub(super) async fn apply(
         .delete_all(&resource::<PodSet>(), namespace, doomed_groups)
         .await?;
     // What is refused for one replica or role must not keep the others from replacing theirs.
-    let mut result = release(set, observed, context).await;
-    result = result.and(update_groups(set, observed, context).await);
+    let mut result = release(target, set, observed, context).await;
+    result = result.and(update_groups(target, set, observed, context).await);
     for (role, plan) in set.spec.roles.iter().zip(plans) {
         tell_of_step(set, role, observed, plan, context).await;
-        let created = create(set, role, observed, plan, gang, &owner, context).await;
+        let created = create(target, set, role, observed, plan, gang, context).await;
         result = result.and(created);
     }
     result
@@ -125,7 +123,12 @@ async fn tell_of_step(
 
 /// Lets replicas go that somebody took the role's name off, to look at them in peace: as ReplicaSets
 /// do, they are made nobody's and replaced.
-async fn release(set: &RoleSet, observed: &Observed, context: &Context) -> Result<(), Error> {
+async fn release(
+    target: &Target,
+    set: &RoleSet,
+    observed: &Observed,
+    context: &Context,
+) -> Result<(), Error> {
     for unit in &observed.released {
         let kind = if unit.is_group {
             resource::<PodSet>()
@@ -135,7 +138,7 @@ async fn release(set: &RoleSet, observed: &Observed, context: &Context) -> Resul
         if unmark(unit, context).await? {
             continue; // Changed by that, it is let go at the next look.
         }
-        let uid = uid_of(&set.metadata);
+        let uid = &target.uid;
         context.writer.disown(&kind, &unit.meta, uid).await?;
         let (_, name) = names_of(&unit.meta);
         let note = format!(
@@ -150,8 +153,12 @@ async fn release(set: &RoleSet, observed: &Observed, context: &Context) -> Resul
 }
 
 /// What of a PodSet can change while its pods live: how it recovers, and the numbers of its gang.
-async fn update_groups(set: &RoleSet, observed: &Observed, context: &Context) -> Result<(), Error> {
-    let (namespace, _) = names_of(&set.metadata);
+async fn update_groups(
+    target: &Target,
+    set: &RoleSet,
+    observed: &Observed,
+    context: &Context,
+) -> Result<(), Error> {
     let mut changed = Vec::new();
     for group in &observed.pod_sets {
         let name = label(&group.metadata, keys::ROLE_NAME);
@@ -178,7 +185,10 @@ async fn update_groups(set: &RoleSet, observed: &Observed, context: &Context) ->
             changed.push(group);
         }
     }
-    context.writer.replace_all(namespace, changed).await?;
+    context
+        .writer
+        .replace_all(&target.namespace, changed)
+        .await?;
     Ok(())
 }
 
@@ -193,12 +203,12 @@ fn policy_of(role: &RoleSpec, context: &Context) -> RecoveryPolicy {
 }
 
 async fn create(
+    target: &Target,
     set: &RoleSet,
     role: &RoleSpec,
     observed: &Observed,
     plan: &RolePlan,
     gang: &Ganging,
-    owner: &Value,
     context: &Context,
 ) -> Result<(), Error> {
     let Some(units) = observed
@@ -208,8 +218,8 @@ async fn create(
     else {
         return Ok(());
     };
-    let (namespace, name) = names_of(&set.metadata);
-    let uid = uid_of(&set.metadata);
+    let (namespace, name) = target.names();
+    let (uid, owner) = (&target.uid, &target.owner_ref);
     let gang = gang.gang(name, context);
     let place = |index: Option<i32>| Place {
         service: label(&set.metadata, keys::STORM_SERVICE_NAME),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::controller::Action;
-use kvtide_control_api::meta::{names_of, uid_of};
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{PodSet, RoleSet, SchedulingStrategy, keys};
 use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::{Doomed, resource};
@@ -16,6 +16,7 @@ use crate::context::Context;
 /// Lets a deleted RoleSet go once its pods and PodSets are gone. Of one that cannot be decoded no
 /// `strategy` is known: its PodGroup follows by its owner reference.
 pub(super) async fn finalize(
+    target: &Target,
     meta: &ObjectMeta,
     strategy: Option<&SchedulingStrategy>,
     context: &Context,
@@ -24,8 +25,7 @@ pub(super) async fn finalize(
     if !takes_children::<RoleSet>(meta, keys::ROLE_SET_FINALIZER, context).await? {
         return Ok(Action::await_change());
     }
-    let (namespace, _) = names_of(meta);
-    let uid = uid_of(meta);
+    let (namespace, uid) = (&target.namespace, &target.uid);
     let pods = context.pods_of(uid);
     let groups = context.pod_sets.owned_by(uid);
     let doomed = |metas: Vec<&ObjectMeta>| -> Vec<Doomed> {
@@ -54,7 +54,7 @@ pub(super) async fn finalize(
     if !pods.is_empty() || !groups.is_empty() || unseen {
         return Ok(Action::requeue(Duration::from_secs(30)));
     }
-    take_group(meta, strategy, context).await?;
+    take_group(target, strategy, context).await?;
     context
         .writer
         .release(&kind, meta, keys::ROLE_SET_FINALIZER)

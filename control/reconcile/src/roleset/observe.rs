@@ -8,9 +8,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use kube::core::DeserializeGuard;
 use kvtide_control_api::meta::{
-    annotation, is_paused, label, owner_key, owner_uid, scaling_role, seconds, uid_of,
+    annotation, is_paused, label, owner_key, owner_uid, scaling_role, seconds,
 };
 use kvtide_control_api::observed::ObservedPod;
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{
     PodSet, PodSetPhase, RoleSet, RoleSpec, StormService, conditions, find_condition, keys,
 };
@@ -66,14 +67,18 @@ fn is_indexed(role: &RoleSpec) -> bool {
     is_group(role) || role.stateful
 }
 
-pub(super) fn dereference(set: &RoleSet, context: &Context) -> Observed {
-    let uid = uid_of(&set.metadata);
-    let now = context.now();
+pub(super) fn dereference(
+    set: &RoleSet,
+    target: &Target,
+    now: &Time,
+    context: &Context,
+) -> Observed {
+    let uid = &target.uid;
     let mut look_again: Option<Duration> = None;
     let mut units = Vec::new();
     let pods = context.pods_of(uid);
     for pod in &pods {
-        let unit = pod_unit(pod, &now, context);
+        let unit = pod_unit(pod, now, context);
         if let ReplicaState::Going { overdue: false } = unit.replica.state {
             let left = seconds(pod.metadata.deletion_timestamp.as_ref()) - now.0.as_second();
             let left = Duration::from_secs(left.max(0).unsigned_abs() + 1);
@@ -244,8 +249,13 @@ fn unit(meta: &ObjectMeta, is_group: bool, state: ReplicaState) -> Unit {
 
 /// The roles as the pure planner takes them. Marks which replicas are up to date, and which of those
 /// that ended are not replaced yet.
-pub(super) fn build(set: &RoleSet, observed: &mut Observed, context: &Context) -> Vec<RoleEntry> {
-    let now_s = context.now().0.as_second();
+pub(super) fn build(
+    set: &RoleSet,
+    observed: &mut Observed,
+    now: &Time,
+    context: &Context,
+) -> Vec<RoleEntry> {
+    let now_s = now.0.as_second();
     let backoff = context.settings.backoff;
     let sizes: BTreeMap<String, i32> = observed
         .pod_sets

@@ -1,7 +1,8 @@
 //! Finalizer and marks of a RoleSet: one that a user or AIBrix made lacks them.
 
 use kube::runtime::events::EventType;
-use kvtide_control_api::meta::{annotation, finalizer_patch, names_of};
+use kvtide_control_api::meta::{annotation, finalizer_patch};
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{RoleSet, RoleUpdateOrder, keys};
 use kvtide_control_core::adoption::{self, Adopted, AdoptedHashes};
 use kvtide_control_core::revision;
@@ -17,11 +18,12 @@ use crate::context::Context;
 /// whether anything was written.
 pub(super) async fn prepare(
     set: &RoleSet,
+    target: &Target,
     observed: &Observed,
     context: &Context,
 ) -> Result<bool, Error> {
     let meta = &set.metadata;
-    let (namespace, name) = names_of(meta);
+    let (namespace, name) = target.names();
     let mut patch = finalizer_patch(meta, keys::ROLE_SET_FINALIZER);
     if adoption::read(annotation(meta, keys::ADOPTED_HASHES)).is_none() {
         let adopted = adopt(set, observed);
@@ -62,6 +64,7 @@ pub(super) async fn prepare(
 /// looks like one that has nothing to roll. Returns whether anything was written.
 pub(super) async fn note_rolling(
     set: &RoleSet,
+    target: &Target,
     entries: &[RoleEntry],
     context: &Context,
 ) -> Result<bool, Error> {
@@ -77,7 +80,7 @@ pub(super) async fn note_rolling(
         return Ok(false);
     }
     let patch = json!({"metadata": {"annotations": {keys::ROLLING_ROLES: rolling}}});
-    let (namespace, name) = names_of(&set.metadata);
+    let (namespace, name) = target.names();
     let kind = resource::<RoleSet>();
     context.writer.merge(&kind, namespace, name, &patch).await?;
     Ok(true)
@@ -87,6 +90,7 @@ pub(super) async fn note_rolling(
 /// was made none the less.
 pub(super) async fn note_early_ends(
     set: &RoleSet,
+    target: &Target,
     observed: &Observed,
     context: &Context,
 ) -> Result<(), Error> {
@@ -96,7 +100,7 @@ pub(super) async fn note_early_ends(
     let mut ends = observed.early_ends.clone();
     ends.retain(|name| set.spec.roles.iter().any(|role| role.name == name));
     let patch = json!({"metadata": {"annotations": {keys::EARLY_ENDS: ends.write()}}});
-    let (namespace, name) = names_of(&set.metadata);
+    let (namespace, name) = target.names();
     let kind = resource::<RoleSet>();
     context.writer.merge(&kind, namespace, name, &patch).await?;
     let roles = observed.replaced.join(", ");

@@ -1,6 +1,6 @@
 //! The status of a RoleSet: counts, no writes.
 
-use kvtide_control_api::crd_gap::note_generation;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kvtide_control_api::meta::names_of;
 use kvtide_control_api::{
     RoleSet, RoleSetStatus, RoleStatus, RoleUpdateOrder, conditions, set_condition,
@@ -10,18 +10,9 @@ use kvtide_control_kube::error::Error;
 
 use super::observe::Observed;
 use crate::context::Context;
+use crate::frame::Kind;
 use crate::gangs::Ganging;
 use crate::status::{failure_below, note_failure};
-
-pub(super) fn note_observed(set: &RoleSet, status: &mut RoleSetStatus, context: &Context) {
-    note_generation(
-        &mut status.observed_generation,
-        &mut status.conditions,
-        set.metadata.generation,
-        context.crd_gap.gap().role_set_generation,
-        &context.now(),
-    );
-}
 
 pub(super) fn status_of(
     set: &RoleSet,
@@ -29,11 +20,11 @@ pub(super) fn status_of(
     entries: &[RoleEntry],
     gang: &Ganging,
     failure: Option<&Error>,
+    now: &Time,
     context: &Context,
 ) -> RoleSetStatus {
-    let now = context.now();
     let mut status = set.status.clone().unwrap_or_default();
-    note_observed(set, &mut status, context);
+    set.note_generation(&mut status, now, context);
     status.roles = set
         .spec
         .roles
@@ -64,7 +55,7 @@ pub(super) fn status_of(
             format!("not ready: {}", waiting.join(", ")),
         )
     };
-    set_condition(all, conditions::READY, is_ready, reason, message, &now);
+    set_condition(all, conditions::READY, is_ready, reason, message, now);
     let outdated = |role: &RoleStatus| role.updated_replicas < role.replicas;
     let (progressing, reason) = if done {
         (false, "Complete")
@@ -80,17 +71,17 @@ pub(super) fn status_of(
         progressing,
         reason,
         message,
-        &now,
+        now,
     );
     if observed.held.is_empty() {
         all.retain(|condition| condition.kind != conditions::RECOVERING);
     } else {
         let (kind, message) = (conditions::RECOVERING, held(observed));
-        set_condition(all, kind, true, "PodsEndEarly", message, &now);
+        set_condition(all, kind, true, "PodsEndEarly", message, now);
     }
-    gang.set_condition(all, &now);
+    gang.set_condition(all, now);
     let failure = failure.map(ToString::to_string);
-    note_failure(all, failure.or_else(|| failure_of_groups(observed)), &now);
+    note_failure(all, failure.or_else(|| failure_of_groups(observed)), now);
     status
 }
 

@@ -8,10 +8,11 @@ use kube::api::{Api, ApiResource};
 use kube::runtime::events::EventType;
 use kvtide_control_api::meta::{label, names_of, owner_key, owner_uid, uid_of};
 use kvtide_control_api::observed::ObservedRevision;
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{RoleSet, StormService, keys};
 use kvtide_control_core::{revision, validate};
 use kvtide_control_kube::error::Error;
-use kvtide_control_kube::writer::{owner_reference, resource};
+use kvtide_control_kube::writer::resource;
 use serde_json::json;
 
 use crate::context::Context;
@@ -59,7 +60,11 @@ impl Bond {
 }
 
 /// Takes over RoleSets and revisions that are nobody's and carry this StormService's labels.
-pub(super) async fn adopt(service: &StormService, context: &Context) -> Result<Left, Error> {
+pub(super) async fn adopt(
+    service: &StormService,
+    target: &Target,
+    context: &Context,
+) -> Result<Left, Error> {
     let mut orphans = Vec::new();
     for set in context.role_sets.all() {
         let meta = set.as_ref().meta();
@@ -73,18 +78,18 @@ pub(super) async fn adopt(service: &StormService, context: &Context) -> Result<L
     if orphans.is_empty() {
         return Ok(Left::Nothing);
     }
-    if !stays(service, context).await? {
+    if !stays(target, context).await? {
         return Ok(Left::Going);
     }
     // The revisions first: RoleSets whose revision is not known count as outdated.
     for stored in context.revisions.all() {
         if is_left_behind(&stored, service) && holds_our_template(&stored, context).await? {
             let kind = resource::<ControllerRevision>();
-            take_over(&kind, &stored.metadata, service, context).await?;
+            take_over(&kind, &stored.metadata, target, context).await?;
         }
     }
     for meta in &orphans {
-        take_over(&resource::<RoleSet>(), meta, service, context).await?;
+        take_over(&resource::<RoleSet>(), meta, target, context).await?;
     }
     let note = format!("took over {} RoleSets, which were nobody's", orphans.len());
     let meta = &service.metadata;
@@ -97,8 +102,8 @@ pub(super) async fn adopt(service: &StormService, context: &Context) -> Result<L
 /// Whether a StormService may take anything over: the API server is asked, because the cache may be
 /// behind. One that is being deleted with `--cascade=orphan` would take back what is to stay, and delete
 /// it.
-pub(super) async fn stays(service: &StormService, context: &Context) -> Result<bool, Error> {
-    let (namespace, name) = names_of(&service.metadata);
+pub(super) async fn stays(target: &Target, context: &Context) -> Result<bool, Error> {
+    let (namespace, name) = target.names();
     let api: Api<StormService> = Api::namespaced(context.client.clone(), namespace);
     let found = api.get_metadata_opt(name).await;
     let found = found.map_err(|source| Error::Api {
@@ -108,7 +113,7 @@ pub(super) async fn stays(service: &StormService, context: &Context) -> Result<b
         source: Box::new(source),
     })?;
     let now = found.as_ref().map(Resource::meta);
-    Ok(now.is_some_and(|now| is_same_and_stays(now, uid_of(&service.metadata))))
+    Ok(now.is_some_and(|now| is_same_and_stays(now, &target.uid)))
 }
 
 fn is_same_and_stays(now: &ObjectMeta, uid: &str) -> bool {
@@ -139,12 +144,12 @@ async fn holds_our_template(stored: &ObservedRevision, context: &Context) -> Res
 async fn take_over(
     kind: &ApiResource,
     meta: &ObjectMeta,
-    service: &StormService,
+    target: &Target,
     context: &Context,
 ) -> Result<(), Error> {
     let mut owners = json!(meta.owner_references.clone().unwrap_or_default());
     if let Some(owners) = owners.as_array_mut() {
-        owners.push(owner_reference::<StormService>(&service.metadata));
+        owners.push(target.owner_ref.clone());
     }
     // As it was looked at: somebody else may take it at the same time.
     let patch = json!({"metadata": {

@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 
-use kvtide_control_api::meta::{names_of, uid_of};
-use kvtide_control_api::{RoleSet, RoleSetTemplate, StormService, keys};
-use kvtide_control_core::names;
-use kvtide_control_core::role_set::{differs, renew, set_marks, set_spec, with_scaled_replicas};
+use kvtide_control_api::target::Target;
+use kvtide_control_api::{RoleSet, StormService, keys};
+use kvtide_control_core::role_set::{
+    build, differs, renew, set_marks, set_spec, with_scaled_replicas,
+};
 use kvtide_control_core::service_plan::{Revision, ServicePlan};
 use kvtide_control_kube::error::Error;
-use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
-use serde_json::{Value, json};
+use kvtide_control_kube::writer::{Doomed, resource};
 
 use super::events::tell_of_plan;
 use super::observe::Observed;
@@ -17,53 +17,16 @@ use super::revisions::Revisions;
 use crate::context::Context;
 use crate::taken_names::left_behind;
 
-/// Candidates for a RoleSet's name.
-const NAMES_MAX: u32 = 1 << 20;
-
-fn build_set(
-    service: &StormService,
-    index: i32,
-    left: &HashSet<String>,
-    template: &RoleSetTemplate,
-    revision: &str,
-) -> Result<Value, Error> {
-    let (_, name) = names_of(&service.metadata);
-    let uid = uid_of(&service.metadata);
-    let name = (0..NAMES_MAX)
-        .map(|nth| names::role_set(name, uid, index, nth))
-        .find(|candidate| !left.contains(candidate));
-    let (labels, mut annotations) = set_marks(service, template, revision);
-    annotations.insert(keys::ROLE_SET_INDEX.into(), index.to_string());
-    annotations.insert(keys::ADOPTED_HASHES.into(), "{}".into());
-    let spec =
-        serde_json::to_value(set_spec(service, template)).map_err(|source| Error::Build {
-            kind: "RoleSet",
-            source,
-        })?;
-    Ok(json!({
-        "apiVersion": format!("{}/{}", kvtide_control_api::GROUP, kvtide_control_api::VERSION),
-        "kind": "RoleSet",
-        "metadata": {
-            "name": name,
-            "labels": labels,
-            "annotations": annotations,
-            "ownerReferences": [owner_reference::<StormService>(&service.metadata)],
-            "finalizers": [keys::ROLE_SET_FINALIZER],
-        },
-        "spec": spec,
-    }))
-}
-
 /// Returns whether RoleSets were rewritten.
 pub(super) async fn apply(
     service: &StormService,
+    target: &Target,
     observed: &Observed,
     plan: &ServicePlan,
     revisions: &Revisions,
     context: &Context,
 ) -> Result<bool, Error> {
-    let (namespace, _) = names_of(&service.metadata);
-    let uid = uid_of(&service.metadata);
+    let (namespace, uid) = (&target.namespace, &target.uid);
     let kind = resource::<RoleSet>();
     tell_of_plan(service, observed, plan, revisions, context).await;
     // Deletions before creations: what is created may need the room.
@@ -87,7 +50,11 @@ pub(super) async fn apply(
             Revision::Update => (&service.spec.template, &revisions.update),
             Revision::Current => (&revisions.current_template, &revisions.current),
         };
-        objects.push(build_set(service, index, &left, template, revision)?);
+        let set = build(service, target, index, &left, template, revision);
+        objects.push(set.map_err(|source| Error::Build {
+            kind: "RoleSet",
+            source,
+        })?);
     }
     context
         .writer

@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::controller::Action;
-use kvtide_control_api::meta::{Key, names_of, owner_uid, uid_of};
+use kvtide_control_api::meta::owner_uid;
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{RoleSet, StormService, keys};
 use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::{Doomed, resource};
@@ -17,13 +18,16 @@ use crate::context::Context;
 
 /// Lets a deleted StormService go once its RoleSets are gone. Metadata is enough, so one that cannot
 /// be decoded goes as well.
-pub(super) async fn finalize(meta: &ObjectMeta, context: &Context) -> Result<Action, Error> {
+pub(super) async fn finalize(
+    target: &Target,
+    meta: &ObjectMeta,
+    context: &Context,
+) -> Result<Action, Error> {
     let kind = resource::<StormService>();
     if !takes_children::<StormService>(meta, keys::STORM_SERVICE_FINALIZER, context).await? {
         return Ok(Action::await_change());
     }
-    let (namespace, name) = names_of(meta);
-    let uid = uid_of(meta);
+    let (namespace, uid) = (&target.namespace, target.uid.as_str());
     let sets = context.role_sets.owned_by(uid);
     let doomed = sets
         .iter()
@@ -39,11 +43,7 @@ pub(super) async fn finalize(meta: &ObjectMeta, context: &Context) -> Result<Act
     if !sets.is_empty() || !unseen.is_empty() {
         return Ok(Action::requeue(Duration::from_secs(30)));
     }
-    let key = Key {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-    };
-    let headless = context.headless.get(&key);
+    let headless = context.headless.get(&target.key());
     if let Some(headless) = headless.filter(|found| owner_uid(&found.metadata) == Some(uid)) {
         let doomed = Doomed::of(&headless.metadata);
         context

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::runtime::events::EventType;
-use kvtide_control_api::meta::{Key, names_of, owner_key, owner_uid, uid_of};
+use kvtide_control_api::meta::{names_of, owner_key, owner_uid, uid_of};
 use kvtide_control_api::observed::ObservedService;
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{StormService, keys};
 use kvtide_control_kube::error::Error;
-use kvtide_control_kube::writer::{owner_reference, resource};
+use kvtide_control_kube::writer::resource;
 use serde_json::{Value, json};
 
 use super::adopt::stays;
@@ -60,8 +61,8 @@ fn selector(name: &str) -> BTreeMap<String, String> {
     BTreeMap::from([(keys::STORM_SERVICE_NAME.to_owned(), name.to_owned())])
 }
 
-fn wanted(service: &StormService, uid: Option<&String>) -> Value {
-    let (_, name) = names_of(&service.metadata);
+fn wanted(service: &StormService, target: &Target, uid: Option<&String>) -> Value {
+    let name = &target.name;
     let labels: BTreeMap<&String, &String> = service.metadata.labels.iter().flatten().collect();
     let mut wanted = json!({
         "apiVersion": "v1",
@@ -69,7 +70,7 @@ fn wanted(service: &StormService, uid: Option<&String>) -> Value {
         "metadata": {
             "name": name,
             "labels": labels,
-            "ownerReferences": [owner_reference::<StormService>(&service.metadata)],
+            "ownerReferences": [target.owner_ref],
         },
         "spec": {
             "clusterIP": "None",
@@ -88,19 +89,15 @@ fn wanted(service: &StormService, uid: Option<&String>) -> Value {
 /// is taken over; any other is not touched.
 pub(super) async fn sync_headless(
     service: &StormService,
+    target: &Target,
     context: &Context,
 ) -> Result<Headless, Error> {
-    let (namespace, name) = names_of(&service.metadata);
-    let uid = uid_of(&service.metadata);
-    let key = Key {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-    };
+    let ((namespace, name), uid) = (target.names(), &target.uid);
     let kind = resource::<Service>();
-    let Some(found) = context.headless.get(&key) else {
+    let Some(found) = context.headless.get(&target.key()) else {
         if context.ledger.unseen(uid, "Service", |_| false).is_empty() {
             // A POST: applying would take over a Service of somebody else's.
-            let wanted = wanted(service, None);
+            let wanted = wanted(service, target, None);
             context
                 .writer
                 .create(uid, "Service", &kind, namespace, wanted)
@@ -114,7 +111,7 @@ pub(super) async fn sync_headless(
             return Ok(Headless::Serves);
         }
         Owner::Us => {}
-        Owner::Nobody if !stays(service, context).await? => return Ok(Headless::Waits),
+        Owner::Nobody if !stays(target, context).await? => return Ok(Headless::Waits),
         Owner::Nobody => {
             let note = format!("took over the Service {name}, which was nobody's");
             let meta = &service.metadata;
@@ -130,7 +127,7 @@ pub(super) async fn sync_headless(
             });
         }
     }
-    let wanted = wanted(service, found.metadata.uid.as_ref());
+    let wanted = wanted(service, target, found.metadata.uid.as_ref());
     context
         .writer
         .apply(&kind, namespace, name, &wanted)

@@ -12,12 +12,14 @@ mod status;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kvtide_control_api::meta::{finalizer_patch, names_of, scaling_role};
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{
-    RoleSetSpec, StormService, StormServiceStatus, conditions, keys, set_condition,
+    Condition, RoleSetSpec, StormService, StormServiceSpec, StormServiceStatus, keys,
 };
 use kvtide_control_core::budget::CREATIONS_MAX;
 use kvtide_control_core::validate::{self, Violation};
@@ -25,8 +27,7 @@ use kvtide_control_kube::error::{self, Error};
 use kvtide_control_kube::writer::resource;
 
 use crate::context::Context;
-use crate::status::tell_failure;
-use crate::undecodable::{readable, undecodable};
+use crate::frame::{self, Kind};
 use adopt::{Left, adopt};
 use apply::apply;
 use events::tell_of_arrival;
@@ -48,71 +49,76 @@ pub async fn reconcile(
     object: Arc<DeserializeGuard<StormService>>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
-    let service = match &object.0 {
-        Ok(service) => service,
-        Err(invalid) if invalid.metadata.deletion_timestamp.is_some() => {
-            return finalize(&invalid.metadata, &context).await;
-        }
-        Err(invalid) => return undecodable::<StormService>(&context, invalid).await,
-    };
-    readable(&context, &service.metadata);
-    let outcome = look_at(service, &context).await;
-    tell_failure(service, &outcome, |status| &mut status.conditions, &context).await;
-    outcome
+    frame::reconcile(object, context).await
 }
 
-async fn look_at(service: &StormService, context: &Context) -> Result<Action, Error> {
-    let service = context.ledger.with_newest_status(service);
-    let service = service.as_ref();
-    if service.metadata.deletion_timestamp.is_some() {
-        return finalize(&service.metadata, context).await;
+impl Kind for StormService {
+    fn violations(&self) -> Vec<Violation> {
+        validate::stormservice(names_of(&self.metadata).1, &self.spec)
     }
-    let (namespace, name) = names_of(&service.metadata);
-    let violations = validate::stormservice(name, &service.spec);
-    let Some(template_spec) = service
-        .spec
-        .template
-        .spec
-        .as_ref()
-        .filter(|_| violations.is_empty())
-    else {
-        return invalid(service, &violations, context).await;
-    };
-    let patch = finalizer_patch(&service.metadata, keys::STORM_SERVICE_FINALIZER);
-    if patch["metadata"]
-        .as_object()
-        .is_some_and(|fields| !fields.is_empty())
-    {
-        let kind = resource::<StormService>();
-        context.writer.merge(&kind, namespace, name, &patch).await?;
-        return Ok(Action::await_change());
+
+    fn conditions(status: &mut StormServiceStatus) -> &mut Vec<Condition> {
+        &mut status.conditions
     }
-    match adopt(service, context).await? {
-        Left::Nothing => bring_about(service, template_spec, context).await,
-        Left::Adopted | Left::Going => Ok(Action::await_change()),
-        Left::Unsettled(role_set) => {
-            let status = unsettled(service, &role_set, context);
-            write(service, &status, context).await?;
-            Ok(Action::requeue(SETTLED_AFTER))
+
+    fn note_generation(&self, status: &mut StormServiceStatus, _now: &Time, _context: &Context) {
+        status.observed_generation = self.metadata.generation;
+    }
+
+    async fn finalize(
+        target: &Target,
+        meta: &ObjectMeta,
+        _spec: Option<&StormServiceSpec>,
+        context: &Context,
+    ) -> Result<Action, Error> {
+        finalize(target, meta, context).await
+    }
+
+    async fn bring_about(
+        &self,
+        target: &Target,
+        now: &Time,
+        context: &Context,
+    ) -> Result<Action, Error> {
+        let patch = finalizer_patch(&self.metadata, keys::STORM_SERVICE_FINALIZER);
+        if patch["metadata"]
+            .as_object()
+            .is_some_and(|fields| !fields.is_empty())
+        {
+            let (kind, (namespace, name)) = (resource::<StormService>(), target.names());
+            context.writer.merge(&kind, namespace, name, &patch).await?;
+            return Ok(Action::await_change());
+        }
+        match adopt(self, target, context).await? {
+            Left::Nothing => settle(self, target, now, context).await,
+            Left::Adopted | Left::Going => Ok(Action::await_change()),
+            Left::Unsettled(role_set) => {
+                let status = unsettled(self, &role_set, now);
+                write(self, &status, context).await?;
+                Ok(Action::requeue(SETTLED_AFTER))
+            }
         }
     }
 }
 
 /// Brings RoleSets, Service and revisions to what the spec says.
-async fn bring_about(
+async fn settle(
     service: &StormService,
-    template_spec: &RoleSetSpec,
+    target: &Target,
+    now: &Time,
     context: &Context,
 ) -> Result<Action, Error> {
-    warn_of_unknown_scaling_role(service, template_spec, context).await;
-    let mut observed = dereference(service, context);
-    let revisions = sync_revisions(service, &observed, context).await?;
-    let headless = sync_headless(service, context).await;
-    mark(&mut observed, template_spec, &revisions, context);
+    // Validated before.
+    let template_spec = service.spec.template.spec.clone().unwrap_or_default();
+    warn_of_unknown_scaling_role(service, &template_spec, context).await;
+    let mut observed = dereference(target, context);
+    let revisions = sync_revisions(service, target, &observed, context).await?;
+    let headless = sync_headless(service, target, context).await;
+    mark(&mut observed, &template_spec, &revisions, context);
     let view = view_of(service, &observed);
     let plan = view.plan();
-    let applied = apply(service, &observed, &plan, &revisions, context).await;
-    let trimmed = trim_history(service, &observed, &revisions, context).await;
+    let applied = apply(service, target, &observed, &plan, &revisions, context).await;
+    let trimmed = trim_history(service, target, &observed, &revisions, context).await;
     let failure = error::failure(&headless).or(error::failure(&applied));
     let failure = failure
         .or(error::failure(&trimmed))
@@ -121,7 +127,11 @@ async fn bring_about(
     let changed = !plan.create.is_empty() || !plan.delete.is_empty() || rewritten;
     // What was just written is told of when the watch shows it.
     if !changed || failure.is_some() {
-        write_status(service, &observed, &revisions, &headless, failure, context).await?;
+        let told = Told {
+            headless: &headless,
+            failure,
+        };
+        write_status(service, &observed, &revisions, told, now, context).await?;
     }
     headless?;
     applied?;
@@ -134,26 +144,37 @@ async fn bring_about(
     })
 }
 
+/// What came of the writes, as far as the status tells of it.
+struct Told<'a> {
+    headless: &'a Result<Headless, Error>,
+    failure: Option<String>,
+}
+
 /// Writes what was observed into the status, with what was refused here or below.
 async fn write_status(
     service: &StormService,
     observed: &Observed,
     revisions: &Revisions,
-    headless: &Result<Headless, Error>,
-    failure: Option<String>,
+    told: Told<'_>,
+    now: &Time,
     context: &Context,
 ) -> Result<(), Error> {
-    let mut told = failure;
-    if told.is_none()
+    let Told {
+        headless,
+        mut failure,
+    } = told;
+    if failure.is_none()
         && let Some(below) = failure_of_sets(observed)
     {
         let meta = &service.metadata;
         context
             .tell::<StormService>(meta, EventType::Warning, "Failed", below.clone())
             .await;
-        told = Some(below);
+        failure = Some(below);
     }
-    let status = status_of(service, observed, revisions, headless, told, context);
+    let status = status_of(
+        service, observed, revisions, headless, failure, now, context,
+    );
     write(service, &status, context).await?;
     tell_of_arrival(service, &status, context).await;
     Ok(())
@@ -190,25 +211,4 @@ async fn warn_of_unknown_scaling_role(
     context
         .tell::<StormService>(meta, EventType::Warning, "UnknownScalingRole", note)
         .await;
-}
-
-async fn invalid(
-    service: &StormService,
-    violations: &[Violation],
-    context: &Context,
-) -> Result<Action, Error> {
-    let now = context.now();
-    let message = validate::describe(violations);
-    let mut status = service.status.clone().unwrap_or_default();
-    status.observed_generation = service.metadata.generation;
-    let all = &mut status.conditions;
-    // Whoever waits for it to be ready must not take it for ready.
-    for (kind, holds) in [(conditions::INVALID, true), (conditions::READY, false)] {
-        set_condition(all, kind, holds, "Invalid", message.clone(), &now);
-    }
-    context
-        .tell::<StormService>(&service.metadata, EventType::Warning, "Invalid", message)
-        .await;
-    write(service, &status, context).await?;
-    Ok(Action::await_change())
 }

@@ -7,6 +7,7 @@ use kube::Resource;
 use kvtide_control_api::crd_gap::is_observed;
 use kvtide_control_api::meta::uid_of;
 use kvtide_control_api::observed::ObservedRevision;
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{
     RoleSet, RoleSetSpec, StormService, TemplateMeta, conditions, find_condition, keys,
 };
@@ -41,8 +42,8 @@ impl Observed {
     }
 }
 
-pub(super) fn dereference(service: &StormService, context: &Context) -> Observed {
-    let uid = uid_of(&service.metadata);
+pub(super) fn dereference(target: &Target, context: &Context) -> Observed {
+    let uid = &target.uid;
     let mut sets = Vec::new();
     let guarded = context.role_sets.owned_by(uid);
     for set in &guarded {

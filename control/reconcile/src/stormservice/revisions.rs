@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::runtime::events::EventType;
-use kvtide_control_api::meta::{annotation, names_of, uid_of};
+use kvtide_control_api::meta::{annotation, names_of};
 use kvtide_control_api::observed::ObservedRevision;
+use kvtide_control_api::target::Target;
 use kvtide_control_api::{RoleSetTemplate, StormService, keys};
 use kvtide_control_core::role_set::{ReplicaCounts, replica_counts, still_waiting};
 use kvtide_control_core::{names, revision};
 use kvtide_control_kube::error::Error;
-use kvtide_control_kube::writer::{Doomed, owner_reference, resource};
+use kvtide_control_kube::writer::{Doomed, resource};
 use serde_json::{Value, json};
 
 use super::observe::Observed;
@@ -36,6 +37,7 @@ pub(super) struct Revisions {
 
 pub(super) async fn sync_revisions(
     service: &StormService,
+    target: &Target,
     observed: &Observed,
     context: &Context,
 ) -> Result<Revisions, Error> {
@@ -56,13 +58,12 @@ pub(super) async fn sync_revisions(
             let name = same.metadata.name.clone().unwrap_or_default();
             if newest.is_some_and(|newest| newest.metadata.name != same.metadata.name) {
                 // Going back: the old revision becomes the newest.
-                let (namespace, _) = names_of(&service.metadata);
                 let kind = resource::<ControllerRevision>();
                 let mut patch = note_of(&arrived);
                 patch["revision"] = json!(next);
                 context
                     .writer
-                    .merge(&kind, namespace, &name, &patch)
+                    .merge(&kind, &target.namespace, &name, &patch)
                     .await?;
                 let meta = &service.metadata;
                 let generation = meta.generation.unwrap_or(0);
@@ -75,7 +76,7 @@ pub(super) async fn sync_revisions(
             }
             name
         }
-        None => create_revision(service, &wanted, next, &mut collisions, context).await?,
+        None => create_revision(target, &wanted, next, &mut collisions, context).await?,
     };
     let current = observed
         .revisions
@@ -134,14 +135,13 @@ fn counts_of(stored: &ObservedRevision) -> ReplicaCounts {
 }
 
 async fn create_revision(
-    service: &StormService,
+    target: &Target,
     data: &Value,
     number: i64,
     collisions: &mut i32,
     context: &Context,
 ) -> Result<String, Error> {
-    let (namespace, name) = names_of(&service.metadata);
-    let uid = uid_of(&service.metadata);
+    let ((namespace, name), uid) = (target.names(), &target.uid);
     let kind = resource::<ControllerRevision>();
     let first = *collisions;
     loop {
@@ -161,7 +161,7 @@ async fn create_revision(
             "metadata": {
                 "name": revision_name,
                 "labels": {"name": name, REVISION_HASH: hash},
-                "ownerReferences": [owner_reference::<StormService>(&service.metadata)],
+                "ownerReferences": [target.owner_ref],
             },
             "data": data,
             "revision": number,
@@ -182,6 +182,7 @@ async fn create_revision(
 
 pub(super) async fn trim_history(
     service: &StormService,
+    target: &Target,
     observed: &Observed,
     revisions: &Revisions,
     context: &Context,
@@ -218,9 +219,9 @@ pub(super) async fn trim_history(
         })
         .map(|stored| Doomed::of(&stored.metadata))
         .collect();
-    let (namespace, _) = names_of(&service.metadata);
+    let kind = resource::<ControllerRevision>();
     context
         .writer
-        .delete_all(&resource::<ControllerRevision>(), namespace, doomed)
+        .delete_all(&kind, &target.namespace, doomed)
         .await
 }

@@ -21,9 +21,9 @@ pub(super) fn status_of(
     revisions: &Revisions,
     headless: &Result<Headless, Error>,
     failure: Option<String>,
+    now: &Time,
     context: &Context,
 ) -> StormServiceStatus {
-    let now = context.now();
     let (_, name) = names_of(&service.metadata);
     let wanted = service.spec.replicas.unwrap_or(1);
     let count = |holds: &dyn Fn(&Owned) -> bool| {
@@ -66,7 +66,7 @@ pub(super) fn status_of(
     };
     let all = &mut status.conditions;
     all.retain(|condition| condition.kind != conditions::INVALID);
-    set_condition(all, conditions::READY, ready, reason, message, &now);
+    set_condition(all, conditions::READY, ready, reason, message, now);
     let halfway = count(&|owned| has_outdated(&owned.set) && !owned.view.going);
     let waits = service.spec.paused && outdated.saturating_add(halfway) > 0;
     let reason = match (ready, waits) {
@@ -80,11 +80,11 @@ pub(super) fn status_of(
         !ready && reason != "Paused",
         reason,
         "",
-        &now,
+        now,
     );
-    note_failure(all, failure, &now);
-    note_sidecar(service, all, &now);
-    note_schema(all, context, &now);
+    note_failure(all, failure, now);
+    note_sidecar(service, all, now);
+    note_schema(all, context, now);
     status
 }
 
@@ -121,19 +121,15 @@ fn note_sidecar(service: &StormService, all: &mut Vec<Condition>, now: &Time) {
 }
 
 /// The status of one that waits for what a predecessor left behind.
-pub(super) fn unsettled(
-    service: &StormService,
-    role_set: &str,
-    context: &Context,
-) -> StormServiceStatus {
+pub(super) fn unsettled(service: &StormService, role_set: &str, now: &Time) -> StormServiceStatus {
     let mut status = service.status.clone().unwrap_or_default();
     status.observed_generation = service.metadata.generation;
     let message = format!(
         "RoleSet {role_set} still names a StormService of this name that was deleted as its owner; \
          garbage collection settles whose it is"
     );
-    let (all, kind, now) = (&mut status.conditions, conditions::READY, context.now());
-    set_condition(all, kind, false, "Unsettled", message, &now);
+    let (all, kind) = (&mut status.conditions, conditions::READY);
+    set_condition(all, kind, false, "Unsettled", message, now);
     status
 }
 
