@@ -1,10 +1,11 @@
-//! The pods of a PodSet.
+//! A PodSet, and its pods.
 
-use kvtide_control_api::{PodSet, PodSetSpec, keys};
+use kvtide_control_api::{GROUP, PodSet, PodSetSpec, RecoveryPolicy, RoleSpec, VERSION, keys};
 use serde_json::{Value, json};
 
 use super::names;
-use super::pod::{self, Gang, Marks};
+use super::pod::{self, Gang, Marks, Place};
+use super::restarts::Baseline;
 
 /// The pod at an index. What the PodSet carries is passed on; the template's own labels come first.
 #[must_use]
@@ -71,6 +72,49 @@ pub fn build_pod(set: &PodSet, index: i32, gang: Option<&Gang<'_>>, owner: &Valu
         spec,
         owner,
     )
+}
+
+/// A PodSet that is a replica of a role. Its pods inherit its labels and annotations.
+///
+/// # Errors
+///
+/// When the template cannot be written as JSON.
+pub fn build(
+    name: &str,
+    role: &RoleSpec,
+    policy: RecoveryPolicy,
+    place: &Place<'_>,
+    owner: &Value,
+) -> serde_json::Result<Value> {
+    let mut template = role.template.clone();
+    template
+        .0
+        .insert("spec".into(), Value::Object(place.pod_spec(&role.template)));
+    let mut marks = place.marks(Marks::default());
+    if policy.recreates_all() {
+        let none = Baseline::default().write();
+        marks.annotations.insert(keys::RESTARTS_BEFORE.into(), none);
+    }
+    let spec = PodSetSpec {
+        pod_group_size: role.pod_group_size.unwrap_or(1),
+        template,
+        stateful: role.stateful,
+        recovery_policy: Some(policy),
+        scheduling_strategy: role.scheduling_strategy.clone(),
+    };
+    let spec = serde_json::to_value(spec)?;
+    Ok(json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": "PodSet",
+        "metadata": {
+            "name": name,
+            "labels": marks.labels,
+            "annotations": marks.annotations,
+            "ownerReferences": [owner],
+            "finalizers": [keys::POD_SET_FINALIZER],
+        },
+        "spec": spec,
+    }))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use kube::{Client, Resource};
 use kvtide_control_api::observed::{ObservedNode, ObservedPod, ObservedRevision, ObservedService};
 use kvtide_control_api::{PodSet, RoleSet, StormService};
 use kvtide_control_core::recovery::Backoff;
+use kvtide_control_core::seen::Seen;
 use kvtide_control_kube::crd_gap::KnownGap;
 use kvtide_control_kube::error::said;
 use kvtide_control_kube::event::{Told, shortened};
@@ -90,6 +91,24 @@ impl Context {
                 .uid
                 .as_deref()
                 .is_some_and(|uid| self.ledger.is_deleted(uid))
+    }
+
+    /// A pod, and whether it is going.
+    #[must_use]
+    pub fn seen_pod(&self, pod: Arc<ObservedPod>) -> Seen<Arc<ObservedPod>> {
+        Seen {
+            going: self.is_going(&pod.metadata),
+            object: pod,
+        }
+    }
+
+    /// An object of which the metadata is known, and whether it is going.
+    #[must_use]
+    pub fn seen_meta(&self, meta: ObjectMeta) -> Seen<ObjectMeta> {
+        Seen {
+            going: self.is_going(&meta),
+            object: meta,
+        }
     }
 
     /// Tells an event about an object, unless the same was told a short while ago. An event that

@@ -6,16 +6,14 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
 use kvtide_control_api::meta::{annotation, label, names_of};
 use kvtide_control_api::target::Target;
-use kvtide_control_api::{PodSet, PodSetSpec, RecoveryPolicy, RoleSet, RoleSpec, keys};
+use kvtide_control_api::{PodSet, RecoveryPolicy, RoleSet, RoleSpec, keys};
 use kvtide_control_core::pod::{Marks, Place};
-use kvtide_control_core::restarts::Baseline;
 use kvtide_control_core::role_plan::{ReplicaState, RolePlan};
-use kvtide_control_core::{names, pod_group};
+use kvtide_control_core::role_units::{Observed, Unit, is_group};
+use kvtide_control_core::{names, pod_group, pod_set};
 use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::{Doomed, resource};
-use serde_json::{Value, json};
 
-use super::observe::{Observed, Unit, is_group};
 use super::scaling_target::unmark;
 use crate::context::Context;
 use crate::gangs::Ganging;
@@ -277,7 +275,12 @@ async fn create(
         let replica = replica.unwrap_or_default();
         let place = place(index);
         objects.push(if is_group(role) {
-            build_group(&replica, role, policy_of(role, context), &place, owner)?
+            pod_set::build(&replica, role, policy_of(role, context), &place, owner).map_err(
+                |source| Error::Build {
+                    kind: "PodSet",
+                    source,
+                },
+            )?
         } else {
             place.pod(&replica, &role.template, owner, &inherited)
         });
@@ -291,46 +294,4 @@ async fn create(
         .writer
         .create_all(uid, kind, &resource, namespace, objects)
         .await
-}
-
-/// A PodSet. Its pods inherit its labels and annotations.
-fn build_group(
-    name: &str,
-    role: &RoleSpec,
-    policy: RecoveryPolicy,
-    place: &Place<'_>,
-    owner: &Value,
-) -> Result<Value, Error> {
-    let mut template = role.template.clone();
-    template
-        .0
-        .insert("spec".into(), Value::Object(place.pod_spec(&role.template)));
-    let mut marks = place.marks(Marks::default());
-    if policy.recreates_all() {
-        let none = Baseline::default().write();
-        marks.annotations.insert(keys::RESTARTS_BEFORE.into(), none);
-    }
-    let spec = PodSetSpec {
-        pod_group_size: role.pod_group_size.unwrap_or(1),
-        template,
-        stateful: role.stateful,
-        recovery_policy: Some(policy),
-        scheduling_strategy: role.scheduling_strategy.clone(),
-    };
-    let spec = serde_json::to_value(spec).map_err(|source| Error::Build {
-        kind: "PodSet",
-        source,
-    })?;
-    Ok(json!({
-        "apiVersion": format!("{}/{}", kvtide_control_api::GROUP, kvtide_control_api::VERSION),
-        "kind": "PodSet",
-        "metadata": {
-            "name": name,
-            "labels": marks.labels,
-            "annotations": marks.annotations,
-            "ownerReferences": [owner],
-            "finalizers": [keys::POD_SET_FINALIZER],
-        },
-        "spec": spec,
-    }))
 }

@@ -17,7 +17,8 @@ use kvtide_control_api::meta::names_of;
 use kvtide_control_api::target::Target;
 use kvtide_control_api::{Condition, RoleSet, RoleSetSpec, RoleSetStatus};
 use kvtide_control_core::budget::CREATIONS_MAX;
-use kvtide_control_core::role_plan::{ReplicaState, RolePlan};
+use kvtide_control_core::role_plan::RolePlan;
+use kvtide_control_core::role_units::{Observed, build, observe};
 use kvtide_control_core::rollout;
 use kvtide_control_core::validate::{self, Violation};
 use kvtide_control_kube::error::{self, Error};
@@ -28,7 +29,7 @@ use crate::frame::{self, Kind};
 use crate::gangs::Ganging;
 use apply::apply;
 use finalize::finalize;
-use observe::{Observed, Unit, build, dereference};
+use observe::dereference;
 use prepare::{note_early_ends, note_rolling, prepare};
 use scaling_target::mark_scaling_target;
 use status::status_of;
@@ -80,25 +81,27 @@ impl Kind for RoleSet {
         now: &Time,
         context: &Context,
     ) -> Result<Action, Error> {
-        let mut observed = dereference(self, target, now, context);
-        if prepare(self, target, &observed, context).await? {
-            // The watch shows the object again, with its marks.
+        let backoff = context.settings.backoff;
+        let found = dereference(self, target, context);
+        let observed = observe(self, found, now, backoff.longest);
+        let built = build(self, observed, now, backoff);
+        let (observed, entries) = (&built.observed, &built.entries);
+        let plans = rollout::plan(self.spec.update_strategy.unwrap_or_default(), entries);
+        // What is noted here is read back by the next look: the watch shows the object again.
+        if prepare(self, target, observed, context).await?
+            || note_rolling(self, target, entries, context).await?
+        {
             return Ok(Action::await_change());
         }
-        let entries = build(self, &mut observed, now, context);
-        if note_rolling(self, target, &entries, context).await? {
-            return Ok(Action::await_change());
-        }
-        let gang = gang(self, &observed, context).await?;
-        let plans = rollout::plan(self.spec.update_strategy.unwrap_or_default(), &entries);
-        note_early_ends(self, target, &observed, context).await?;
-        let applied = apply(self, target, &observed, &plans, &gang, context).await;
-        let applied = applied.and(mark_scaling_target(self, &observed, context).await);
+        let gang = gang(self, observed, context).await?;
+        note_early_ends(self, target, &built, context).await?;
+        let applied = apply(self, target, observed, &plans, &gang, context).await;
+        let applied = applied.and(mark_scaling_target(self, observed, context).await);
         let changed = plans.iter().any(|plan| !plan.is_empty()) || !observed.orphans.is_empty();
         // What was just created or deleted is told of when the watch shows it.
         let failure = error::failure(&applied);
         if !changed || failure.is_some() {
-            let status = status_of(self, &observed, &entries, &gang, failure, now, context);
+            let status = status_of(self, &built, &gang, failure, now, context);
             let (kind, before) = (resource::<RoleSet>(), self.status.as_ref());
             context
                 .writer
@@ -117,13 +120,7 @@ impl Kind for RoleSet {
 /// How all pods of the RoleSet are scheduled together.
 async fn gang(set: &RoleSet, observed: &Observed, context: &Context) -> Result<Ganging, Error> {
     let strategy = set.spec.scheduling_strategy.as_ref();
-    let stays = |unit: &&Unit| {
-        matches!(
-            unit.replica.state,
-            ReplicaState::Waiting | ReplicaState::Ready
-        )
-    };
     let units = observed.roles.values().flat_map(|role| &role.units);
-    let siblings = units.filter(stays).map(|unit| &unit.meta);
+    let siblings = units.filter(|unit| unit.stays()).map(|unit| &unit.meta);
     Ganging::of::<RoleSet>(&set.metadata, strategy, siblings, context).await
 }

@@ -6,12 +6,12 @@ use kvtide_control_api::target::Target;
 use kvtide_control_api::{RoleSet, RoleUpdateOrder, keys};
 use kvtide_control_core::adoption::{self, Adopted, AdoptedHashes};
 use kvtide_control_core::revision;
+use kvtide_control_core::role_units::{Built, Observed, is_group};
 use kvtide_control_core::rollout::RoleEntry;
 use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::resource;
 use serde_json::json;
 
-use super::observe::{Observed, is_group};
 use crate::context::Context;
 
 /// Puts finalizer and marks on a RoleSet that lacks them: one that a user or AIBrix made. Returns
@@ -91,19 +91,19 @@ pub(super) async fn note_rolling(
 pub(super) async fn note_early_ends(
     set: &RoleSet,
     target: &Target,
-    observed: &Observed,
+    built: &Built,
     context: &Context,
 ) -> Result<(), Error> {
-    if observed.replaced.is_empty() {
+    if built.replaced.is_empty() {
         return Ok(());
     }
-    let mut ends = observed.early_ends.clone();
+    let mut ends = built.observed.early_ends.clone();
     ends.retain(|name| set.spec.roles.iter().any(|role| role.name == name));
     let patch = json!({"metadata": {"annotations": {keys::EARLY_ENDS: ends.write()}}});
     let (namespace, name) = target.names();
     let kind = resource::<RoleSet>();
     context.writer.merge(&kind, namespace, name, &patch).await?;
-    let roles = observed.replaced.join(", ");
+    let roles = built.replaced.join(", ");
     let note = format!("replacing pods that ended soon after they were made: {roles}");
     context
         .tell::<RoleSet>(&set.metadata, EventType::Warning, "Recovering", note)

@@ -6,12 +6,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kvtide_control_api::meta::{group_index, label, names_of, seconds, uid_of};
 use kvtide_control_api::{RoleSet, keys};
 use kvtide_control_core::role_plan::ReplicaState;
+use kvtide_control_core::role_units::{Observed, Unit};
 use kvtide_control_core::scaling_target::{Candidate, choose};
 use kvtide_control_kube::error::Error;
 use kvtide_control_kube::writer::resource;
 use serde_json::{Value, json};
 
-use super::observe::{Observed, Unit};
 use crate::context::Context;
 
 /// See the module. The new pod is marked before the old one no longer is.
@@ -80,7 +80,7 @@ fn candidates(
         let units = observed.roles.get(&role.name);
         let units = units.iter().flat_map(|units| &units.units);
         // Also not what was deleted just now.
-        for unit in units.filter(|unit| stays(unit) && !context.is_going(&unit.meta)) {
+        for unit in units.filter(|unit| unit.stays() && !context.is_going(&unit.meta)) {
             let slot = unit.replica.index;
             let mut add = |meta: &ObjectMeta, ready: bool, place: Option<i32>| {
                 let view = Candidate {
@@ -106,11 +106,4 @@ fn candidates(
         }
     }
     found
-}
-
-fn stays(unit: &Unit) -> bool {
-    matches!(
-        unit.replica.state,
-        ReplicaState::Waiting | ReplicaState::Ready
-    )
 }

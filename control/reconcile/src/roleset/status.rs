@@ -5,10 +5,10 @@ use kvtide_control_api::meta::names_of;
 use kvtide_control_api::{
     RoleSet, RoleSetStatus, RoleStatus, RoleUpdateOrder, conditions, set_condition,
 };
+use kvtide_control_core::role_units::{Built, Observed};
 use kvtide_control_core::rollout::{self, RoleEntry};
 use kvtide_control_kube::error::Error;
 
-use super::observe::Observed;
 use crate::context::Context;
 use crate::frame::Kind;
 use crate::gangs::Ganging;
@@ -16,13 +16,13 @@ use crate::status::{failure_below, note_failure};
 
 pub(super) fn status_of(
     set: &RoleSet,
-    observed: &Observed,
-    entries: &[RoleEntry],
+    built: &Built,
     gang: &Ganging,
     failure: Option<&Error>,
     now: &Time,
     context: &Context,
 ) -> RoleSetStatus {
+    let (observed, entries) = (&built.observed, built.entries.as_slice());
     let mut status = set.status.clone().unwrap_or_default();
     set.note_generation(&mut status, now, context);
     status.roles = set
@@ -73,10 +73,10 @@ pub(super) fn status_of(
         message,
         now,
     );
-    if observed.held.is_empty() {
+    if built.held.is_empty() {
         all.retain(|condition| condition.kind != conditions::RECOVERING);
     } else {
-        let (kind, message) = (conditions::RECOVERING, held(observed));
+        let (kind, message) = (conditions::RECOVERING, held(built));
         set_condition(all, kind, true, "PodsEndEarly", message, now);
     }
     gang.set_condition(all, now);
@@ -116,9 +116,9 @@ fn held_up(set: &RoleSet, observed: &Observed, entries: &[RoleEntry]) -> String 
 }
 
 /// Which roles wait before their pods are replaced.
-fn held(observed: &Observed) -> String {
+fn held(built: &Built) -> String {
     format!(
         "pods ended soon after they were made, and are replaced later each time: {}",
-        observed.held.join(", ")
+        built.held.join(", ")
     )
 }
