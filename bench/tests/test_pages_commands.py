@@ -26,7 +26,8 @@ OTHERS = {
     "served-model-name shutdown-timeout speculative-config tensor-parallel-size ubatch-size",
     "docker and uv": "entrypoint gpus rm shm-size system ulimit",
     "kubectl": "cascade for replicas server-side type",
-    "cargo": "bench document-private-items locked no-deps open path release test",
+    "cargo": "bench document-private-items features locked no-default-features no-deps open path "
+    "release test",
     "numactl": "cpunodebind interleave membind",
 }
 """Flags of other people's programs that pages name."""
