@@ -578,7 +578,7 @@ def test_models_are_listed_with_a_slash_at_the_end_too(shared: Server) -> None:
 
 def routes() -> list[str]:
     """Every path that the server knows, from its source."""
-    source = (ROOT / "control" / "src" / "batch" / "http" / "mod.rs").read_text()
+    source = (ROOT / "control" / "batch" / "src" / "http" / "mod.rs").read_text()
     return re.findall(r'\.route\(\s*"(/[^"]*)"', source)
 
 

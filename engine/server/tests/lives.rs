@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use common::engine::{Engine, LIMIT, SMALL, keys, namespace};
 use common::place::{KVTIDE, Place, held};
-use kvtide_server::node::{Inspection, Pinned, Purged, Unpinned};
 use kvtide_engine::SaveJob;
+use kvtide_server::node::{Inspection, Pinned, Purged, Unpinned};
 use kvtide_server::status::SessionState;
 use rustix::process::Signal;
 
