@@ -87,7 +87,9 @@ impl Saved {
 
     /// Flips a bit somewhere; the slot that it belongs to, if it is one's.
     fn damage(&self, part: Part, random: &mut Random) -> Option<u32> {
-        let tables = self.place.memory(&namespace(SMALL.model).to_string());
+        let tables = self
+            .place
+            .memory(&namespace(SMALL.model).of_tenant("team-a").to_string());
         match part {
             Part::Rows => {
                 let slot = self.slots[random.within(0..self.slots.len())];

@@ -101,6 +101,11 @@ impl World {
         }
     }
 
+    /// Whether it serves, or has served and is outdated.
+    fn serves(&self, pod: &Pod) -> bool {
+        pod.ready || pod.served && pod.revision + 1 < self.good.len()
+    }
+
     /// Does what is planned, and sees that it keeps to the budget. Returns whether anything was done.
     fn look(&mut self) -> bool {
         let view = self.view();
@@ -109,7 +114,8 @@ impl World {
             plan = view.roll(None);
         }
         let floor = view.replicas - view.budget.unavailable;
-        let (ready, served) = (self.places(|pod| pod.ready), self.places(|pod| pod.served));
+        let ready = self.places(|pod| pod.ready);
+        let served = self.places(|pod| self.serves(pod));
         let present = self.pods.len();
         for &at in &plan.delete {
             assert!(!self.pods[at].going, "deleted twice: {plan:?} of {self:?}");
@@ -120,9 +126,9 @@ impl World {
             left >= ready.min(floor),
             "{ready} to {left} ready: {plan:?} of {self:?}"
         );
-        // One that was ready once may be so again. That of two broken images the right one goes
-        // cannot be asked for.
-        let left = self.places(|pod| pod.served);
+        // An outdated one that was ready may be so again. Of updated ones that wait it is not known
+        // whether they ever were. That of two broken images the right one goes cannot be asked for.
+        let left = self.places(|pod| self.serves(pod));
         assert!(
             self.good.len() > 2 || left >= served.min(floor),
             "{served} to {left} that served: {plan:?} of {self:?}"
