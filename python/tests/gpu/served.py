@@ -174,7 +174,7 @@ class Engine:
         # The file has lost its name by now, but not its descriptor.
         files = Path("/proc/self/fd").iterdir()
         path = next(p for p in files if p.exists() and "kvtide" in os.readlink(p))
-        segment = self.side._segment
+        segment = self.side._memory.segment
         rows_at = segment.total_bytes - segment.rows * segment.row_bytes
         flipped = bytes(byte ^ 4 for byte in range(256))
         with path.open("r+b") as file:

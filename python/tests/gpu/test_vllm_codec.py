@@ -49,4 +49,4 @@ def test_what_is_reloaded_is_within_an_fp8_step_of_what_was_saved(
 
 def test_a_row_has_half_the_bytes(engine: Engine) -> None:
     raw_bytes = sum(engine.on_ranks(served.block_bytes))
-    assert engine.side._segment.row_bytes < raw_bytes * 0.51
+    assert engine.side._memory.segment.row_bytes < raw_bytes * 0.51
