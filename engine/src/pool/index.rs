@@ -27,8 +27,20 @@ impl Index {
 
     /// A slot that has, or had a moment ago, the block `key`.
     pub(crate) fn find(&self, key: BlockKey) -> Option<u32> {
+        self.find_from(self.first(key), key)
+    }
+
+    /// Where the bucket of `key` begins. Whoever looks many keys up reads this of all of them before they
+    /// follow it: the processor fetches them together then.
+    pub(crate) fn first(&self, key: BlockKey) -> u32 {
+        let bucket = self.bucket(key);
+        bucket.map_or(0, |bucket| bucket.load(Ordering::Acquire))
+    }
+
+    /// [`Index::find`] from where the bucket begins.
+    pub(crate) fn find_from(&self, first: u32, key: BlockKey) -> Option<u32> {
         let wanted = halves(key);
-        let mut link = self.bucket(key)?.load(Ordering::Acquire);
+        let mut link = first;
         for _ in 0..WALK_MAX {
             let (slot, record) = self.link(link)?;
             if has(record, wanted) {
@@ -65,8 +77,7 @@ impl Index {
 
     /// The slots in the bucket of `key`.
     fn chain(&self, key: BlockKey) -> impl Iterator<Item = (u32, &SlotRecord)> {
-        let first = self.bucket(key).map_or(0, |b| b.load(Ordering::Acquire));
-        std::iter::successors(self.link(first), |(_, record)| {
+        std::iter::successors(self.link(self.first(key)), |(_, record)| {
             self.link(record.next.load(Ordering::Acquire))
         })
     }

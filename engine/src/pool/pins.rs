@@ -94,7 +94,12 @@ impl Pins {
         let mut found = [0; CLAIMED_AT_ONCE];
         let mut claimed = 0;
         for (&key, place) in keys.iter().zip(&mut found) {
-            let Some(slot) = index.find(key) else { break };
+            *place = index.first(key);
+        }
+        for (&key, place) in keys.iter().zip(&mut found) {
+            let Some(slot) = index.find_from(*place, key) else {
+                break;
+            };
             match counts.get(slot as usize) {
                 None | Some(&PINS_MAX) => break,
                 Some(0) => slots.claim(slot, self.holder.holder),
