@@ -29,6 +29,7 @@ OTHERS = {
     "cargo": "bench document-private-items features locked no-default-features no-deps open path "
     "release test",
     "numactl": "cpunodebind interleave membind",
+    "PegaFlow": "addr devices pool-size",
 }
 """Flags of other people's programs that pages name."""
 
