@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +135,14 @@ def test_a_killed_engine_leaves_nothing_behind(engine: EngineProcess) -> None:
 def test_the_next_start_removes_what_a_crash_during_start_up_left(
     tiny_model: Path, nursery: Nursery
 ) -> None:
-    stale = named_segment(new_engine_id())
-    stale.write_bytes(b"\0" * 8192)
-    engine = EngineProcess(V1_ASYNC, tiny_model, nursery)
-    try:
-        assert not stale.exists()
-        assert str(stale) in engine.log.read_text(), "an operator can read of it"
-    finally:
-        stale.unlink(missing_ok=True)
-        assert engine.close() == []
+    # A directory of its own: engines of another suite clean up the common one.
+    with tempfile.TemporaryDirectory(prefix="kvtide-tests-", dir="/dev/shm") as directory:
+        stale = Path(directory) / named_segment(new_engine_id()).name
+        stale.write_bytes(b"\0" * 8192)
+        settings = json.dumps({"segment_directory": directory})
+        engine = EngineProcess(replace(V1_ASYNC, settings=settings), tiny_model, nursery)
+        try:
+            assert not stale.exists()
+            assert str(stale) in engine.log.read_text(), "an operator can read of it"
+        finally:
+            assert engine.close() == []
